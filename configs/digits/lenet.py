@@ -1,0 +1,29 @@
+"""LeNet-5 on the digits that scikit-learn embeds: needs no data, no preparation, no network.
+
+  python -m recvis_jax.train --config=configs/digits/lenet.py --workdir=runs/digits
+
+Time here, result: TODO
+"""
+
+import ml_collections
+
+from recvis_jax import config
+
+
+def get_config(arg=None):
+    arg = config.parse_arg(arg)
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.epochs = 60.0
+    c.batch_size = 64
+    c.eval_batch_size = 360
+    c.eval_every = 10.0
+    c.checkpoint_every = 10.0
+
+    c.data = dict(name="digits", train="train[:90%]", val="train[90%:]", test="test")
+    c.data.statistics = "digits"
+    c.data.augment = "pad_crop(1)"
+    c.model = dict(name="lenet5", activation="relu", pool="max")
+    c.task = dict(name="classify", loss="softmax")
+    c.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.05, weight_decay=1e-2)
+    return config.smoke(c) if arg.smoke else c

@@ -1,0 +1,232 @@
+"""Turns the sections of a config, already plain keyword arguments, into the parts that programs work with."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from recvis_jax import errors, models
+from recvis_jax.data import augment as device_augment
+from recvis_jax.data import pipeline, sources, transforms
+from recvis_jax.tasks import TASKS, Task
+from recvis_jax.training import distributed
+from recvis_jax.training import optim as optimisers
+from recvis_jax.training import state as states
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Data(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      train, val: sources; val may be None.
+      open: split expression -> source of the same data set.
+      test: split expression of the test split, not opened before the end of the run; may be None.
+      transform: `f(rng, example) -> example` of training on the host, or None.
+      random: whether `transform` draws random numbers.
+      eval_transform: the same for evaluation.
+      augment: (key, batch) -> batch on the device, normalised; for training.
+      preprocess: batch -> batch on the device, normalised; for evaluation.
+      image_shape: (h, w, c) of what a model is given in training.
+      cache: resolved cache of the training data.
+      threads, workers: for reading.
+    """
+
+    train: sources.Source
+    val: sources.Source | None
+    open: Callable[[str], sources.Source]
+    test: str | None
+    transform: Callable | None
+    random: bool
+    eval_transform: Callable | None
+    augment: Callable
+    preprocess: Callable
+    image_shape: tuple[int, int, int]
+    cache: str
+    threads: int
+    workers: int
+
+
+def open_data(
+    *,
+    name: str,
+    data_dir: str | None = None,
+    train: str = "train",
+    val: str | None = None,
+    test: str | None = "test",
+    image_key: str = "image",
+    label_key: str = "label",
+    transform: str = "",
+    eval_transform: str = "",
+    augment: str = "",
+    statistics: str | tuple = "none",
+    cache: Literal["none", "host", "device", "auto"] = "auto",
+    threads: int = 8,
+    workers: int = 0,
+    mock: int = 0,
+) -> Data:
+    """Opens the data of a run; these are the keys of a config's `data` section.
+
+    Args:
+      name, data_dir, image_key, label_key, mock: see `data.sources.open_split`.
+      train, val, test: tfds split expressions, such as `train[:90%]`; they may not overlap.
+      transform: host operations of training images, one by one, as `random_resized_crop(224)|randaugment(2, 9)`: see
+        `data.transforms.OPERATIONS`.
+      eval_transform: host operations of evaluation images, as `resize_crop(224)`.
+      augment: device operations on training batches, as `pad_crop(4)|flip|mixup(0.2)`: see `data.augment.OPERATIONS`.
+      statistics: mean and standard deviation by name (`data.augment.STATISTICS`), or as a pair.
+      cache: "none" streams, "host" keeps decoded images in memory, "device" on the device, "auto" decides by size.
+      threads: threads that read.
+      workers: processes that read, each with that many threads; 0 reads in this process.
+      mock: that many made-up examples a split instead of the real ones.
+    """
+    opener = functools.partial(
+        sources.open_split, name, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock
+    )
+    train_source = opener(train)
+    val_source = opener(val) if val else None
+    if val_source and (shared := sources.overlap(train_source, val_source)):
+        raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
+    if threads < 1 or workers < 0:
+        raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
+    host, eval_host = transforms.parse(transform), transforms.parse(eval_transform)
+    if eval_host.random:
+        raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
+    device = device_augment.parse(augment, train_source.num_classes)
+
+    def normalise(batch: dict) -> dict:
+        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+
+    device_augment.normalise(jnp.zeros((1, 1, 1, train_source.image_shape[2])), statistics)  # refuse a wrong name now
+    first = train_source.read([0])[0]
+    if transform:
+        first = host.fn(np.random.default_rng(0), first)
+    return Data(
+        train=train_source,
+        val=val_source,
+        open=opener,
+        test=test,
+        transform=host.fn if transform else None,
+        random=host.random,
+        eval_transform=eval_host.fn if eval_transform else None,
+        augment=lambda key, batch: normalise(device(key, batch)),
+        preprocess=normalise,
+        image_shape=first["image"].shape,
+        cache=pipeline.choose_cache(cache, train_source, host.random),
+        threads=threads,
+        workers=workers,
+    )
+
+
+def open_test(data: Data) -> sources.Source | None:
+    """Opens the test split, which must share no example with training and validation."""
+    if not data.test:
+        return None
+    test = data.open(data.test)
+    for other, name in ((data.train, "train"), (data.val, "val")):
+        if other and (shared := sources.overlap(other, test)):
+            raise errors.BadRequest(f"data.{name}={other.name!r} and data.test={data.test!r} share {shared} examples.")
+    return test
+
+
+def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
+    """Builds the model of a config's `model` section; the number of classes comes from the data unless given."""
+    if "name" not in kw:
+        raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
+    kw.setdefault("num_classes", data.train.num_classes or 1)
+    return models.create(kw.pop("name"), dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
+
+
+def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
+    """Builds the task of a config's `task` section; None means "classify", or "regress" for data without classes."""
+    name = name or ("classify" if data.train.num_classes else "regress")
+    make = errors.choose(TASKS, name, "task")
+    known = {
+        "image_shape": data.image_shape,
+        "num_classes": data.train.num_classes,
+        "multi_label": data.train.multi_label,
+    }
+    takes = inspect.signature(make).parameters
+    known = {k: v for k, v in known.items() if k in takes}
+    errors.check_kwargs(make, kw, "task", extra=("name",))
+    return make(model, **{**known, **kw})
+
+
+class Run(NamedTuple):
+    """The parts of a run: what training, evaluation and every look at a checkpoint have in common.
+
+    Attributes:
+      data, model, task, optimizer: as built from the config's sections.
+      mesh: all devices.
+      create: () -> the state at step 0, compiled.
+      template: its shapes and types.
+      total_steps: updates of the whole run.
+      steps_per_epoch: updates an epoch, not necessarily whole.
+      eval_batch_size: examples a batch in evaluation.
+    """
+
+    data: Data
+    model: Any
+    task: Task
+    optimizer: Any
+    mesh: Mesh
+    create: Callable[[], states.State]
+    template: states.State
+    total_steps: int
+    steps_per_epoch: float
+    eval_batch_size: int
+
+
+def make_run(
+    *,
+    data: dict,
+    model: dict,
+    optim: dict,
+    task: dict | None = None,
+    seed: int = 0,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    eval_batch_size: int | None = None,
+    accumulate: int = 1,
+    dtype: str = "float32",
+    ema_decay: float | None = None,
+) -> Run:
+    """Builds a run from the sections of its config; see `recvis_jax.train.train` for the keys.
+
+    Raises:
+      BadRequest: an unknown key, name or value, with what would be right.
+    """
+    errors.check_kwargs(open_data, data, "config.data")
+    if (epochs is None) == (steps is None):
+        raise errors.BadRequest("give the length of the run as one of config.epochs and config.steps.")
+    if seed < 0:
+        raise errors.BadRequest(f"config.seed={seed} is negative.")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise errors.BadRequest(f"config.ema_decay={ema_decay} is outside [0, 1).")
+    mesh = distributed.make_mesh()
+    distributed.check_batch(batch_size, accumulate, mesh.size, "config.batch_size")
+    eval_batch_size = eval_batch_size or batch_size // accumulate
+    distributed.check_batch(eval_batch_size, 1, mesh.size, "config.eval_batch_size")
+
+    parts = open_data(**data)
+    net = make_model(parts, dtype, **model)
+    objective = make_task(parts, net, **(task or {}))
+    per_epoch = parts.train.length / batch_size
+    total = steps if steps is not None else round(epochs * per_epoch)
+    if total < 1:
+        raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim")
+    optimizer = optimisers.make_optimizer(
+        **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
+    )
+    create = jax.jit(lambda: states.create(objective, optimizer, seed, ema=ema_decay is not None))
+    template = jax.eval_shape(create)
+    return Run(parts, net, objective, optimizer, mesh, create, template, total, per_epoch, eval_batch_size)

@@ -1,0 +1,93 @@
+"""What every program does around its own work: flags, exit codes, and how JAX is started.
+
+Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while running, 2 bad request.
+Nothing here imports JAX before `start_jax`, so `--help` answers at once.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from recvis_jax import errors
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
+
+
+# Settings that make XLA faster on CPUs; they touch nothing on other platforms. See benchmarks/.
+CPU_XLA_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=",)
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs an absl program: `main(argv)` with errors as one line on stderr and the exit codes above."""
+
+    def guarded(argv: list[str]) -> int:
+        if len(argv) > 1 and not getattr(main, "takes_arguments", False):
+            return _report(errors.BadRequest(f"unexpected argument {argv[1]!r}; flags are written --name=value."), 2)
+        try:
+            return main(argv) or 0
+        except errors.BadRequest as e:
+            return _report(e, 2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception as e:
+            return _report(e, 1)
+
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings are not the user's concern
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    if any(a in ("--help", "-help", "-h", "-?") for a in argv[1:]):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
+        print(sys.modules["__main__"].__doc__ or "", "Flags:", flags.FLAGS.main_module_help(), sep="\n")
+        sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as e:
+        valid = [name for name in flags.FLAGS if not name.startswith("config.")]
+        sys.exit(_report(errors.BadRequest(f"unknown flag --{e.flagname}.{errors.nearest(e.flagname, valid)}"), 2))
+    except Exception as e:  # a config file may raise anything, also while it is merely loaded
+        sys.exit(_report(e, 2))
+
+
+def _report(error: BaseException, code: int) -> int:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (errors.BadRequest, errors.Failure, flags.Error)):
+        kind = type(error).__name__
+        text = text if isinstance(error, OSError) else f"{kind}: {text[:600]}"
+        text += "" if "--debug" in sys.argv else " (--debug shows the traceback)"
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+def start_jax(compile_cache: str | None = "default") -> str:
+    """Sets what must be set before JAX starts and returns a line that says so.
+
+    Args:
+      compile_cache: folder of the persistent compilation cache; "default" is `$JAX_COMPILATION_CACHE_DIR` or
+        `~/.cache/recvis_jax/xla`, None or "" turns it off.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    added = [f for f in CPU_XLA_FLAGS if f.split("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    import jax  # after the flags
+
+    if compile_cache == "default":
+        compile_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache/recvis_jax/xla")
+    if compile_cache:
+        jax.config.update("jax_compilation_cache_dir", compile_cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    try:
+        devices = jax.devices()
+    except RuntimeError as e:
+        raise errors.Failure(f"JAX found no usable device: {e}") from e
+    kinds = f"{len(devices)} x {devices[0].device_kind}" if devices else "no device"
+    return f"jax {jax.__version__} on {kinds} ({devices[0].platform}); XLA_FLAGS={os.environ['XLA_FLAGS']!r}"

@@ -1,0 +1,88 @@
+"""What config files use: the argument after the colon, and the smoke variant that every config offers.
+
+A config is a plain `ml_collections.ConfigDict` from `get_config(arg)`. Its sections become keyword arguments, so the
+valid keys of a section are the parameters of the function it goes to:
+
+  top level   `recvis_jax.train.train`
+  data        `recvis_jax.build.open_data`
+  model       `recvis_jax.models.create(name, ...)`
+  task        `recvis_jax.build.make_task`
+  optim       `recvis_jax.training.optim.make_optimizer`
+"""
+
+import ast
+from typing import Any
+
+import ml_collections
+
+from recvis_jax import errors
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """Parses "smoke,depth=20" into `defaults` plus `smoke`; a bare name means True.
+
+    Raises:
+      BadRequest: a name that is not among `defaults`, or a value of another type than its default.
+    """
+    out = ml_collections.ConfigDict({"smoke": False, **defaults})
+    for part in (arg or "").split(","):
+        if not part:
+            continue
+        name, _, text = part.partition("=")
+        if name not in out:
+            raise errors.BadRequest(
+                f"unknown config argument {name!r}.{errors.nearest(name, out)} There are: {', '.join(out)}."
+            )
+        value: Any = True
+        if text:
+            try:
+                value = ast.literal_eval(text)
+            except (SyntaxError, ValueError):
+                value = text
+        if out[name] is not None and not isinstance(value, type(out[name])):
+            raise errors.BadRequest(f"config argument {name}={text!r} should be {type(out[name]).__name__}.")
+        out[name] = value
+    return out
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
+    c = config.copy_and_resolve_references()
+    with c.unlocked():
+        c.data.mock = 64  # examples a split, of the data set's own shape and classes
+        c.batch_size = 16
+        c.eval_batch_size = 16
+        c.epochs = None
+        c.steps = 4
+        c.log_every = 2
+        c.eval_every = 2
+        c.checkpoint_every = 2
+        c.optim.warmup = 0.25
+        c.optim.warmup_epochs = 0
+    return c
+
+
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as nested dicts of JSON types (tuples become lists)."""
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, (ml_collections.ConfigDict, dict)):
+            return {str(k): convert(v) for k, v in x.items()}
+        if isinstance(x, (list, tuple)):
+            return [convert(v) for v in x]
+        return x
+
+    return convert(config)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Returns a line "key: old -> new" for each leaf in which two plain configs differ."""
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        name = f"{prefix}{key}"
+        if isinstance(a, dict) or isinstance(b, dict):
+            out += differences(a or {}, b or {}, f"{name}.")
+        elif a != b:
+            out.append(f"{name}: {a!r} -> {b!r}")
+    return out

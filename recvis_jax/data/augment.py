@@ -1,0 +1,246 @@
+"""Augmentation on the device, per batch, inside jit: crop, flip, colour, erasing, mixup, cutmix; and normalisation.
+
+A pipeline is a string such as `'pad_crop(4)|flip|erase(0.25)|mixup(0.2)'`. What happens to an example depends only on
+the key, its `slot` in the global batch, its content and, where pairs are mixed, its partner: so the result is the
+same however the batch is split over devices, hosts or micro-batches.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
+
+from recvis_jax.data import augment_images as images_
+from recvis_jax.data import spec as specs
+from recvis_jax.errors import BadRequest, choose
+
+Batch = dict[str, Any]
+PairOperation = Callable[[Any, Batch], Batch]
+
+# Mean and standard deviation of pixels in [0, 1], a channel each, over the training images.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "none": ((0.0,), (1.0,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5,), (0.5,)),  # to [-1, 1]
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion_mnist": ((0.2860,), (0.3530,)),
+    "digits": ((0.3053,), (0.3760,)),  # scikit-learn's load_digits, divided by 16
+}
+
+
+def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKeyArray | Array, Batch], Batch]:
+    """Builds a device pipeline.
+
+    Args:
+      spec: operations joined by `|`, see `OPERATIONS`; None or an empty string only converts the images to float32.
+      num_classes: length of soft labels; needed where `mixup` and its kin meet integer labels.
+
+    Returns:
+      f(key, batch) -> batch, for use under jit. The batch holds `image` (b h w c), uint8 or float in [0, 1]; `slot`
+      (b) int32; for mixing also `label` (b) int or (b k) float and, if some rows are padding, `mask` (b) bool. The
+      result has images float32 in [0, 1], and after mixing labels (b k) float32; all other entries are untouched.
+
+    Raises:
+      BadRequest: a pipeline that cannot be built; and from f, when traced, a batch that does not fit it.
+    """
+    steps = specs.parse(spec, OPERATIONS, "device operation", _HOST_ONLY)
+    mixing = [step.name for step in steps if step.name in PAIR_OPERATIONS]
+
+    def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
+        batch = {**batch, "image": to_float(batch["image"])}
+        if not steps:
+            return batch
+        if "slot" not in batch:
+            raise BadRequest(f"augmentation needs batch['slot']; the batch has {', '.join(sorted(batch))}.")
+        if mixing:
+            batch["label"] = _soft_labels(batch, num_classes, mixing[0])
+        key = _threefry(key)
+        for position, step in enumerate(steps):
+            op_key = jax.random.fold_in(key, position)
+            if step.name in PAIR_OPERATIONS:
+                batch = step.built(op_key, batch)
+            else:
+                batch = {**batch, "image": step.built(_fold_in(op_key, batch["slot"]), batch["image"])}
+        return batch
+
+    return augment
+
+
+def to_float(images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Makes uint8 images float32 in [0, 1]; float images are taken to be so already."""
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise BadRequest(f"images are uint8, or float in [0, 1], not {images.dtype}.")
+    return images.astype(jnp.float32)
+
+
+def statistics(stats: str | tuple | list) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns (mean, standard deviation), one number a channel or one for all, of a name in STATISTICS or a pair.
+
+    Raises:
+      BadRequest: an unknown name, or a pair that is none.
+    """
+    if isinstance(stats, str):
+        return choose(STATISTICS, stats, "pixel statistics")
+    if not isinstance(stats, (tuple, list)) or len(stats) != 2:
+        raise BadRequest(f"pixel statistics are a name or a pair (mean, std), not {stats!r}.")
+    mean, std = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in stats)
+    if not mean or len({len(mean), len(std), 1}) > 2 or not std:
+        raise BadRequest(f"pixel statistics {stats!r}: mean and std differ in length.")
+    means = tuple(specs.number(v, "mean", -math.inf) for v in mean)
+    return means, tuple(specs.number(v, "std", 0, above=True) for v in std)
+
+
+def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float[Array, "b h w c"]:
+    """Subtracts the mean and divides by the standard deviation, a channel each.
+
+    Args:
+      images: uint8, or float in [0, 1].
+      stats: a name in `STATISTICS`, or a pair (mean, std) of numbers or tuples, on the scale of [0, 1].
+
+    Returns:
+      float32 images.
+
+    Raises:
+      BadRequest: unknown statistics, or of another number of channels than the images'.
+    """
+    mean, std = statistics(stats)
+    channels = images.shape[-1]
+    if len(mean) not in (1, channels) or len(std) not in (1, channels):
+        raise BadRequest(f"pixel statistics {stats!r} have {len(mean)} channels, the images have {channels}.")
+    return (to_float(images) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def mixup(alpha: float) -> PairOperation:
+    """Blends each example with its partner, images and labels alike: lambda x + (1 - lambda) x_partner.
+
+    Partners are neighbours, slots 2 i and 2 i + 1, and share one lambda ~ Beta(alpha, alpha); so nothing crosses a
+    device boundary as long as every device holds an even number of examples. Padding is never mixed in.
+
+    Reference: Zhang et al. 2018, "mixup: beyond empirical risk minimization".
+    """
+    specs.number(alpha, "alpha", 0, above=True)
+    return lambda op_key, batch: _mix(op_key, batch, alpha, alpha, 0.0)
+
+
+def cutmix(alpha: float) -> PairOperation:
+    """Pastes a box of the partner's image; labels are weighed by the exact area that is left.
+
+    The box covers 1 - lambda of the image, lambda ~ Beta(alpha, alpha), before it is clipped at the border. Partners,
+    who share the box and lambda, are as in `mixup`.
+
+    Reference: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers".
+    """
+    specs.number(alpha, "alpha", 0, above=True)
+    return lambda op_key, batch: _mix(op_key, batch, alpha, alpha, 1.0)
+
+
+def mixup_cutmix(mixup_alpha: float, cutmix_alpha: float, switch: float = 0.5) -> PairOperation:
+    """Does `cutmix` with probability `switch`, else `mixup`, chosen for every pair.
+
+    Reference: Touvron et al. 2021, "Training data-efficient image transformers", section 6.
+    """
+    specs.number(mixup_alpha, "mixup_alpha", 0, above=True)
+    specs.number(cutmix_alpha, "cutmix_alpha", 0, above=True)
+    specs.number(switch, "switch", 0, 1)
+    return lambda op_key, batch: _mix(op_key, batch, mixup_alpha, cutmix_alpha, switch)
+
+
+PAIR_OPERATIONS: dict[str, Callable[..., PairOperation]] = {
+    "mixup": mixup,
+    "cutmix": cutmix,
+    "mixup_cutmix": mixup_cutmix,
+}
+OPERATIONS: dict[str, Callable[..., Any]] = {**images_.OPERATIONS, **PAIR_OPERATIONS}
+_HOST_ONLY = dict.fromkeys(
+    ("randaugment", "resize", "resize_crop", "central_crop", "random_crop", "grayscale", "to_rgb"),
+    "it works on single uint8 images on the host; put it into the host pipeline (data/transforms).",
+)
+
+
+def _mix(op_key: PRNGKeyArray, batch: Batch, mixup_alpha: float, cutmix_alpha: float, switch: float) -> Batch:
+    """Mixes neighbours: a pair is cut with probability `switch`, else blended."""
+    images, labels, slots = batch["image"], batch["label"], batch["slot"]
+    b, h, w, _ = images.shape
+    u = images_.uniforms(_fold_in(op_key, slots[::2] // 2), 4)
+    cut = u[:, 0] < switch
+    keep = jnp.where(cut, _beta(u[:, 1], cutmix_alpha), _beta(u[:, 1], mixup_alpha))
+    if "mask" in batch:
+        keep = jnp.where(batch["mask"].reshape(b // 2, 2).all(axis=1), keep, 1.0)
+
+    pasted = _cut_boxes(keep, u[:, 2], u[:, 3], h, w) & cut[:, None, None, None]
+    kept = (h * w - pasted.sum(axis=(1, 2, 3))).astype(jnp.float32) / (h * w)
+    mixed = _blend(images, jnp.where(cut, 1.0, keep))
+    mixed = jnp.where(jnp.repeat(pasted, 2, axis=0), _partner(images), mixed)
+    return {**batch, "image": mixed, "label": _blend(labels, jnp.where(cut, kept, keep))}
+
+
+def _partner(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+    """Swaps neighbours."""
+    return x.reshape(x.shape[0] // 2, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+
+
+def _blend(x: Float[Array, "b ..."], keep: Float[Array, "pairs"]) -> Float[Array, "b ..."]:
+    """Returns keep x + (1 - keep) x_partner, and x itself, to the bit, where keep is 1."""
+    keep = jnp.repeat(keep, 2).reshape(-1, *[1] * (x.ndim - 1))
+    # One product only: of two, a compiler may fuse either with the sum, as it likes.
+    return x + (1 - keep) * (_partner(x) - x)
+
+
+def _cut_boxes(
+    keep: Float[Array, "pairs"], u_row: Float[Array, "pairs"], u_column: Float[Array, "pairs"], h: int, w: int
+) -> Bool[Array, "pairs {h} {w} 1"]:
+    """Marks boxes with sides sqrt(1 - keep) of the image's around centres anywhere in it."""
+    side = jnp.sqrt(1 - keep)
+    half_h, half_w = ((n * side / 2).astype(jnp.int32) for n in (h, w))
+    row, column = (u_row * h).astype(jnp.int32), (u_column * w).astype(jnp.int32)
+    return images_.box_mask(row - half_h, row + half_h, column - half_w, column + half_w, h, w)
+
+
+def _beta(u: Float[Array, "n"], alpha: float) -> Float[Array, "n"]:
+    """Maps u, uniform in [0, 1), to Beta(alpha, alpha) through a table of its 4,096-quantiles.
+
+    Rejection sampling on the device would compile to a loop, whose last bits depend on the size of the batch.
+    """
+    quantiles = scipy.special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
+    return jnp.asarray(quantiles, jnp.float32)[(u * 4096).astype(jnp.int32)]
+
+
+def _soft_labels(batch: Batch, num_classes: int | None, name: str) -> Float[Array, "b k"]:
+    """Returns the labels (b k), and checks that the batch can be mixed."""
+    b = batch["image"].shape[0]
+    if b % 2:
+        raise BadRequest(f"{name} mixes neighbours, so it needs an even batch (on each device), not {b}.")
+    if "label" not in batch:
+        raise BadRequest(f"{name} needs batch['label']; the batch has {', '.join(sorted(batch))}.")
+    labels = batch["label"]
+    if labels.ndim == 2:
+        return labels.astype(jnp.float32)
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise BadRequest(f"{name} takes labels (b) int or (b k), not {labels.dtype} of shape {labels.shape}.")
+    if not num_classes:
+        raise BadRequest(f"{name} makes soft labels of integer ones, so it needs to know the number of classes.")
+    return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+
+
+def _threefry(key: PRNGKeyArray | Array) -> PRNGKeyArray:
+    """Makes any key a threefry key.
+
+    The hardware generators ('rbg') do not promise a vmapped draw to be each key's own, and so a split batch would be
+    augmented differently. The first half of their state is itself a threefry key.
+    """
+    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return jax.random.wrap_key_data(data[:2], impl="threefry2x32")
+
+
+def _fold_in(key: PRNGKeyArray, numbers: Int[Array, "n"]) -> Key[Array, "n"]:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)

@@ -1,0 +1,370 @@
+"""Augmentations of single images on the device, vectorised over the batch: `f(keys (b,), images (b h w c)) -> images`.
+
+Images are float32 in [0, 1]. Each function below is a builder: it checks its arguments and returns f. What happens
+to an example depends on its own key and pixels only. Shapes are static, and pixels are moved by slices, selects and
+matrix products, which TPUs like, never by gathers of single pixels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int, Key
+
+from recvis_jax.data import spec as specs
+from recvis_jax.errors import BadRequest
+
+ImageOperation = Callable[[Any, Any], Any]
+TRIES = 10  # a box of random area and aspect may not fit; torchvision, too, draws ten
+
+
+def pad_crop(pad: int = 4, mode: str = "constant") -> ImageOperation:
+    """Pads every side by `pad` pixels and crops the input size at a random place.
+
+    With mode 'constant' (zeros) this is a random translation by up to `pad` pixels; 'reflect' leaves out the border
+    pixel, 'edge' repeats it.
+
+    Reference: He et al. 2016, "Deep residual learning for image recognition", section 4.2.
+    """
+    specs.whole(pad, "pad", 0)
+    specs.option(mode, "mode", ("constant", "reflect", "edge"))
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, *shape = images.shape
+        if mode == "reflect" and pad >= min(shape[:2]):
+            raise BadRequest(f"pad_crop: reflecting {pad} pixels takes larger images than {shape[0]}x{shape[1]}.")
+        padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
+        start = _below(uniforms(keys, 2), 2 * pad + 1)
+        # The fastest on a CPU of five ways tried, and one gather of whole windows on an accelerator.
+        return jax.vmap(lambda image, yx: lax.dynamic_slice(image, (yx[0], yx[1], 0), shape))(padded, start)
+
+    return operation
+
+
+def flip(p: float = 0.5) -> ImageOperation:
+    """Mirrors left and right with probability `p`."""
+    specs.number(p, "p", 0, 1)
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        chosen = uniforms(keys, 1) < p
+        return jnp.where(chosen[:, :, None, None], images[:, :, ::-1], images)
+
+    return operation
+
+
+def random_resized_crop(
+    size: int | tuple | None = None, scale: tuple = (0.08, 1.0), ratio: tuple = (3 / 4, 4 / 3)
+) -> ImageOperation:
+    """Cuts a box of random area and aspect ratio and resizes it, bilinear with antialiasing.
+
+    As torchvision's (ten tries, then the largest central box of an allowed ratio), but boxes lie anywhere, not on
+    whole pixels only, which matters for small images.
+
+    Args:
+      size: of the result, a whole number or (height, width); None keeps the size of the input.
+      scale: range of the box's area as a fraction of the image, uniform.
+      ratio: range of width / height of the box, uniform in its logarithm.
+
+    Reference: Szegedy et al. 2015, "Going deeper with convolutions", section 6.
+    """
+    if size is not None:
+        size = specs.size(size)
+    scale, ratio = specs.interval(scale, "scale", 1), specs.interval(ratio, "ratio")
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
+        _, h, w, c = images.shape
+        height, width = size or (h, w)
+        top, left, box_h, box_w = resized_crop_boxes(keys, h, w, scale, ratio)
+
+        def resample(image: Array, top: Array, left: Array, box_h: Array, box_w: Array) -> Array:
+            factor = jnp.stack([height / box_h, width / box_w])
+            origin = -jnp.stack([top, left]) * factor
+            return jax.image.scale_and_translate(image, (height, width, c), (0, 1), factor, origin, "linear")
+
+        arguments = (images, top, left, box_h, box_w)
+        if len(images) == 1:  # else compiled to another matrix product, whose last bits differ
+            arguments = jax.tree.map(lambda x: jnp.concatenate([x, x]), arguments)
+        # Weights sum to one only up to rounding.
+        return jnp.clip(jax.vmap(resample)(*arguments)[: len(images)], 0, 1)
+
+    return operation
+
+
+def rotate(degrees: float, value: float = 0.0) -> ImageOperation:
+    """Rotates about the centre by an angle uniform in [-degrees, degrees], counter-clockwise if positive.
+
+    Done as three shears with linear interpolation, each a row of slices and selects; corners become `value`.
+
+    Args:
+      degrees: at most 90.
+      value: grey level in [0, 1] outside the image.
+
+    Reference: Paeth 1986, "A fast algorithm for general raster rotation".
+    """
+    most = math.radians(specs.number(degrees, "degrees", 0, 90))
+    specs.number(value, "value", 0, 1)
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        angle = (2 * uniforms(keys, 1)[:, 0] - 1) * most
+        return rotated(images, angle, most, value)
+
+    return operation
+
+
+def color_jitter(
+    brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+) -> ImageOperation:
+    """Changes brightness, contrast, saturation and hue, in this order, by random amounts.
+
+    The first three scale by a factor uniform in [max(0, 1 - x), 1 + x]: the image, its difference from its mean grey,
+    and from its grey image. Hue turns by up to `hue` of the circle either way, at most 0.5. One-channel images have
+    neither saturation nor hue. Host `color_jitter` also shuffles the order; here it is fixed, so that nothing is
+    computed twice.
+    """
+    amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    for name, amount in amounts.items():
+        specs.number(amount, name, 0)
+    specs.number(hue, "hue", 0, 0.5)
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _check_channels(images, "color_jitter")
+        u = uniforms(keys, 4)[:, :, None, None, None]
+        factor = [max(0.0, 1 - a) + u[:, i] * (1 + a - max(0.0, 1 - a)) for i, a in enumerate(amounts.values())]
+        if brightness:
+            images = jnp.clip(images * factor[0], 0, 1)
+        if contrast:
+            mean = _mean_grey(images)
+            images = jnp.clip(mean + factor[1] * (images - mean), 0, 1)
+        if saturation and images.shape[-1] == 3:
+            grey = _grey(images)
+            images = jnp.clip(grey + factor[2] * (images - grey), 0, 1)
+        if hue and images.shape[-1] == 3:
+            images = _turn_hue(images, (2 * u[:, 3] - 1) * hue)
+        return images
+
+    return operation
+
+
+def erase(
+    p: float = 0.25,
+    scale: tuple = (0.02, 0.33),
+    ratio: tuple = (0.3, 3.3),
+    value: float | tuple | str = 0.0,
+) -> ImageOperation:
+    """Overwrites a random box, with probability `p`.
+
+    Args:
+      p: probability.
+      scale: range of the box's area as a fraction of the image, uniform.
+      ratio: range of width / height of the box, uniform in its logarithm.
+      value: in [0, 1], one number or one a channel; 'random' is uniform noise, every pixel its own.
+
+    Reference: Zhong et al. 2017, "Random erasing data augmentation".
+    """
+    specs.number(p, "p", 0, 1)
+    scale, ratio = specs.interval(scale, "scale", 1), specs.interval(ratio, "ratio")
+    if isinstance(value, str):
+        specs.option(value, "value", ("random",))
+    else:
+        _check_colour(value)
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, c = images.shape
+        u = uniforms(keys, 3 + 2 * TRIES)
+        # A box as large as the image is refused, as in the paper's code.
+        box_h, box_w, found = _fitting_box(u[:, 3:], h, w, scale, ratio, lambda x: jnp.round(x), h - 1, w - 1)
+        box_h, box_w = box_h.astype(jnp.int32), box_w.astype(jnp.int32)
+        box_h = jnp.where(found & (u[:, 0] < p), box_h, 0)
+        top, left = _below(u[:, 1], h - box_h + 1), _below(u[:, 2], w - box_w + 1)
+        inside = box_mask(top, top + box_h, left, left + box_w, h, w)
+        if isinstance(value, str):
+            noise = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (h, w, c)))(keys)
+            return jnp.where(inside, noise, images)
+        return jnp.where(inside, _colour(value, c, "erase"), images)
+
+    return operation
+
+
+def cutout(size: int, value: float | tuple = 0.0) -> ImageOperation:
+    """Overwrites a square of side `size` whose centre is anywhere in the image, so that it may overlap the border.
+
+    Args:
+      size: side in pixels.
+      value: in [0, 1], one number or one a channel. The paper's is the mean of the data set.
+
+    Reference: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
+    """
+    specs.whole(size, "size", 1)
+    _check_colour(value)
+
+    def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        _, h, w, c = images.shape
+        u = uniforms(keys, 2)
+        top, left = _below(u[:, 0], h) - size // 2, _below(u[:, 1], w) - size // 2
+        inside = box_mask(top, top + size, left, left + size, h, w)
+        return jnp.where(inside, _colour(value, c, "cutout"), images)
+
+    return operation
+
+
+OPERATIONS: dict[str, Callable[..., ImageOperation]] = {
+    "pad_crop": pad_crop,
+    "flip": flip,
+    "random_resized_crop": random_resized_crop,
+    "rotate": rotate,
+    "color_jitter": color_jitter,
+    "erase": erase,
+    "cutout": cutout,
+}
+
+
+def uniforms(keys: Key[Array, "b"], n: int) -> Float[Array, "b {n}"]:
+    """Draws `n` numbers in [0, 1) for every key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, (n,)))(keys)
+
+
+def box_mask(
+    top: Int[Array, "b"], bottom: Int[Array, "b"], left: Int[Array, "b"], right: Int[Array, "b"], h: int, w: int
+) -> Bool[Array, "b {h} {w} 1"]:
+    """Marks the pixels of rows [top, bottom) and columns [left, right); ends may lie outside the image."""
+    rows, columns = jnp.arange(h), jnp.arange(w)
+    in_rows = (rows >= top[:, None]) & (rows < bottom[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < right[:, None])
+    return (in_rows[:, :, None] & in_columns[:, None, :])[..., None]
+
+
+def resized_crop_boxes(
+    keys: Key[Array, "b"], h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]:
+    """Draws the boxes of `random_resized_crop`: (top, left, height, width) in pixels, not rounded."""
+    u = uniforms(keys, 2 + 2 * TRIES)
+    box_h, box_w, found = _fitting_box(u[:, 2:], h, w, scale, ratio, lambda x: x, h, w)
+    # None of the tries fits: the largest box, of the allowed ratio nearest to the image's.
+    aspect = min(max(w / h, ratio[0]), ratio[1])
+    box_h = jnp.where(found, box_h, min(h, w / aspect))
+    box_w = jnp.where(found, box_w, min(w, h * aspect))
+    u_top, u_left = (jnp.where(found, v, 0.5) for v in (u[:, 0], u[:, 1]))
+    return u_top * (h - box_h), u_left * (w - box_w), box_h, box_w
+
+
+def rotated(
+    images: Float[Array, "b h w c"], angle: Float[Array, "b"], most: float, value: float
+) -> Float[Array, "b h w c"]:
+    """Rotates each image by `angle`, in radians and counter-clockwise, at most `most` either way."""
+    if most == 0:
+        return images
+    across, down = jnp.tan(angle / 2), -jnp.sin(angle)
+    grow = math.ceil(math.tan(most / 2) * (images.shape[1] - 1) / 2)
+    # What the first shear moves out of the frame, the last one may bring back.
+    images = _sheared(images, across, math.tan(most / 2), axis=2, grow=grow, value=value)
+    images = _sheared(images, down, math.sin(most), axis=1, grow=0, value=value)
+    return _sheared(images, across, math.tan(most / 2), axis=2, grow=-grow, value=value)
+
+
+def _sheared(images: Array, slope: Array, steepest: float, axis: int, grow: int, value: float) -> Array:
+    """Reads out[i, j] = images[i + slope (j - centre), j], with i along `axis` and longer by `grow` at both ends."""
+    length, others = images.shape[axis], images.shape[3 - axis]
+    reach = math.ceil(steepest * (others - 1) / 2)
+    pad = [(0, 0)] * 4
+    pad[axis] = (grow + reach, grow + reach + 1)
+    padded = jnp.pad(images, pad, constant_values=value)
+    shift = slope[:, None] * (jnp.arange(others) - (others - 1) / 2) + reach
+    shift = jnp.clip(jnp.expand_dims(shift, (axis, 3)), 0, 2 * reach)
+    whole = jnp.floor(shift)
+    moved = _shifted(padded, whole.astype(jnp.int32), axis, 2 * reach)
+    n = length + 2 * grow
+    first, second = (lax.slice_in_dim(moved, i, i + n, axis=axis) for i in (0, 1))
+    return first + (second - first) * (shift - whole)
+
+
+def _shifted(x: Array, shift: Array, axis: int, most: int) -> Array:
+    """Drops `shift`, in [0, most], entries at the start of `axis` and the rest of `most` at its end."""
+    while most > 0:  # about log2(most) times: a shift by half of what is left, or none
+        half = (most + 1) // 2
+        n = x.shape[axis]
+        far = shift >= half
+        x = jnp.where(far, lax.slice_in_dim(x, half, n, axis=axis), lax.slice_in_dim(x, 0, n - half, axis=axis))
+        shift = jnp.where(far, shift - half, shift)
+        most -= half
+    return x
+
+
+def _fitting_box(
+    u: Array,
+    h: int,
+    w: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rounded: Callable[[Array], Array],
+    most_h: int,
+    most_w: int,
+) -> tuple[Array, Array, Array]:
+    """Returns height, width (b,) of the first of `TRIES` boxes that fits, and whether one does; u is (b, 2 TRIES)."""
+    area = h * w * (scale[0] + u[:, :TRIES] * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    root = jnp.exp((low + u[:, TRIES:] * (high - low)) / 2)
+    side = jnp.sqrt(area)
+    heights, widths = rounded(side / root), rounded(side * root)
+    fits = (heights <= most_h) & (widths <= most_w)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    pick = (jnp.take_along_axis(v, first, axis=1)[:, 0] for v in (heights, widths, fits))
+    return tuple(pick)  # type: ignore[return-value]
+
+
+def _below(u: Array, n: Array | int) -> Array:
+    """Maps u in [0, 1) to whole numbers in [0, n), equally likely; rounding must not give n itself."""
+    return jnp.minimum((u * n).astype(jnp.int32), n - 1)
+
+
+def _check_colour(value: float | tuple) -> None:
+    for v in value if isinstance(value, tuple) else (value,):
+        specs.number(v, "value", 0, 1)
+
+
+def _colour(value: float | tuple, channels: int, name: str) -> Array:
+    if isinstance(value, tuple) and len(value) not in (1, channels):
+        raise BadRequest(f"{name}: value {value!r} has {len(value)} channels, the images have {channels}.")
+    return jnp.asarray(value, jnp.float32)
+
+
+def _check_channels(images: Array, name: str) -> None:
+    if images.shape[-1] not in (1, 3):
+        raise BadRequest(f"{name} takes images of 1 or 3 channels, not of shape {images.shape[1:]}.")
+
+
+def _grey_steps(images: Array, steps: int) -> Array:
+    """Luma (ITU-R 601, as Pillow's mode L) in whole `steps`-ths: (b h w c) -> (b h w 1) int32.
+
+    Whole numbers, because how a compiler fuses and orders a sum of floats may depend on the size of the batch.
+    """
+    levels = jnp.round(images * steps).astype(jnp.int32)
+    if images.shape[-1] == 1:
+        return levels
+    r, g, b = (levels[..., i : i + 1] for i in range(3))
+    return (19595 * r + 38470 * g + 7471 * b + (1 << 15)) >> 16
+
+
+def _grey(images: Array) -> Array:
+    return _grey_steps(images, 1 << 13).astype(jnp.float32) / (1 << 13)
+
+
+def _mean_grey(images: Array) -> Array:
+    area = images.shape[1] * images.shape[2]
+    steps = 1 << min(13, 30 - area.bit_length())  # the sum stays below 2^31
+    return _grey_steps(images, steps).sum(axis=(1, 2, 3), keepdims=True).astype(jnp.float32) / (steps * area)
+
+
+def _turn_hue(images: Array, turns: Array) -> Array:
+    """Adds `turns` (b 1 1 1) of the circle to the hue of RGB images, through HSV."""
+    r, g, b = (images[..., i : i + 1] for i in range(3))
+    value = jnp.maximum(jnp.maximum(r, g), b)
+    chroma = value - jnp.minimum(jnp.minimum(r, g), b)
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    # Not `value == r`: a compiler may compute r twice, with a last bit that differs.
+    red, green = (r >= g) & (r >= b), g >= b
+    sector = jnp.where(red, (g - b) / safe, jnp.where(green, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    k = (sector + 6 * turns + jnp.asarray([5.0, 3.0, 1.0])) % 6
+    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)

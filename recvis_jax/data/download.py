@@ -1,0 +1,276 @@
+"""Finds the raw files of a data set: in a folder, in a Debian package, or by download, checked by sha256 every time."""
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from recvis_jax import errors
+
+Say = Callable[[str], None]
+
+
+class RawFile(NamedTuple):
+    """One file of a data set as its authors publish it.
+
+    Attributes:
+      name: name of the file, as the URLs end.
+      sha256: of the content. Where `gzipped`, of the content unpacked: packers write different headers.
+      urls: where it can be had, tried in this order.
+      gzipped: whether the published file is a gzip of one file; the unpacked file (without .gz) is taken as well.
+    """
+
+    name: str
+    sha256: str
+    urls: tuple[str, ...]
+    gzipped: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names under which the file may lie in a folder."""
+        plain = self.name.removesuffix(".gz")
+        return (self.name, plain, plain.replace("-idx", ".idx")) if self.gzipped else (self.name,)
+
+
+class Debian(NamedTuple):
+    """A Debian package and the folder into which it puts the raw files."""
+
+    package: str
+    folder: Path
+
+
+def obtain(
+    name: str,
+    files: Sequence[RawFile],
+    *,
+    data_dir: Path,
+    source: Path | None = None,
+    debian: Debian | None = None,
+    say: Say = print,
+) -> dict[str, bytes]:
+    """Returns the content of the raw files of a data set by file name, unpacked where gzipped.
+
+    Looks into `source` alone if it is given. Else, in this order: the Debian package's folder, what an earlier call
+    downloaded, apt-get (which needs no root to fetch a package), the URLs.
+
+    Args:
+      name: the data set, for messages and for the folder of downloads.
+      files: what is needed; all of it comes from one place.
+      data_dir: downloads are kept in `<data_dir>/downloads/raw/<name>`.
+      source: a folder with the files, or the file itself where it is one.
+      debian: the package that holds the files, if there is one.
+      say: takes a line of progress.
+
+    Raises:
+      BadRequest: `source` does not exist, lacks a file, or a file in it has another content.
+      Failure: nothing worked; the message lists what was tried and what can be done.
+    """
+    if source is not None:
+        return _from_source(name, files, source)
+    tried: list[str] = []
+    kept = data_dir / "downloads" / "raw" / name
+    for folder in [debian.folder, kept] if debian else [kept]:
+        if found := _from_folder(folder, files, tried):
+            say(f"raw files: {folder}")
+            return found
+    if debian and (unpacked := _from_apt(debian, kept, say, tried)):
+        if found := _from_folder(unpacked, files, tried):
+            say(f"raw files: {unpacked}, from the Debian package {debian.package}")
+            return found
+    if found := _from_urls(files, kept, say, tried):
+        return found
+    urls = ", ".join(f.urls[0] for f in files)
+    raise errors.Failure(
+        f"the raw files of {name} are nowhere to be had. Tried: {'; '.join(tried)}. What to do: download {urls} on a "
+        "machine with a network, copy what you get into a folder here and give --source=FOLDER; or train "
+        "configs/digits/lenet.py, which needs no download."
+    )
+
+
+def content(path: Path, file: RawFile) -> bytes:
+    """Reads a raw file, unpacks it where that is due, and checks its sha256.
+
+    Raises:
+      ValueError: the content is another one; the message names the path and both hashes.
+      OSError: the file cannot be read.
+    """
+    data = path.read_bytes()
+    if file.gzipped and data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as e:
+            raise ValueError(f"{path} is not a whole gzip file ({e})") from e
+    found = hashlib.sha256(data).hexdigest()
+    if found != file.sha256:
+        what = "content, unpacked," if file.gzipped else "content"
+        raise ValueError(f"{path} has another content: sha256 of the {what} is {found}, should be {file.sha256}")
+    return data
+
+
+def _lies_in(folder: Path, file: RawFile) -> Path | None:
+    return next((folder / n for n in file.names() if (folder / n).is_file()), None)
+
+
+def _from_source(name: str, files: Sequence[RawFile], source: Path) -> dict[str, bytes]:
+    if not source.exists():
+        raise errors.BadRequest(f"--source={source} does not exist.")
+    folder = source if source.is_dir() else source.parent
+    paths = {f.name: _lies_in(folder, f) for f in files}
+    if not source.is_dir() and source not in paths.values():
+        raise errors.BadRequest(f"--source={source} is not a raw file of {name}; those are: {', '.join(paths)}.")
+    if missing := [n for n, path in paths.items() if path is None]:
+        there = sorted(p.name for p in folder.iterdir())
+        shown = f"it holds {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "it is empty"
+        raise errors.BadRequest(f"--source={source} lacks {', '.join(missing)} of {name}; {shown}.")
+    try:
+        return {f.name: content(paths[f.name] or folder, f) for f in files}
+    except ValueError as e:
+        raise errors.BadRequest(f"{e}. It is damaged or belongs to another data set than {name}.") from e
+
+
+def _from_folder(folder: Path, files: Sequence[RawFile], tried: list[str]) -> dict[str, bytes] | None:
+    found = {}
+    for file in files:
+        path = _lies_in(folder, file)
+        if path is None:
+            tried.append(f"{folder} ({f'has no {file.name}' if folder.is_dir() else 'no such folder'})")
+            return None
+        try:
+            found[file.name] = content(path, file)
+        except (OSError, ValueError) as e:
+            tried.append(str(e))
+            return None
+    return found
+
+
+def _run(command: Sequence[str], cwd: Path | None = None) -> tuple[bool, str]:
+    """Runs a command quietly; returns whether it went well, and the last line that it wrote."""
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env=env, text=True, timeout=900, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return False, str(e)
+    return done.returncode == 0, (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def _from_apt(debian: Debian, kept: Path, say: Say, tried: list[str]) -> Path | None:
+    """Installs the package (root) or unpacks it into `kept` (anyone); returns the folder of its files, or None."""
+    package = debian.package
+    if not shutil.which("apt-get"):
+        tried.append("the Debian package " + package + " (no apt-get here)")
+        return None
+    root = os.geteuid() == 0
+    known, _ = _run(["apt-cache", "show", package])
+    if not known and root:
+        say("apt-get update")
+        _run(["apt-get", "update"])
+        known, _ = _run(["apt-cache", "show", package])
+    if not known:
+        tried.append(f"apt-get (knows no package {package}{'' if root else '; try sudo apt-get update'})")
+        return None
+    if root:
+        say(f"apt-get install -y {package}")
+        done, line = _run(["apt-get", "install", "-y", package])
+        if not done:
+            _run(["apt-get", "update"])
+            done, line = _run(["apt-get", "install", "-y", package])
+        if not done:
+            tried.append(f"apt-get install {package} ({line})")
+        return debian.folder if done else None
+    say(f"apt-get download {package}")
+    with tempfile.TemporaryDirectory() as tmp:
+        done, line = _run(["apt-get", "download", package], Path(tmp))
+        deb = next(Path(tmp).glob("*.deb"), None)
+        if done and deb:
+            done, line = _run(["dpkg-deb", "-x", str(deb), "x"], Path(tmp))
+        if not done or not deb:
+            tried.append(f"apt-get download {package} ({line})")
+            return None
+        shutil.copytree(Path(tmp) / "x" / debian.folder.relative_to("/"), kept, dirs_exist_ok=True)
+    return kept
+
+
+def _from_urls(files: Sequence[RawFile], kept: Path, say: Say, tried: list[str]) -> dict[str, bytes] | None:
+    kept.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for file in files:
+        there = _from_folder(kept, [file], [])
+        data = there[file.name] if there else _from_url(file, kept, say, tried)
+        if data is None:  # the other files would fare no better
+            return None
+        found[file.name] = data
+    return found
+
+
+def _from_url(file: RawFile, kept: Path, say: Say, tried: list[str]) -> bytes | None:
+    part = kept / (file.name + ".part")
+    try:
+        for url in file.urls:
+            say(f"download {url}")
+            try:
+                _download(url, part)
+                data = content(part, file)
+            except ValueError as e:
+                tried.append(str(e).replace(str(part), url))
+            except (OSError, http.client.HTTPException) as e:
+                if isinstance(e, OSError) and e.filename is not None and not isinstance(e, urllib.error.HTTPError):
+                    raise  # the disk's fault, not the network's
+                tried.append(f"{url} ({e.reason if type(e) is urllib.error.URLError else e})")
+            else:
+                part.replace(kept / file.name)
+                return data
+    finally:
+        part.unlink(missing_ok=True)
+    return None
+
+
+def _download(url: str, path: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "recvis_jax"})
+    with urllib.request.urlopen(request, timeout=30) as response, path.open("wb") as out:
+        total = int(response.headers.get("Content-Length") or 0)
+        with progress(url.rsplit("/", 1)[-1], total, "bytes") as advance:
+            while block := response.read(1 << 18):
+                out.write(block)
+                advance(len(block))
+        if total and out.tell() != total:
+            raise http.client.IncompleteRead(b"", total - out.tell())
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Shows progress on stderr: a bar on a terminal, elsewhere a line every 10 seconds. Yields `advance(count)`."""
+    if sys.stderr.isatty():
+        from rich import console
+        from rich import progress as bars
+
+        size = bars.DownloadColumn() if unit == "bytes" else bars.MofNCompleteColumn()
+        columns = ("{task.description}", bars.BarColumn(), size, bars.TimeRemainingColumn())
+        with bars.Progress(*columns, console=console.Console(stderr=True), transient=True) as shown:
+            task = shown.add_task(label, total=total or None)
+            yield lambda count: shown.advance(task, count)
+        return
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= 10:
+            last = time.monotonic()
+            amounts = [f"{n / 1e6:.0f} MB" if unit == "bytes" else f"{n:,} {unit}" for n in (done, total) if n]
+            print(f"{label}: {' of '.join(amounts)}", file=sys.stderr, flush=True)
+
+    yield advance

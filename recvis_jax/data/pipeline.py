@@ -1,0 +1,319 @@
+"""Batches: which examples, in which order, from which memory.
+
+Batch i of a training stream holds the positions [i B, (i + 1) B) of an endless row of epochs, each epoch a
+permutation drawn from (seed, epoch). A host transform draws its numbers from (seed, position), a device augmentation
+from (seed, step, slot). So the content of batch i is a function of (seed, i) alone: of neither cache, threads, worker
+processes, number of hosts nor restarts, and a stream starts at any batch at no cost.
+"""
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import grain
+import numpy as np
+
+from recvis_jax import errors
+from recvis_jax.data.sources import Indices, Source
+
+Batch = dict[str, Any]
+Cache = Literal["none", "host", "device", "auto"]
+
+# "auto" keeps decoded data up to this size where it trains; twice the data of CIFAR-10 fits many times over.
+_DEVICE_BYTES = 1 << 30
+_CHUNK = 64  # examples that one thread reads at a time
+
+
+class Arrays(NamedTuple):
+    """A data set in memory: images uint8 (n h w c) and labels (n) or (n k)."""
+
+    image: Any
+    label: Any
+
+
+class Placement(NamedTuple):
+    """How batches come onto the devices; `training.distributed` makes one for `jit` and one for `pmap`.
+
+    Attributes:
+      host: index of this process and the number of processes.
+      put: this host's part of a batch in numpy -> the global batch on devices.
+      keep: `Arrays` in numpy -> `Arrays` on every device.
+      take: (`Arrays` on devices, indices (b), this host's slots (b)) -> the global batch on devices.
+      put_eval: like `put`, for evaluation (which always runs under `jit`).
+    """
+
+    host: tuple[int, int]
+    put: Callable[[Batch], Batch]
+    keep: Callable[[Arrays], Arrays]
+    take: Callable[[Arrays, np.ndarray, np.ndarray], Batch]
+    put_eval: Callable[[Batch], Batch]
+
+
+@functools.lru_cache(maxsize=3)
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """Returns the permutation of range(length) in which epoch `epoch` goes through the data."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
+
+
+def examples_of(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
+    """Returns the example index at each position of the endless training stream."""
+    epochs, places = np.divmod(positions, length)
+    out = np.empty(len(positions), np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        out[here] = epoch_order(seed, int(epoch), length)[places[here]]
+    return out
+
+
+def choose_cache(cache: Cache, source: Source, random_transform: bool) -> Cache:
+    """Resolves "auto" and refuses what cannot be: a device cache with random host transforms."""
+    h, w, c = source.image_shape
+    if cache == "auto":
+        small = h is not None and w is not None and source.length * h * w * c <= _DEVICE_BYTES
+        return "none" if not small else "host" if random_transform else "device"
+    if cache == "device" and random_transform:
+        raise errors.BadRequest(
+            "data.cache='device' keeps images that are ready for the device, but data.transform draws random numbers "
+            "on the host. Use data.augment for them, or data.cache='host'."
+        )
+    return cache
+
+
+def check_labels(label: np.ndarray, source: Source) -> None:
+    """Raises BadRequest where a label lies outside [0, num_classes) or is not finite."""
+    if not source.num_classes or source.multi_label:
+        bad = ~np.isfinite(label)
+        if bad.any():
+            raise errors.BadRequest(f"{source.name}: a label is not finite.")
+        return
+    bad = (label < 0) | (label >= source.num_classes)
+    if bad.any():
+        raise errors.BadRequest(
+            f"{source.name}: label {label[bad][0]} is outside 0..{source.num_classes - 1} "
+            f"({int(bad.sum())} such among {len(label)} labels)."
+        )
+
+
+def stack(examples: Sequence[dict[str, Any]], source: Source) -> Batch:
+    """Stacks examples to `image` (b h w c) and `label` (b) or (b k), checking shapes and labels."""
+    shapes = {e["image"].shape for e in examples}
+    if len(shapes) > 1:
+        a, b = sorted(shapes)[:2]
+        raise errors.BadRequest(
+            f"{source.name}: images of different shapes cannot be batched ({a} and {b}). Set data.transform and "
+            "data.eval_transform, for instance 'resize_crop(224)'."
+        )
+    kind = np.float32 if source.multi_label or not source.num_classes else np.int32
+    label = np.asarray([e["label"] for e in examples], kind)
+    check_labels(label, source)
+    return {"image": np.stack([e["image"] for e in examples]), "label": label}
+
+
+def materialise(source: Source, transform: Callable | None = None) -> Arrays:
+    """Reads a whole split into memory, decoded and (deterministically) transformed, with as many threads as helps."""
+    chunks = _Chunks(source, transform, 0, np.arange(source.length), 512)
+    parts = list(_read(chunks, threads=4, workers=0))
+    return Arrays(*(np.concatenate([p[k] for p in parts]) for k in ("image", "label")))
+
+
+class _Chunks:
+    """Random access to consecutive pieces of a row of positions, as grain wants it."""
+
+    def __init__(self, source, transform, seed, positions, size, order=None):
+        self.source, self.transform, self.seed = source, transform, seed
+        self.positions, self.size, self.order = positions, size, order
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.size)
+
+    def __getitem__(self, k: int) -> Batch:
+        positions = np.asarray(self.positions[k * self.size : (k + 1) * self.size])
+        indices = self.order(positions) if self.order else positions
+        examples = self.source.read(indices)
+        if self.transform:
+            for j, position in enumerate(positions):
+                rng = np.random.Generator(np.random.Philox(key=[self.seed, int(position)]))
+                examples[j] = self.transform(rng, examples[j])
+        return stack(examples, self.source)
+
+
+def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    data = grain.MapDataset.source(chunks).to_iter_dataset(options)
+    if workers:
+        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=4))
+    return iter(data)
+
+
+class _Positions(Sequence):
+    """This host's positions from batch `start` to batch `stop`, without writing them down."""
+
+    def __init__(self, start, stop, batch_size, host):
+        self.start, self.batch_size = start, batch_size
+        self.local = batch_size // host[1]
+        self.first = self.local * host[0]
+        self.length = max(0, stop - start) * self.local
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, s: slice) -> np.ndarray:
+        batch, slot = np.divmod(np.arange(*s.indices(self.length)), self.local)
+        return (self.start + batch) * self.batch_size + self.first + slot
+
+
+def train_batches(
+    data: Source | Arrays,
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    placement: Placement,
+    transform: Callable | None = None,
+    threads: int = 8,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Yields the batches `start`..`stop - 1` of the training stream on the devices, the next one always under way.
+
+    Args:
+      data: the source itself (streamed), numpy `Arrays` (kept on the host) or device `Arrays`.
+      source: what `data` was made from.
+      batch_size: size of the global batch, a multiple of the number of hosts.
+      seed: the order of the examples and the host transforms depend on it.
+      start, stop: numbers of batches.
+      placement: how a batch comes onto the devices.
+      transform: `f(rng, example) -> example` on the host; None where `data` is `Arrays` that need none.
+      threads, workers: threads that read, and processes that each run that many threads (0: this process).
+    """
+    host, count = placement.host
+    local = batch_size // count
+    slots = np.arange(host * local, (host + 1) * local, dtype=np.int32)
+    order = functools.partial(_examples, seed, source.length)
+
+    def device_cached() -> Iterator[Batch]:
+        for i in range(start, stop):
+            yield placement.take(data, order(i * batch_size + slots.astype(np.int64)).astype(np.int32), slots)
+
+    if isinstance(data, Arrays) and not isinstance(data.image, np.ndarray):
+        yield from _ahead(device_cached())
+        return
+    if isinstance(data, Arrays) and transform is None:
+
+        def host_cached() -> Iterator[Batch]:
+            for i in range(start, stop):
+                rows = order(i * batch_size + slots.astype(np.int64))
+                yield {"image": data.image[rows], "label": data.label[rows]}
+
+        parts = host_cached()
+        per_batch = 1
+    else:
+        kept = _kept(data, source) if isinstance(data, Arrays) else source
+        size = next(s for s in range(min(_CHUNK, local), 0, -1) if local % s == 0)
+        positions = _Positions(start, stop, batch_size, placement.host)
+        parts = _read(_Chunks(kept, transform, seed, positions, size, order), threads, workers)
+        per_batch = local // size
+
+    def placed() -> Iterator[Batch]:
+        for _ in range(start, stop):
+            pieces = [next(parts) for _ in range(per_batch)]
+            batch = {k: np.concatenate([p[k] for p in pieces]) if per_batch > 1 else pieces[0][k] for k in pieces[0]}
+            yield placement.put({**batch, "mask": np.ones(local, bool), "slot": slots})
+
+    yield from _ahead(placed())
+
+
+def _examples(seed: int, length: int, positions: np.ndarray) -> np.ndarray:
+    return examples_of(seed, positions, length)
+
+
+def _kept(data: Arrays, source: Source) -> Source:
+    def read(indices: Indices) -> list[dict[str, Any]]:
+        return [{"image": data.image[i], "label": data.label[i]} for i in indices]
+
+    return source._replace(read=read)
+
+
+def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
+    """Keeps `depth` batches dispatched: transfers and gathers are asynchronous, so they overlap the step."""
+    queue: deque[Batch] = deque()
+    for batch in batches:
+        queue.append(batch)
+        if len(queue) > depth:
+            yield queue.popleft()
+    yield from queue
+
+
+class EvalBatches:
+    """All examples of a split, once and in order; the last batch is padded and masked. Iterates any number of times.
+
+    Batches of a small split are kept on the devices after the first pass.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        placement: Placement,
+        transform: Callable | None = None,
+        keep: bool = False,
+        threads: int = 8,
+        workers: int = 0,
+    ):
+        self.source, self.batch_size, self.placement = source, batch_size, placement
+        self.transform, self.keep, self.threads, self.workers = transform, keep, threads, workers
+        self._kept: list[Batch] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.source.length // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            return iter(self._kept)
+        return iter(self._pass())
+
+    def _pass(self) -> Iterable[Batch]:
+        host, count = self.placement.host
+        local = self.batch_size // count
+        kept = []
+        # Every host reads its own rows of every batch; a chunk is one such part, so that padding is simple.
+        starts = range(host * local, len(self) * self.batch_size, self.batch_size)
+        rows = [np.arange(s, min(s + local, self.source.length)) for s in starts]
+        parts = _read(_Rows(self.source, self.transform, rows), self.threads, self.workers)
+        for batch in _ahead(self.placement.put_eval(pad(p, local)) for p in parts):
+            if self.keep:
+                kept.append(batch)
+            yield batch
+        if self.keep:
+            self._kept = kept
+
+
+class _Rows:
+    """Like `_Chunks`, for given rows; a host whose part of the last batch is empty repeats example 0, masked."""
+
+    def __init__(self, source, transform, rows):
+        self.source, self.transform, self.rows = source, transform, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> Batch:
+        rows = self.rows[k]
+        indices = rows if len(rows) else np.zeros(1, int)
+        examples = self.source.read(indices)
+        if self.transform:
+            examples = [self.transform(np.random.default_rng(0), e) for e in examples]
+        return {**stack(examples, self.source), "mask": np.full(len(indices), len(rows) > 0)}
+
+
+def pad(batch: Batch, size: int) -> Batch:
+    """Pads a batch to `size` examples with zeros; `mask` is false on the padding, `slot` counts the rows."""
+    n = len(batch["label"])
+    mask = batch.get("mask", np.ones(n, bool))
+    out = {k: np.concatenate([v, np.zeros((size - n, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+    out["mask"] = np.concatenate([mask, np.zeros(size - n, bool)])
+    out["slot"] = np.arange(size, dtype=np.int32)
+    return out

@@ -1,0 +1,259 @@
+"""Sources: random access to the examples of one split, decoded, without TensorFlow."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recvis_jax import errors
+from recvis_jax.data import DATASETS
+
+Example = dict[str, Any]
+Indices = Sequence[int] | np.ndarray
+
+
+class Source(NamedTuple):
+    """One split of a data set.
+
+    Attributes:
+      name: data set and split, for messages.
+      length: number of examples.
+      read: indices -> examples, each a dict of `image` uint8 (h w c) and `label` (int, multi-hot float or float).
+      image_shape: (h, w, c); h and w are None where images differ in size.
+      num_classes: number of classes, 0 for a regression target.
+      class_names: one name a class.
+      parts: (split, first, last + 1) of every stretch of examples that the split expression names.
+      multi_label: whether `label` is a multi-hot vector.
+    """
+
+    name: str
+    length: int
+    read: Callable[[Indices], list[Example]]
+    image_shape: tuple[int | None, int | None, int]
+    num_classes: int
+    class_names: tuple[str, ...]
+    parts: tuple[tuple[str, int, int], ...]
+    multi_label: bool = False
+
+
+def default_data_dir() -> Path:
+    """Returns `$RECVIS_DATA_DIR`, `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
+    path = os.environ.get("RECVIS_DATA_DIR") or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(path).expanduser()
+
+
+def open_split(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_key: str = "image",
+    label_key: str = "label",
+    mock: int = 0,
+) -> Source:
+    """Opens one split.
+
+    Args:
+      name: a name of `DATASETS`, a tfds data set prepared in `data_dir`, or a folder that was prepared by
+        `recvis_jax.prepare`.
+      split: a tfds split expression, such as `train[:90%]`.
+      data_dir: where prepared data sets lie; None means `default_data_dir()`.
+      image_key: feature that holds the image.
+      label_key: feature that holds the label: a class, a sequence of classes (multi-label) or a number. A path such
+        as `objects/label` reaches into nested features.
+      mock: if not zero, that many made-up examples of the right shape and classes instead of the real ones.
+
+    Raises:
+      BadRequest: the data set is not there (with the command that prepares it), is stored as tfrecord, has no such
+        split or feature, or the split is empty.
+    """
+    if mock:
+        source = _mock(name, split, mock)
+    elif name in DATASETS and DATASETS[name].embedded:
+        source = _digits(split)
+    else:
+        source = _tfds(name, split, data_dir, image_key, label_key)
+    if source.length == 0:
+        raise errors.BadRequest(f"the split {split!r} of {name} is empty.")
+    return source
+
+
+def overlap(a: Source, b: Source) -> int:
+    """Returns how many examples two splits of one data set share."""
+    pairs = ((p, q) for p in a.parts for q in b.parts if p[0] == q[0])
+    return sum(max(0, min(p[2], q[2]) - max(p[1], q[1])) for p, q in pairs)
+
+
+def _parts(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, int, int], ...]:
+    """Resolves a tfds split expression to stretches (split, first, last + 1)."""
+    import tensorflow_datasets as tfds
+
+    try:
+        infos = [tfds.core.SplitInfo(name=k, shard_lengths=[n], num_bytes=0) for k, n in lengths.items()]
+        found = tfds.core.ReadInstruction.from_spec(split).to_absolute({i.name: i for i in infos})
+    except Exception as e:
+        raise errors.BadRequest(
+            f"{name} has no split {split!r}; its splits: {', '.join(lengths)}. ({_first(e)})"
+        ) from e
+    ends = ((p.splitname, *slice(p.from_, p.to).indices(lengths[p.splitname])[:2]) for p in found)
+    return tuple((name, first, max(first, last)) for name, first, last in ends)
+
+
+def _rows(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.ndarray:
+    """Returns (split number, index) for each example of `parts`, an int array (n 2)."""
+    rows = [(names.index(name), i) for name, first, last in parts for i in range(first, last)]
+    return np.asarray(rows, np.int64).reshape(-1, 2)
+
+
+def _digits(split: str) -> Source:
+    """scikit-learn's embedded 1,797 digits of 8x8 in 17 grey levels, one in five kept for testing.
+
+    The order is shuffled once with a fixed seed, as the file keeps the digits of one writer together.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise errors.BadRequest("the digits come with scikit-learn: pip install 'recvis_jax[digits]'.") from e
+    raw = load_digits()
+    order = np.random.default_rng(0).permutation(len(raw.target))
+    images = np.round(raw.images[order] * (255 / 16)).astype(np.uint8)[..., None]
+    labels = raw.target[order].astype(np.int32)
+    cut = 1437
+    parts = ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]))
+    stretches = _parts(split, {"train": cut, "test": len(labels) - cut}, "digits")
+    rows = _rows(stretches, ("train", "test"))
+
+    def read(indices: Indices) -> list[Example]:
+        return [{"image": parts[s][0][i], "label": parts[s][1][i]} for s, i in rows[np.asarray(indices, int)].tolist()]
+
+    return Source(f"digits/{split}", len(rows), read, (8, 8, 1), 10, tuple("0123456789"), stretches)
+
+
+def _mock(name: str, split: str, count: int) -> Source:
+    """Made-up images of the shape and classes of `name`: a class is a mean colour, so that a model can learn it."""
+    if name not in DATASETS:
+        raise errors.BadRequest(f"mock data needs a data set of known shape: {', '.join(DATASETS)}; got {name!r}.")
+    row = DATASETS[name]
+    stretches = _parts(split, dict.fromkeys(row.splits, count), name)
+    rows = _rows(stretches, row.splits)
+    h, w, c = row.image_shape
+
+    def one(part: int, i: int) -> Example:
+        rng = np.random.default_rng((part, i))
+        label = int(rng.integers(row.num_classes))
+        shape = (h or int(rng.integers(64, 96)), w or int(rng.integers(64, 96)), c)
+        noise = rng.integers(0, 128, shape)
+        return {"image": (noise + 127 * label // max(1, row.num_classes - 1)).astype(np.uint8), "label": label}
+
+    def read(indices: Indices) -> list[Example]:
+        return [one(s, i) for s, i in rows[np.asarray(indices, int)].tolist()]
+
+    names = tuple(str(k) for k in range(row.num_classes))
+    return Source(f"mock {name}/{split}", len(rows), read, row.image_shape, row.num_classes, names, stretches)
+
+
+def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key: str) -> Source:
+    import tensorflow_datasets as tfds
+
+    root = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    builder = _builder(tfds, name, root)
+    features = builder.info.features
+    image, label = _feature(features, image_key, name), _feature(features, label_key, name)
+    stretches = _parts(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
+    try:
+        data = builder.as_data_source(
+            split=tfds.core.ReadInstruction.from_spec(split), decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+    except NotImplementedError as e:
+        raise errors.BadRequest(
+            f"{name} in {root} is stored as tfrecord, which cannot be read at random without TensorFlow. "
+            f"{_prepare_hint(name, root)}"
+        ) from e
+    top, *inner = label_key.split("/")
+    classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
+    names = getattr(label, "names", None) or getattr(getattr(label, "feature", None), "names", None) or ()
+    multi = bool(classes) and len(label.shape or ()) > 0
+    channels = (image.shape or (None, None, 3))[-1] or 3
+
+    def read(indices: Indices) -> list[Example]:
+        out = []
+        for index, example in zip(indices, data.__getitems__([int(i) for i in indices]), strict=True):
+            target = example[top]
+            for key in inner:
+                target = target[key]
+            if multi:
+                target = np.bincount(np.asarray(target, int), minlength=classes).clip(0, 1).astype(np.float32)
+            picture = decode(example[image_key], channels, f"example {index} of {name}/{split}")
+            out.append({"image": picture, "label": target})
+        return out
+
+    shape = tuple(image.shape or (None, None, channels))
+    return Source(f"{name}/{split}", len(data), read, shape, int(classes or 0), tuple(names), stretches, multi)
+
+
+def _builder(tfds: Any, name: str, root: Path) -> Any:
+    """Finds a prepared data set by name, `name/config` or `name:version`, whatever made it."""
+    folder, _, version = name.partition(":")
+    found = sorted((root / folder).glob("*/dataset_info.json"), key=lambda p: [*map(_number, p.parent.name.split("."))])
+    found = [p for p in found if not version or p.parent.name == version]
+    if not found:
+        prepared = sorted({p.parent.parent.name for p in root.glob("*/*/dataset_info.json")})
+        there = (
+            f"Prepared there: {', '.join(prepared)}.{errors.nearest(name, prepared)}" if prepared else "It is empty."
+        )
+        hint = "" if errors.nearest(name, prepared) else f" {_prepare_hint(name, root)}"
+        raise errors.BadRequest(f"no data set {name!r} in {root}. {there}{hint}")
+    try:
+        return tfds.builder_from_directory(found[-1].parent)
+    except Exception as e:
+        raise errors.BadRequest(f"{found[-1].parent} is not a readable tfds data set: {_first(e)}") from e
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def _prepare_hint(name: str, root: Path) -> str:
+    if name in DATASETS and name != "imagenet2012":
+        return f"Prepare it: python -m recvis_jax.prepare --dataset={name} --data_dir={root} --overwrite"
+    return (
+        f"Where TensorFlow is installed, prepare it with: tfds build {name} --file_format=array_record "
+        f"--data_dir={root}; for a folder of images: python -m recvis_jax.prepare --dataset=folder --source=PATH "
+        f"--name={name} --data_dir={root}"
+    )
+
+
+def _feature(features: Any, path: str, name: str) -> Any:
+    feature = features
+    for key in path.split("/"):
+        inner = getattr(feature, "feature", feature)
+        if not hasattr(inner, "keys") or key not in inner.keys():
+            there = ", ".join(features.keys())
+            raise errors.BadRequest(f"{name} has no feature {path!r}.{errors.nearest(path, features)} It has: {there}.")
+        feature = inner[key]
+    return feature
+
+
+def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
+    """Decodes an encoded image to uint8 (h w c) with OpenCV; arrays pass through.
+
+    Raises:
+      BadRequest: the bytes are empty or no image, naming `where`.
+    """
+    if isinstance(data, np.ndarray):
+        return data
+    import cv2
+
+    if len(data) == 0:
+        raise errors.BadRequest(f"{where} is an image of zero bytes.")
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise errors.BadRequest(f"{where} does not decode as an image ({len(data)} bytes).")
+    return image[..., None] if image.ndim == 2 else image
+
+
+def _first(e: BaseException) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]

@@ -1,0 +1,103 @@
+"""The two ways a program ends badly, and the sentences that help with the first.
+
+`BadRequest` is the user's to mend (exit code 2), `Failure` is what happened while running (exit code 1). Both
+are printed as one line, without a traceback unless `--debug` is given, so a message says what was wrong, where,
+and what would be right.
+"""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class BadRequest(ValueError):
+    """The request cannot be served as it stands: a wrong name, type, value or file."""
+
+
+class Failure(RuntimeError):
+    """A valid request failed while it ran: a full disk, a non-finite loss, no usable checkpoint."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest of `valid`, or an empty string where none is close."""
+    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
+    """Looks `name` up in `table`; an unknown name raises `BadRequest` with the nearest name and the whole list."""
+    if name not in table:
+        raise BadRequest(f"unknown {kind} {name!r}.{nearest(name, table)} There are: {', '.join(sorted(table))}.")
+    return table[name]
+
+
+def keywords(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the parameters that `fn` (a function, class or partial) takes by keyword, by name."""
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    found = {k: p for k, p in inspect.signature(fn).parameters.items() if p.kind in kinds}
+    hidden = ("parent", "name") if "parent" in found else ()  # every linen module's own
+    return {k: p for k, p in found.items() if k not in hidden}
+
+
+def check_kwargs(fn: Callable[..., Any], kwargs: Mapping[str, Any], where: str, extra: Iterable[str] = ()) -> None:
+    """Checks names and plain types of `kwargs` against the signature of `fn`.
+
+    Args:
+      fn: what will be called with `kwargs`.
+      kwargs: the keyword arguments, as they came from a config.
+      where: the config section, for the message ("optim").
+      extra: further names that are valid in the section though `fn` does not take them.
+
+    Raises:
+      BadRequest: an unknown name (with the nearest valid one), or a value whose type is not the annotated one.
+    """
+    parameters = keywords(fn)
+    valid = [*extra, *parameters]
+    for name, value in kwargs.items():
+        if name in extra:
+            continue
+        if name not in parameters:
+            raise BadRequest(
+                f"unknown key {where}.{name}.{nearest(name, valid)} Valid keys in {where}: {', '.join(sorted(valid))}."
+            )
+        hint = parameters[name].annotation
+        if not _fits(value, hint):
+            raise BadRequest(f"{where}.{name} is {value!r}, of type {type(value).__name__}; it takes {_show(hint)}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` fits a plain annotation; annotations that are not plain accept everything."""
+    if isinstance(hint, str) or hint is inspect.Parameter.empty or hint is Any:
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is type(None) or hint is None:
+        return value is None
+    if origin in (tuple, list) or hint in (tuple, list):
+        return isinstance(value, (tuple, list))
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    return True
+
+
+def _show(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_show(h) for h in typing.get_args(hint))
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint))

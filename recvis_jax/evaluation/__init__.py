@@ -1,0 +1,1 @@
+"""Metrics, and one file a protocol that measures a model with them."""

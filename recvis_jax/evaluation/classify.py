@@ -1,0 +1,84 @@
+"""Evaluation of a task's predictions on a whole split: classification and regression alike."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from recvis_jax import errors
+from recvis_jax.evaluation import metrics as m
+
+
+def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]:
+    """Builds metrics by name: a name of `metrics.METRICS`, or `top_3`, `top_5`, ...
+
+    Args:
+      names: which metrics.
+      num_classes: k, for the metrics that report by class.
+    """
+    by_class = ("per_class_accuracy", "confusion_matrix", "mean_average_precision")
+    out = {}
+    for name in names:
+        if name.startswith("top_") and name[4:].isdigit():
+            if not 1 <= int(name[4:]) <= num_classes:
+                raise errors.BadRequest(f"metric {name} needs at least {name[4:]} classes; there are {num_classes}.")
+            out[name] = m.top_k(int(name[4:]), name=name)
+        else:
+            make = errors.choose({k: v for k, v in m.METRICS.items() if k not in ("loss", "top_k")}, name, "metric")
+            out[name] = make(num_classes) if name in by_class else make()
+    return out
+
+
+def make_evaluate(
+    predict: Callable[[Any, Any, dict], dict],
+    losses: Callable[[jax.Array, jax.Array], jax.Array],
+    metrics: dict[str, m.Metric],
+    preprocess: Callable[[dict], dict],
+    mesh: Mesh,
+) -> Callable[..., dict[str, Any] | None]:
+    """Returns `evaluate(params, model_state, batches, stop=...) -> {metric: value}`.
+
+    Exact under any batching, on any number of devices and hosts: metrics are sums over the examples that the mask
+    keeps. Returns None as soon as `stop()` is true.
+
+    Args:
+      predict, losses: of a `Task`.
+      metrics: by name; the mean loss is added.
+      preprocess: batch -> batch as the model takes it, without augmentation.
+      mesh: devices; the sums are replicated over it.
+    """
+    metrics = {"loss": m.loss(losses), **metrics}
+
+    def update(params: Any, model_state: Any, batch: dict) -> dict[str, Any]:
+        batch = preprocess(batch)
+        outputs = predict(params, model_state, batch)
+        return {name: metric.update(outputs, batch) for name, metric in metrics.items()}
+
+    compiled = jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def evaluate(
+        params: Any, model_state: Any, batches: Iterable[dict], stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
+        def states() -> Iterator[dict[str, Any]]:
+            for batch in batches:
+                if stop():
+                    raise _Stopped
+                yield compiled(params, model_state, batch)
+
+        try:
+            return m.accumulate(metrics, states())
+        except _Stopped:
+            return None
+
+    return evaluate
+
+
+class _Stopped(Exception):
+    """Leaves an evaluation half-way."""
+
+
+def scalars(values: dict[str, Any]) -> dict[str, float]:
+    """Returns the metrics that are single numbers."""
+    return {k: float(v) for k, v in values.items() if np.ndim(v) == 0}

@@ -1,0 +1,39 @@
+"""Models: flax modules, x (b h w c) -> (logits (b k), named intermediates). `MODELS` is the table of contents."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+
+from recvis_jax.errors import check_kwargs, choose
+from recvis_jax.models.cifar_resnet import CifarResNet
+from recvis_jax.models.convnet import ConvNet
+from recvis_jax.models.lenet import LeNet5
+from recvis_jax.models.linear import Linear
+from recvis_jax.models.mlp import MLP
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "linear": Linear,
+    "mlp": MLP,
+    "lenet5": LeNet5,
+    "convnet": ConvNet,
+    **{f"resnet{d}": partial(CifarResNet, depth=d) for d in (20, 32, 44, 56, 110)},
+    **{f"plain{d}": partial(CifarResNet, depth=d, shortcut="none") for d in (20, 32, 44, 56, 110)},
+}
+
+
+def create(name: str, **kw: Any) -> nn.Module:
+    """Returns the model `name` of `MODELS`, built with the attributes `kw`.
+
+    Raises:
+      BadRequest: an unknown name or attribute, or a value of another type than the attribute's.
+
+    Example:
+      >>> model = create("resnet20", num_classes=10)
+      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+      >>> logits, acts = model.apply(variables, images, train=False)
+    """
+    constructor = choose(MODELS, name, "model")
+    check_kwargs(constructor, kw, "model")
+    return constructor(**kw)

@@ -1,0 +1,80 @@
+"""Classification: one class an image, or several (multi-label)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from recvis_jax import errors
+from recvis_jax.tasks import losses
+from recvis_jax.tasks.task import Task, apply_eval, apply_train, initialiser
+
+_TAKES = {
+    "softmax": ("label_smoothing",),
+    "sigmoid": ("label_smoothing",),
+    "l1": (),
+    "l2": (),
+    "huber": ("delta",),
+}
+
+
+def classify(
+    model: nn.Module,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    multi_label: bool = False,
+    loss: str | None = None,
+    label_smoothing: float = 0.0,
+    delta: float = 1.0,
+) -> Task:
+    """Pairs a model of `num_classes` outputs with a classification loss.
+
+    Args:
+      model: `__call__(image, *, train) -> (logits (b k), acts)`.
+      image_shape: (h, w, c) of what the model is given.
+      num_classes: k.
+      multi_label: labels are multi-hot (b k).
+      loss: a name of `losses.LOSSES`; None means "softmax", or "sigmoid" for multi-label data. With "l1", "l2" and
+        "huber" the outputs are regressed on the one-hot label, as the early perceptrons were trained.
+      label_smoothing: in [0, 1), for "softmax" and "sigmoid".
+      delta: where Huber's loss turns linear.
+    """
+    loss = loss or ("sigmoid" if multi_label else "softmax")
+    function = errors.choose(losses.LOSSES, loss, "loss")
+    if multi_label and loss == "softmax":
+        raise errors.BadRequest("task.loss='softmax' needs one class an image; these labels are multi-hot: 'sigmoid'.")
+    given = {"label_smoothing": label_smoothing, "delta": delta}
+    defaults = {"label_smoothing": 0.0, "delta": 1.0}
+    for name, value in given.items():
+        if value != defaults[name] and name not in _TAKES[loss]:
+            raise errors.BadRequest(f"task.{name}={value} has no meaning for task.loss={loss!r}.")
+    if not 0 <= label_smoothing < 1:
+        raise errors.BadRequest(f"task.label_smoothing={label_smoothing} is outside [0, 1).")
+    train_loss = functools.partial(function, **{k: given[k] for k in _TAKES[loss]})
+    eval_loss = functools.partial(function, **{k: given[k] for k in _TAKES[loss] if k != "label_smoothing"})
+
+    def correct(logits: jax.Array, label: jax.Array) -> jax.Array:
+        if multi_label:
+            known = label >= 0  # -1 marks an entry that is left out
+            return jnp.where(known, (logits > 0) == (label > 0.5), 0).sum(-1) / jnp.maximum(known.sum(-1), 1)
+        truth = label if label.ndim == 1 else label.argmax(-1)
+        return ((logits.argmax(-1) == truth) & ~jnp.isnan(logits).any(-1)).astype(jnp.float32)
+
+    def train(params, model_state, batch, key):
+        logits, _, new = apply_train(model, params, model_state, batch, key)
+        return train_loss(logits, batch["label"]), new, {"accuracy": correct(logits, batch["label"])}
+
+    def predict(params, model_state, batch):
+        return {"logits": apply_eval(model, params, model_state, batch["image"])[0]}
+
+    metrics = ("mean_average_precision",) if multi_label else ("accuracy", "top_5" if num_classes > 5 else "accuracy")
+    return Task(
+        init=initialiser(model, image_shape),
+        loss=train,
+        predict=predict,
+        losses=eval_loss,
+        metrics=tuple(dict.fromkeys(metrics)),
+        best=("mean_average_precision", "max") if multi_label else ("accuracy", "max"),
+    )

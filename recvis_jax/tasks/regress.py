@@ -1,0 +1,48 @@
+"""Regression of a number, or of a vector, an image."""
+
+import functools
+
+from flax import linen as nn
+
+from recvis_jax import errors
+from recvis_jax.tasks import losses
+from recvis_jax.tasks.task import Task, apply_eval, apply_train, initialiser
+
+
+def regress(
+    model: nn.Module,
+    *,
+    image_shape: tuple[int, int, int],
+    loss: str = "l2",
+    delta: float = 1.0,
+) -> Task:
+    """Pairs a model with a regression loss on real-valued labels.
+
+    Args:
+      model: `__call__(image, *, train) -> (prediction (b k), acts)`; k = 1 for labels of shape (b,).
+      image_shape: (h, w, c) of what the model is given.
+      loss: "l1", "l2" or "huber".
+      delta: where Huber's loss turns linear, in units of the label.
+    """
+    names = ("l1", "l2", "huber")
+    function = errors.choose({name: losses.LOSSES[name] for name in names}, loss, "regression loss")
+    if loss == "huber":
+        function = functools.partial(function, delta=delta)
+    elif delta != 1.0:
+        raise errors.BadRequest(f"task.delta={delta} has no meaning for task.loss={loss!r}.")
+
+    def train(params, model_state, batch, key):
+        prediction, _, new = apply_train(model, params, model_state, batch, key)
+        return function(prediction, batch["label"]), new, {}
+
+    def predict(params, model_state, batch):
+        return {"prediction": apply_eval(model, params, model_state, batch["image"])[0]}
+
+    return Task(
+        init=initialiser(model, image_shape),
+        loss=train,
+        predict=predict,
+        losses=function,
+        metrics=("mean_absolute_error", "mean_squared_error"),
+        best=("loss", "min"),
+    )

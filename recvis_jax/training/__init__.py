@@ -1,0 +1,1 @@
+"""The state, the optimizer, the step, and the loop that runs it."""

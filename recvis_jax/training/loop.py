@@ -1,0 +1,202 @@
+"""The loop: the only training `for`. All side effects of a run are here or called from here."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from recvis_jax import errors
+from recvis_jax.training.checkpoint import Checkpointer
+from recvis_jax.training.log import Log
+from recvis_jax.training.state import State
+
+Evaluate = Callable[[State, Callable[[], bool]], dict[str, float] | None]
+
+
+class Finished(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+      state: the last state.
+      reason: "done", "early stop" or "interrupted" (saved after a SIGTERM; the same command goes on).
+      best: {"step", "value", "metrics"} of the best evaluation, or None.
+      last: metrics of the last evaluation, or None.
+      seconds: wall time of all the run's lives together.
+    """
+
+    state: State
+    reason: str
+    best: dict[str, Any] | None
+    last: dict[str, Any] | None
+    seconds: float
+
+
+class _Loop(dict):
+    """The loop's own state, JSON beside every checkpoint: best, last, patience, sums since the last record, seconds."""
+
+
+def run(
+    state: State,
+    step_fn: Callable[[State, dict], tuple[State, dict]],
+    batches: Callable[[int], Iterator[dict]],
+    *,
+    total_steps: int,
+    batch_size: int,
+    checkpointer: Checkpointer,
+    log: Log,
+    resumed: dict[str, Any] | None = None,
+    data_state: Callable[[int], dict[str, Any]] = lambda step: {"next_batch": step},
+    evaluate: Evaluate | None = None,
+    best: tuple[str, str] = ("accuracy", "max"),
+    log_every: int = 100,
+    eval_every: int = 1000,
+    checkpoint_every: int = 1000,
+    early_stop: int = 0,
+    fetch: Callable[[State], State] = lambda s: s,
+) -> Finished:
+    """Trains from `state` to `total_steps`.
+
+    Args:
+      state: where to begin, placed as `step_fn` wants it.
+      step_fn: the compiled step; the state given to it is donated.
+      batches: step -> iterator of device batches from there on.
+      total_steps: number of updates of the whole run.
+      batch_size: images a step, for the throughput.
+      checkpointer, log: where the run is kept and shown.
+      resumed: the JSON beside the checkpoint that `state` came from.
+      data_state: step -> JSON that says where in the data the run is.
+      evaluate: (state, stop) -> metrics on validation data; it returns None when `stop()` became true. None: never.
+      best: the metric, and "max" or "min", by which the best checkpoint is chosen.
+      log_every, eval_every, checkpoint_every: in steps. Every evaluation also saves.
+      early_stop: number of evaluations without a new best after which the run ends; 0 for never.
+      fetch: placed state -> state to evaluate and save.
+
+    Raises:
+      Failure: a loss or gradient is not finite (the step is named, and the last good checkpoint kept), or a checkpoint
+        cannot be written.
+    """
+    saved = dict((resumed or {}).get("loop", {}))
+    own = _Loop(
+        best=saved.get("best"),
+        last=saved.get("last"),
+        evaluated=saved.get("evaluated", 0),
+        waited=saved.get("waited", 0),
+        sums=saved.get("sums", {}),
+        seconds=saved.get("seconds", 0.0),
+    )
+    step = begin = int(np.ravel(state.step)[0])
+    clock = time.monotonic()
+    stop = _StopSignal()
+    pending: list[dict] = []  # metrics of steps not yet looked at, still on the device
+    since = time.monotonic(), step
+    saved_at = begin if resumed else -1
+    stream = batches(step)
+
+    def elapsed() -> float:
+        return own["seconds"] + time.monotonic() - clock
+
+    def look() -> None:
+        """Adds the pending metrics to the sums; the first that is not finite ends the run."""
+        values = jax.device_get(pending)
+        first = step - len(pending)
+        pending.clear()
+        for i, metrics in enumerate(values):
+            for name, (total, count) in metrics.items():
+                total, count = float(np.ravel(total)[0]), float(np.ravel(count)[0])
+                if not math.isfinite(total):
+                    kept = f"step {saved_at}" if saved_at >= 0 else "none"
+                    raise errors.Failure(
+                        f"{name} is {total} at step {first + i + 1}; the run stops. Last good checkpoint: {kept}. "
+                        "A lower learning rate, warmup or optim.clip_norm may help."
+                    )
+                have = own["sums"].get(name, [0.0, 0.0])
+                own["sums"][name] = [have[0] + total, have[1] + count]
+
+    def save(is_best: bool) -> None:
+        nonlocal saved_at
+        look()
+        if step == saved_at and not is_best:
+            return
+        meta = {"data": data_state(step), "loop": {**own, "seconds": elapsed()}}
+        checkpointer.save(fetch(state), meta, best=is_best)
+        saved_at = step
+
+    def record_train() -> None:
+        nonlocal since
+        look()
+        now = time.monotonic()
+        speed = (step - since[1]) * batch_size / max(1e-9, now - since[0])
+        means = {k: t / c for k, (t, c) in own["sums"].items() if c}
+        own["sums"] = {}
+        log.record(step, "train", {**means, "images_per_second": speed, "seconds": elapsed()})
+        since = time.monotonic(), step
+
+    def evaluated() -> bool:
+        """Evaluates; returns whether this is the best so far. Nothing is noted where a signal came in between."""
+        nonlocal since
+        paused = time.monotonic()
+        metrics = evaluate(fetch(state), stop)
+        if metrics is None:
+            return False
+        log.record(step, "val", {**metrics, "seconds": elapsed()})
+        since = since[0] + time.monotonic() - paused, since[1]
+        own["evaluated"], own["last"] = step, {"step": step, "metrics": metrics}
+        value, sign = metrics[best[0]], 1 if best[1] == "max" else -1
+        is_best = own["best"] is None or sign * value > sign * own["best"]["value"]
+        own["waited"] = 0 if is_best else own["waited"] + 1
+        if is_best:
+            own["best"] = {"step": step, "value": value, "metrics": metrics}
+        return is_best
+
+    def finished(reason: str) -> Finished:
+        checkpointer.wait()
+        return Finished(state, reason, own["best"], own["last"], elapsed())
+
+    with stop:
+        # A best checkpoint that was still being written when the run was killed is written again.
+        if own["best"] and own["best"]["step"] == begin and checkpointer.best_step() != begin:
+            save(is_best=True)
+        while True:
+            last = step >= total_steps
+            due = evaluate is not None and step > 0 and (step % eval_every == 0 or last)
+            is_best = evaluated() if due and own["evaluated"] != step else False
+            if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
+                save(is_best)
+            if stop():
+                save(False)
+                return finished("interrupted")
+            if last:
+                return finished("done")
+            if early_stop and own["waited"] >= early_stop:
+                return finished("early stop")
+            state, metrics = step_fn(state, next(stream))
+            pending.append(metrics)
+            step += 1
+            log.advance(step)
+            if step % log_every == 0 or step == total_steps:
+                record_train()
+
+
+class _StopSignal:
+    """Notes SIGTERM; called, it says whether one came. Outside the main thread it never does."""
+
+    def __init__(self):
+        self._came = threading.Event()
+        self._before = None
+
+    def __call__(self) -> bool:
+        return self._came.is_set()
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

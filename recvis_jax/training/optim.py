@@ -1,0 +1,356 @@
+"""Optimizers: optax's own, put together in one order, with regular expressions for what decays, freezes or speeds up.
+
+A gradient becomes an update of the parameters in these stages, of which only those asked for are present:
+
+    clip          gradient scaled to a global norm of at most `clip_norm`
+    l2            + weight_decay * parameter, where the decay is coupled: the gradient of an L2 penalty
+    <name>        the optimizer: momentum, second moments, sign, ...
+    decay         + weight_decay * parameter, where the decay is decoupled (Loshchilov and Hutter, 2019)
+    trust_ratio   of LAMB
+    lr            * -schedule(t): decoupled decay is therefore multiplied by the learning rate, as in torch and optax
+    lr_multipliers  * the factor of each parameter
+
+The state is a dict with these names. Frozen parameters pass through no stage and have no state.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from recvis_jax import trees
+from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords
+from recvis_jax.training.schedules import SCHEDULES, Schedule, in_steps, make_schedule
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "ema_update", "make_optimizer", "make_schedule"]
+
+
+class Optimizer(NamedTuple):
+    """A gradient transformation of optax, and the learning rate that it uses."""
+
+    init: Callable[..., Any]  # params -> state
+    update: Callable[..., Any]  # (grads, state, params) -> (updates, state); new params are params + updates
+    schedule: Schedule  # number of updates made -> learning rate
+
+
+class Rule(NamedTuple):
+    """One optimizer: the direction in which it goes, before the learning rate, and where weight decay enters."""
+
+    direction: Callable[..., optax.GradientTransformation]
+    decay_style: str  # "coupled" or "decoupled"
+    trust_ratio: bool = False  # whether direction and decay together are scaled to the parameter's norm
+
+
+def make_optimizer(
+    name: str,
+    *,
+    params: PyTree,
+    total_steps: int,
+    batch_size: int | None = None,
+    steps_per_epoch: int | float | None = None,
+    lr: float,
+    base_batch: int = 0,
+    schedule: str = "cosine",
+    schedule_args: dict | None = None,
+    warmup: int | float = 0,
+    warmup_epochs: int | float = 0,
+    weight_decay: float = 0.0,
+    decay: str | tuple | None = r"(kernel|embedding)$",
+    decay_style: str | None = None,
+    freeze: str | tuple | None = None,
+    clip_norm: float | None = None,
+    lr_multipliers: tuple = (),
+    momentum: float | None = None,
+    b1: float | None = None,
+    b2: float | None = None,
+    eps: float | None = None,
+    optimizer_args: dict | None = None,
+) -> Optimizer:
+    """Builds an optimizer with its schedule; a config's section `optim` holds the arguments from `lr` on, and `name`.
+
+    Args:
+      name: a key of `OPTIMIZERS`.
+      params: the parameters, or their shapes; only names and shapes are used.
+      total_steps: updates in the whole training.
+      batch_size: examples in an update; needed with `base_batch`.
+      steps_per_epoch: updates in an epoch; needed with `warmup_epochs`.
+      lr: highest learning rate, >= 0.
+      base_batch: if not 0, `lr` is meant for this many examples and is multiplied by batch_size / base_batch
+        (Goyal et al., 2017, https://arxiv.org/abs/1706.02677; MAE and others state rates for 256).
+      schedule: a key of `SCHEDULES`.
+      schedule_args: further keywords of that schedule, such as {"final": 0.01}.
+      warmup: linear warm-up, in updates (whole number) or as a fraction of training (below 1).
+      warmup_epochs: the same in epochs; at most one of the two is given.
+      weight_decay: strength of the decay, >= 0.
+      decay: regular expressions (`trees.mask`) of the parameters that decay; None for all.
+      decay_style: "coupled" or "decoupled"; None for what is usual for the optimizer, as `OPTIMIZERS` says.
+      freeze: regular expressions of the parameters that stay as they are, to the bit; '^(?!head/)' trains the head
+        alone.
+      clip_norm: largest global norm of the gradient of all parameters that are not frozen, > 0; None for any.
+      lr_multipliers: pairs (regular expression, factor): the first that matches a parameter multiplies its learning
+        rate, decoupled decay included.
+      momentum, b1, b2, eps: of the optimizer, where it has them; None for its default.
+      optimizer_args: further keywords of the optimizer, such as {"trust_coefficient": 0.01} for lars.
+
+    Returns:
+      The optimizer. `update` needs the parameters as third argument.
+
+    Raises:
+      BadRequest: an unknown name, an argument that the optimizer does not take, a value out of range, or a regular
+        expression that matches no parameter.
+    """
+    rule = choose(OPTIMIZERS, name, "optimizer")
+    style = choose({s: s for s in ("coupled", "decoupled")}, decay_style or rule.decay_style, "decay_style")
+    direction = rule.direction(**_arguments(name, optimizer_args, momentum=momentum, b1=b1, b2=b2, eps=eps))
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise BadRequest(f"optim.weight_decay is {weight_decay}; it takes a finite number of at least 0.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise BadRequest(f"optim.clip_norm is {clip_norm}; it takes a positive number, or None.")
+    if base_batch < 0 or (base_batch and not batch_size):
+        raise BadRequest(f"optim.base_batch is {base_batch}; it takes a number of examples, and needs the batch size.")
+    lr_schedule = make_schedule(
+        schedule,
+        lr=lr * batch_size / base_batch if base_batch and batch_size else lr,
+        total_steps=total_steps,
+        warmup_steps=_warmup(warmup, warmup_epochs, steps_per_epoch, total_steps),
+        **(schedule_args or {}),
+    )
+
+    frozen = jax.tree.map(lambda _: False, params) if freeze is None else trees.mask(params, freeze)
+    if all(jax.tree.leaves(frozen)):
+        raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
+
+    def trained(tree: PyTree) -> PyTree:
+        """Hides what belongs to frozen parameters, as optax does from the stages below."""
+        return jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, tree)
+
+    stages: list[tuple[str, Any]] = []
+    if clip_norm is not None:
+        stages.append(("clip", optax.clip_by_global_norm(clip_norm)))
+    if weight_decay:
+        decayed = jax.tree.map(lambda _: True, params) if decay is None else trees.mask(params, decay)
+        decayer = optax.add_decayed_weights(weight_decay, trained(decayed))
+        stages += (
+            [("l2", decayer), (name, direction)] if style == "coupled" else [(name, direction), ("decay", decayer)]
+        )
+    else:
+        stages.append((name, direction))
+    if rule.trust_ratio:
+        stages.append(("trust_ratio", optax.scale_by_trust_ratio()))
+    stages.append(("lr", optax.scale_by_learning_rate(lr_schedule)))
+    if lr_multipliers:
+        factors = trained(_factors(params, lr_multipliers))
+        stages.append(("lr_multipliers", optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, factors))))
+
+    transform = optax.named_chain(*stages)
+    if freeze is not None:
+        labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
+        transform = optax.partition({"trained": transform, "frozen": _stand_still()}, labels)
+    return Optimizer(transform.init, transform.update, lr_schedule)
+
+
+def ema_update(ema: PyTree, new: PyTree, decay: float, step: Any = None) -> PyTree:
+    """Moves an exponential moving average towards new values: decay * ema + (1 - decay) * new.
+
+    Args:
+      ema: the average so far.
+      new: the new values, of the same structure.
+      decay: weight of the past, in [0, 1].
+      step: number t of updates before this one (may be traced). The decay is then at most (1 + t) / (10 + t), so that
+        the average soon forgets the initial values. None for no such warm-up.
+
+    Returns:
+      The average, in the dtypes of `ema`. Leaves that are not floating-point (counters, keys) are copied from `new`.
+
+    Reference:
+      Polyak and Juditsky, 1992; the warm-up is that of tf.train.ExponentialMovingAverage.
+    """
+    weight = 1.0 - (decay if step is None else jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
+
+    def move(e: Any, x: Any) -> Any:
+        if not jnp.issubdtype(e.dtype, jnp.inexact):
+            return x
+        return (e + weight * (x - e)).astype(e.dtype)  # in this form equal values stay equal to the bit
+
+    return jax.tree.map(move, ema, new)
+
+
+def _sgd() -> optax.GradientTransformation:
+    """Gradient descent without memory."""
+    return optax.identity()
+
+
+def _momentum(*, momentum: float = 0.9) -> optax.GradientTransformation:
+    """Heavy ball, undamped as in torch: v = momentum * v + g (Sutskever et al., 2013)."""
+    return optax.trace(momentum)
+
+
+def _nesterov(*, momentum: float = 0.9) -> optax.GradientTransformation:
+    """Nesterov's momentum as in torch: v = momentum * v + g, in direction g + momentum * v."""
+    return optax.trace(momentum, nesterov=True)
+
+
+def _adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980."""
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+def _lion(*, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """Chen et al., 2023, https://arxiv.org/abs/2302.06675; wants about a tenth of AdamW's rate, ten times its decay."""
+    return optax.scale_by_lion(b1, b2)
+
+
+def _lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> optax.GradientTransformation:
+    """You et al., 2020, https://arxiv.org/abs/1904.00962; the trust ratio is a later stage."""
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+def _lars(*, momentum: float = 0.9, trust_coefficient: float = 0.001, eps: float = 0.0) -> optax.GradientTransformation:
+    """You et al., 2017, https://arxiv.org/abs/1708.03888; parameters of one axis (biases, norms) go as with momentum.
+
+    The learning rate multiplies the momentum, as in MAE's and MoCo v3's linear probes, and is not inside it, as in the
+    paper: the two differ only while the rate changes.
+    """
+    scale = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
+    return optax.chain(optax.masked(scale, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), optax.trace(momentum))
+
+
+def _adafactor(
+    *,
+    momentum: float | None = None,
+    eps: float = 1e-30,
+    decay_rate: float = 0.8,
+    clipping_threshold: float | None = 1.0,
+    min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = True,
+) -> optax.GradientTransformation:
+    """Shazeer and Stern, 2018, arxiv.org/abs/1804.04235; by default the rate is relative to a parameter's RMS."""
+    factored = optax.adafactor(
+        momentum=momentum,
+        eps=eps,
+        decay_rate=decay_rate,
+        clipping_threshold=clipping_threshold,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+    )
+    return optax.chain(factored, optax.scale(-1.0))  # optax's descends
+
+
+def _muon(
+    *,
+    momentum: float = 0.95,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    ns_steps: int = 5,
+    consistent_rms: float | None = 0.2,
+    adam: str = r"(^|/)head/",
+) -> optax.GradientTransformation:
+    """Orthogonalised momentum for the kernels of hidden layers, Adam for the rest.
+
+    Args:
+      momentum: of the orthogonalised part.
+      b1, b2: of (Nesterov) Adam, which moves all other parameters: embeddings, biases, norms, the head.
+      eps: of both.
+      ns_steps: Newton-Schulz iterations.
+      consistent_rms: scales updates to this root mean square, so that both parts share one learning rate, which is
+        AdamW's (Liu et al., 2025, https://arxiv.org/abs/2502.16982). None: scaled by sqrt(max(1, out / in)).
+      adam: regular expression of kernels that are left to Adam, if there are such.
+
+    Returns:
+      The direction.
+
+    Reference:
+      Jordan et al., 2024, https://kellerjordan.github.io/posts/muon.
+    """
+
+    def dimensions(params: PyTree) -> PyTree:
+        """Says which axes of a kernel are inputs and outputs; None leaves a parameter to Adam."""
+        excluded = trees.mask(params, adam, allow_empty=True)
+        kernels = trees.mask(params, r"kernel$", allow_empty=True)
+        heads = trees.mask(params, r"(query|key|value)/kernel$", allow_empty=True)  # (d, heads, head width)
+
+        def one(x: Any, out: bool, kernel: bool, head: bool) -> optax.contrib.MuonDimensionNumbers | None:
+            if out or not kernel or x.ndim < 2:
+                return None
+            inputs = 1 if head else x.ndim - 1  # a convolution (h w c_in c_out) is a matrix (h * w * c_in, c_out)
+            return optax.contrib.MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, x.ndim)))
+
+        return jax.tree.map(one, params, excluded, kernels, heads)
+
+    descent = optax.contrib.muon(
+        1.0,
+        ns_steps=ns_steps,
+        beta=momentum,
+        eps=eps,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=consistent_rms,
+        muon_weight_dimension_numbers=dimensions,
+    )
+    return optax.chain(descent, optax.scale(-1.0))
+
+
+OPTIMIZERS: dict[str, Rule] = {
+    "sgd": Rule(_sgd, "coupled"),
+    "momentum": Rule(_momentum, "coupled"),
+    "nesterov": Rule(_nesterov, "coupled"),
+    "adam": Rule(_adam, "coupled"),
+    "adamw": Rule(_adam, "decoupled"),
+    "lion": Rule(_lion, "decoupled"),
+    "lamb": Rule(_lamb, "decoupled", trust_ratio=True),
+    "lars": Rule(_lars, "coupled"),
+    "adafactor": Rule(_adafactor, "decoupled"),
+    "muon": Rule(_muon, "decoupled"),
+}
+
+
+def _arguments(name: str, optimizer_args: dict | None, **common: float | None) -> dict[str, Any]:
+    """Collects the arguments of optimizer `name`; raises `BadRequest` where it does not take them."""
+    given = {**{k: v for k, v in common.items() if v is not None}, **(optimizer_args or {})}
+    direction = OPTIMIZERS[name].direction
+    takes = keywords(direction)
+    for key in given:
+        if key not in takes:
+            raise BadRequest(f"the optimizer {name!r} takes no {key!r}; it takes {', '.join(takes) or 'no arguments'}.")
+    check_kwargs(direction, given, "optim")
+    for key in {"momentum", "b1", "b2"} & set(given):
+        if given[key] is not None and not 0 <= given[key] < 1:
+            raise BadRequest(f"optim.{key} is {given[key]}; it takes a number from 0 to below 1.")
+    if given.get("eps", 0) < 0:
+        raise BadRequest(f"optim.eps is {given['eps']}; it takes a number of at least 0.")
+    return given
+
+
+def _warmup(warmup: int | float, epochs: int | float, steps_per_epoch: int | float | None, total_steps: int) -> int:
+    if not epochs:
+        return in_steps(warmup, total_steps, "optim.warmup")
+    if warmup:
+        raise BadRequest(f"optim.warmup = {warmup} and optim.warmup_epochs = {epochs} say the same; give one.")
+    if not (epochs > 0 and steps_per_epoch):
+        raise BadRequest(f"optim.warmup_epochs is {epochs}; it takes a positive number, and needs the epoch's length.")
+    return in_steps(round(epochs * steps_per_epoch), total_steps, "optim.warmup_epochs")
+
+
+def _factors(params: PyTree, lr_multipliers: Sequence[tuple[str, float]]) -> PyTree[float]:
+    """Returns the learning-rate factor of every parameter: of the first pattern that matches, else 1."""
+    factors = jax.tree.map(lambda _: 1.0, params)
+    for pattern, factor in reversed(lr_multipliers):
+        if not (math.isfinite(factor) and factor >= 0):
+            raise BadRequest(f"optim.lr_multipliers has {factor} for {pattern!r}; it takes numbers of at least 0.")
+        factors = jax.tree.map(
+            lambda yes, f, new=factor: float(new) if yes else f, trees.mask(params, pattern), factors
+        )
+    return factors
+
+
+def _stand_still() -> optax.GradientTransformation:
+    """Updates of -0.0: adding them leaves every number as it is to the bit, which +0.0 does not for -0.0.
+
+    Where the sum is not compiled together with this, devices that flush denormal numbers to 0 still do so.
+    """
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))

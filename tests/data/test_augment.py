@@ -1,0 +1,471 @@
+"""Device augmentations: against Pillow, worked cases, the distributions they promise, and any split of the batch."""
+
+import colorsys
+import gzip
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import scipy.stats
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from recvis_jax.data import augment, augment_images
+from recvis_jax.errors import BadRequest
+
+KEY = jax.random.key(5)
+
+
+def make(b=32, h=12, w=14, c=3, seed=0, classes=5):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (b, h, w, c), dtype=np.uint8)),
+        "label": jnp.asarray(rng.integers(0, classes, b), jnp.int32),
+        "mask": jnp.ones(b, bool),
+        "slot": jnp.arange(b, dtype=jnp.int32),
+    }
+
+
+def run(text, batch, key=KEY, num_classes=5):
+    return jax.device_get(jax.jit(augment.parse(text, num_classes))(key, batch))
+
+
+def unit(batch):
+    return np.asarray(batch["image"], np.float32) / np.float32(255)
+
+
+# ---- the pipeline
+
+
+@pytest.mark.parametrize("text", [None, "", " "])
+def test_no_operation_only_converts(text):
+    batch = make()
+    out = run(text, batch)
+    np.testing.assert_array_equal(out["image"], unit(batch))
+    np.testing.assert_array_equal(out["label"], batch["label"])
+    floats = {"image": jnp.full((1, 2, 2, 1), 0.3)}  # neither label nor slot is needed
+    assert run(text, floats)["image"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("flp", ["unknown device operation", "'flip'"]),
+        ("randaugment(2, 9)", ["host pipeline"]),
+        ("pad_crop(-1)", ["pad is -1", "pad_crop(pad=4, mode='constant')"]),
+        ("pad_crop(4, 'reflct')", ["Did you mean 'reflect'?"]),
+        ("random_resized_crop((0.2, 1))", ["size is 0.2", "scale=(0.08, 1)"]),
+        ("rotate(91)", ["degrees is 91", "to 90"]),
+        ("erase(value='noise')", ["'noise'", "random"]),
+        ("erase(value=(0.1, 2))", ["value is 2"]),
+        ("cutout(0)", ["size is 0"]),
+        ("mixup(0)", ["alpha is 0", "above 0"]),
+        ("mixup", ["missing", "alpha"]),
+        ("mixup_cutmix(1, 1, 2)", ["switch is 2"]),
+    ],
+)
+def test_bad_pipelines_say_what_would_be_right(text, words):
+    with pytest.raises(BadRequest) as error:
+        augment.parse(text, 10)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_batches_that_do_not_fit():
+    even, flip = make(4), augment.parse("flip")
+    for batch, fn, word in [
+        ({"image": even["image"]}, flip, "slot"),
+        (make(3), augment.parse("mixup(0.2)", 5), "even batch"),
+        (even, augment.parse("cutmix(1)"), "number of classes"),
+        ({k: even[k] for k in ("image", "slot")}, augment.parse("mixup(1)", 5), "label"),
+        ({**even, "label": jnp.zeros(4)}, augment.parse("mixup(1)", 5), "float32"),
+        (make(4, c=2), augment.parse("color_jitter(0.1)"), "1 or 3 channels"),
+        (make(4), augment.parse("cutout(3, value=(0.1, 0.2))"), "2 channels"),
+        (make(4, h=4), augment.parse("pad_crop(4, mode='reflect')"), "larger"),
+        ({**even, "image": even["image"].astype(jnp.int32)}, flip, "int32"),
+    ]:
+        with pytest.raises(BadRequest, match=word):
+            jax.jit(fn)(KEY, batch)
+
+
+EVERY = [
+    "pad_crop(3)|flip",
+    "random_resized_crop(10)",
+    "rotate(30)",
+    "color_jitter(0.4, 0.4, 0.4, 0.1)",
+    "erase(0.8, value='random')|cutout(5)",
+    "mixup(0.4)",
+    "cutmix(1.0)",
+    "mixup_cutmix(0.8, 1.0)",
+    "pad_crop(2)|random_resized_crop(scale=(0.3, 1))|flip|color_jitter(0.4, 0.4, 0.4, 0.1)|erase(0.5)|mixup_cutmix(0.8, 1)",
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("text", EVERY)
+def test_any_split_of_the_batch_gives_the_same_bits(text, channels):
+    batch = make(24, c=channels) | {"mask": jnp.arange(24) < 21}
+    fn = jax.jit(augment.parse(text, 5))
+    whole = jax.device_get(fn(KEY, batch))
+    for size in (8, 6, 2) if "mix" in text else (8, 3, 1):
+        parts = [fn(KEY, {k: v[i : i + size] for k, v in batch.items()}) for i in range(0, 24, size)]
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), whole[name], err_msg=f"{size}")
+    other = jax.device_get(fn(jax.random.key(6), batch))
+    assert not np.array_equal(other["image"], whole["image"])
+    eager = jax.device_get(augment.parse(text, 5)(KEY, batch))
+    np.testing.assert_allclose(eager["image"], whole["image"], atol=1e-4)
+    np.testing.assert_allclose(eager["label"], whole["label"], atol=1e-6)
+    assert whole["image"].min() >= 0 and whole["image"].max() <= 1 and whole["image"].dtype == np.float32
+
+
+@pytest.mark.parametrize("text", [EVERY[0], EVERY[7]])
+def test_sharded_over_devices_gives_the_same_bits(text):
+    batch, devices = make(32), jax.devices()
+    if 32 % (2 * len(devices)):
+        pytest.skip("needs a power of two of devices, at most 16")
+    fn = jax.jit(augment.parse(text, 5))
+    sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    sharded = fn(KEY, jax.device_put(batch, sharding))
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(sharded[name], fn(KEY, batch)[name])
+    hlo = fn.lower(KEY, jax.device_put(batch, sharding)).compile().as_text()
+    for collective in ("all-gather(", "all-to-all(", "collective-permute(", "all-reduce("):
+        assert collective not in hlo  # nothing crosses a device boundary
+
+
+def test_slots_decide_and_operations_draw_independently():
+    batch = make(8) | {"image": jnp.broadcast_to(make(1)["image"], (8, 12, 14, 3))}
+    out = run("pad_crop(4)", batch)["image"]
+    moved = run("pad_crop(4)", batch | {"slot": batch["slot"][::-1]})["image"]
+    np.testing.assert_array_equal(moved, out[::-1])
+    same = run("pad_crop(4)", batch | {"slot": jnp.zeros(8, jnp.int32)})["image"]
+    np.testing.assert_array_equal(same, np.broadcast_to(out[:1], same.shape))
+    mirrored = run("flip|flip", make(256, 2, 2))["image"]
+    assert 0.35 < (mirrored == unit(make(256, 2, 2))).all(axis=(1, 2, 3)).mean() < 0.65  # not always undone
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_every_kind_of_key(impl):
+    typed = jax.random.key(3, impl=impl)
+    fn, batch = jax.jit(augment.parse("pad_crop(2)|mixup(1)", 5)), make(8)
+    whole = fn(typed, batch)
+    half = fn(typed, {k: v[4:] for k, v in batch.items()})
+    np.testing.assert_array_equal(whole["image"][4:], half["image"])
+    np.testing.assert_array_equal(whole["image"], fn(jax.random.key_data(typed), batch)["image"])
+    assert not np.array_equal(whole["image"], fn(jax.random.fold_in(typed, 1), batch)["image"])
+
+
+# ---- geometry
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_pad_crop_is_a_window_of_the_padded_image(mode):
+    batch = make(300, 5, 6, 1)
+    padded = np.pad(unit(batch), ((0, 0), (2, 2), (2, 2), (0, 0)), mode=mode)
+    windows = np.stack([padded[:, i : i + 5, j : j + 6] for i in range(5) for j in range(5)], axis=1)
+    hits = (windows == run(f"pad_crop(2, '{mode}')", batch)["image"][:, None]).all(axis=(2, 3, 4))
+    assert hits.any(axis=1).all()
+    assert (hits.sum(axis=0) > 2).all()  # each of the 25 places about 12 times
+
+
+def test_flip_mirrors_with_its_probability():
+    batch = make(2000, 2, 3, 1)
+    out, image = run("flip(0.3)", batch)["image"], unit(batch)
+    mirrored = (out == image[:, :, ::-1]).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.where(mirrored[:, None, None, None], image[:, :, ::-1], image), out)
+    assert abs(mirrored.mean() - 0.3) < 0.04
+
+
+def test_random_resized_crop_boxes():
+    keys, h, w = jax.random.split(KEY, 4000), 30, 50
+    boxes = augment_images.resized_crop_boxes(keys, h, w, (0.08, 1.0), (3 / 4, 4 / 3))
+    top, left, height, width = (np.asarray(v) for v in boxes)
+    assert min(top.min(), left.min()) >= 0 and (top + height).max() <= h + 1e-4 and (left + width).max() <= w + 1e-4
+    area, aspect = height * width / (h * w), width / height
+    assert area.min() > 0.0799 and aspect.min() > 0.7499 and aspect.max() < 1.3334
+    small = area < 0.4  # never rejected: uniform area, log-uniform aspect, uniform place
+    assert scipy.stats.kstest(area[small], scipy.stats.uniform(0.08, 0.32).cdf).pvalue > 1e-3
+    log_aspect = scipy.stats.uniform(np.log(3 / 4), 2 * np.log(4 / 3))
+    assert scipy.stats.kstest(np.log(aspect[small]), log_aspect.cdf).pvalue > 1e-3
+    assert scipy.stats.kstest((top / (h - height))[small], scipy.stats.uniform.cdf).pvalue > 1e-3
+    tall = augment_images.resized_crop_boxes(keys[:3], 100, 10, (0.9, 1.0), (3 / 4, 4 / 3))
+    np.testing.assert_allclose(np.stack(tall)[:, 0], [(100 - 40 / 3) / 2, 0, 40 / 3, 10], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [None, 7, (24, 30)])
+def test_random_resized_crop_is_pillows(size):
+    batch, fn = make(6, 16, 20, 1), augment_images.random_resized_crop(size)
+    keys = jax.random.split(KEY, 6)
+    out = np.asarray(fn(keys, jnp.asarray(unit(batch))))
+    height, width = out.shape[1:3]
+    assert (height, width) == {None: (16, 20), 7: (7, 7)}.get(size, size)
+    boxes = np.stack(augment_images.resized_crop_boxes(keys, 16, 20, (0.08, 1.0), (3 / 4, 4 / 3)), axis=1)
+    for image, (top, left, box_h, box_w), mine in zip(unit(batch), boxes, out, strict=True):
+        box = (left, top, min(left + box_w, 20), min(top + box_h, 16))
+        reference = PIL.Image.fromarray(image[:, :, 0]).resize((width, height), PIL.Image.Resampling.BILINEAR, box=box)
+        np.testing.assert_allclose(mine[:, :, 0], np.asarray(reference), atol=1e-4)
+
+
+def test_random_resized_crop_of_everything_changes_nothing():
+    batch = make(4, 9, 9)
+    out = run("random_resized_crop(scale=(1, 1), ratio=(1, 1))", batch)["image"]
+    np.testing.assert_allclose(out, unit(batch), atol=1e-5)
+
+
+def smooth(h, w):
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    return (0.5 + 0.3 * np.sin(x / 5 + 0.4) * np.cos(y / 6) + 0.004 * y)[None, :, :, None].astype(np.float32)
+
+
+@pytest.mark.parametrize("degrees", [-30, -7, 12, 45])
+def test_rotation_is_pillows(degrees):
+    image = smooth(40, 52)
+    out = np.asarray(augment_images.rotated(jnp.asarray(image), jnp.radians(jnp.array([degrees * 1.0])), 0.8, 0.25))
+    reference = PIL.Image.fromarray(image[0, :, :, 0]).rotate(degrees, PIL.Image.Resampling.BILINEAR, fillcolor=0.25)
+    difference = np.abs(out[0, :, :, 0] - np.asarray(reference))
+    assert np.median(difference) < 0.005 and (difference < 0.02).mean() > 0.92  # edges of the frame are softened
+    assert out.shape == image.shape
+
+
+def test_rotation_by_none_and_a_right_angle():
+    image = jnp.asarray(unit(make(2, 9, 9)))
+    quarter = augment_images.rotated(image, jnp.full(2, np.pi / 2), np.pi / 2, 0.0)
+    np.testing.assert_allclose(quarter, np.rot90(image, axes=(1, 2)), atol=1e-5)
+    np.testing.assert_array_equal(augment_images.rotated(image, jnp.zeros(2), 0.5, 0.0), image)
+    np.testing.assert_array_equal(run("rotate(0)", make(2))["image"], unit(make(2)))
+    flat = {"image": jnp.full((64, 9, 9, 1), 0.5), "slot": jnp.arange(64)}
+    dark = (run("rotate(40)", flat)["image"][:, 0, 0, 0] < 0.25).mean()
+    assert 0.3 < dark < 0.9  # the corner leaves the frame only at large angles
+
+
+# ---- colour
+
+
+def test_brightness_contrast_saturation_by_hand():
+    batch = make(64) | {"image": make(64)["image"] // 2 + 40}  # nothing is clipped
+    image = unit(batch)
+    bright = run("color_jitter(brightness=0.3)", batch)["image"]
+    factor = (bright / image)[:, :1, :1, :1]
+    np.testing.assert_allclose(bright, image * factor, atol=1e-6)
+    assert factor.min() >= 0.7 and factor.max() <= 1.3 and factor.min() < 0.76 and factor.max() > 1.24
+    grey = (image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    mean = grey.mean(axis=(1, 2, 3), keepdims=True)
+    flat = run("color_jitter(0, 0.3)", batch)["image"]
+    slope = (flat - mean).std(axis=(1, 2, 3), keepdims=True) / (image - mean).std(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(flat, mean + slope * (image - mean), atol=3e-4)
+    pale = run("color_jitter(saturation=0.3)", batch)["image"]
+    slope = (pale - grey).std(axis=(1, 2, 3), keepdims=True) / (image - grey).std(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(pale, grey + slope * (image - grey), atol=3e-4)
+    assert slope.min() >= 0.699 and slope.max() <= 1.301
+
+
+def test_hue_turns_as_colorsys_does():
+    batch = make(8, 3, 3)
+    image, out = unit(batch), run("color_jitter(hue=0.5)", batch)["image"]
+    turns = []
+    for before, after in zip(image.reshape(8, 9, 3), out.reshape(8, 9, 3), strict=True):
+        hsv = np.array([colorsys.rgb_to_hsv(*p) for p in before.tolist()])
+        turned = np.array([colorsys.rgb_to_hsv(*p) for p in after.tolist()])
+        np.testing.assert_allclose(hsv[:, 1:], turned[:, 1:], atol=1e-5)
+        turn = (turned[:, 0] - hsv[:, 0]) % 1
+        assert np.ptp((turn - turn[0] + 0.5) % 1) < 1e-4  # one angle for all pixels
+        turns.append(turn[0])
+    assert np.ptp(turns) > 0.3
+    np.testing.assert_array_equal(run("color_jitter(0, 0, 0.5, 0.5)", make(4, c=1))["image"], unit(make(4, c=1)))
+
+
+# ---- erased boxes
+
+
+def box_of(changed):
+    """(top, bottom, left, right) of the one solid box in a boolean image."""
+    rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    assert changed[top:bottom, left:right].all()
+    return top, bottom, left, right
+
+
+def test_erase():
+    batch = {"image": jnp.ones((1000, 40, 50, 1)), "slot": jnp.arange(1000)}
+    changed = run("erase(0.6, scale=(0.05, 0.3), ratio=(0.5, 2))", batch)["image"][..., 0] == 0
+    erased = changed.any(axis=(1, 2))
+    assert abs(erased.mean() - 0.6) < 0.05
+    boxes = np.array([box_of(c) for c in changed[erased]])
+    height, width = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
+    area, ratio = height * width / 2000, width / height
+    assert 0.04 < area.min() < 0.06 and 0.28 < area.max() < 0.32 and abs(area.mean() - 0.175) < 0.01
+    assert 0.4 < ratio.min() < 0.6 and 1.8 < ratio.max() < 2.3
+    assert boxes[:, 0].min() == 0 and boxes[:, 1].max() == 40 and boxes[:, 3].max() == 50
+    assert abs((boxes[:, 0] / (40 - height)).mean() - 0.5) < 0.04
+
+
+def test_erase_values():
+    batch = make(16, c=3)
+    out = run("erase(1, scale=(0.3, 0.3), value=(0.1, 0.2, 0.3))", batch)["image"]
+    changed = (out != unit(batch)).any(axis=-1)
+    np.testing.assert_allclose(out[changed], np.broadcast_to([0.1, 0.2, 0.3], (changed.sum(), 3)), rtol=1e-6)
+    noise = run("erase(1, scale=(0.3, 0.3), value='random')", batch)["image"]
+    values = noise[noise != unit(batch)]
+    assert scipy.stats.kstest(values, scipy.stats.uniform.cdf).pvalue > 1e-3
+    assert not np.array_equal(noise[0][noise[0] != unit(batch)[0]][:9], noise[1][noise[1] != unit(batch)[1]][:9])
+    # A box with the whole image's sides is refused, and so nothing happens.
+    np.testing.assert_array_equal(
+        run("erase(1, scale=(1, 1), ratio=(1, 1))", make(4, 8, 8))["image"], unit(make(4, 8, 8))
+    )
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_cutout_may_overlap_the_border(size):
+    batch = {"image": jnp.ones((2000, 6, 7, 1)), "slot": jnp.arange(2000)}
+    out = run(f"cutout({size}, value=0.5)", batch)["image"][..., 0]
+    assert set(np.unique(out)) == {0.5, 1.0}
+    boxes = np.array([box_of(c == 0.5) for c in out])
+    expected = {
+        (max(y, 0), min(y + size, 6), max(x, 0), min(x + size, 7))
+        for y in range(-(size // 2), 6 - size // 2)
+        for x in range(-(size // 2), 7 - size // 2)
+    }
+    assert set(map(tuple, boxes.tolist())) == expected  # every centre in the image
+
+
+# ---- mixing
+
+
+def test_mixup_by_hand():
+    batch = make(64, classes=2) | {"label": jnp.tile(jnp.array([0, 3], jnp.int32), 32)}
+    out, image = run("mixup(0.7)", batch), unit(batch)
+    lam = out["label"][::2, 0]
+    expected = np.zeros((32, 2, 5), np.float32)
+    expected[:, 0, 0] = expected[:, 1, 3] = lam
+    expected[:, 0, 3] = expected[:, 1, 0] = 1 - lam
+    np.testing.assert_allclose(out["label"].reshape(32, 2, 5), expected, atol=1e-6)
+    weight = lam[:, None, None, None]
+    np.testing.assert_allclose(out["image"][::2], weight * image[::2] + (1 - weight) * image[1::2], atol=1e-6)
+    np.testing.assert_allclose(out["image"][1::2], weight * image[1::2] + (1 - weight) * image[::2], atol=1e-6)
+    assert len(np.unique(lam)) == 32
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 3.0])
+def test_lambda_is_beta(alpha):
+    batch = make(6000, 1, 1, 1) | {"label": jnp.tile(jnp.array([0, 1], jnp.int32), 3000)}
+    lam = run(f"mixup({alpha})", batch, num_classes=2)["label"][::2, 0]
+    assert scipy.stats.kstest(lam, scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_cutmix_labels_are_exact_areas():
+    batch = {
+        "image": jnp.tile(jnp.array([0, 255], jnp.uint8), 300)[:, None, None, None]
+        * jnp.ones((1, 9, 11, 1), jnp.uint8),
+        "label": jnp.tile(jnp.array([0, 1], jnp.int32), 300),
+        "slot": jnp.arange(600),
+    }
+    out = run("cutmix(1.0)", batch, num_classes=2)
+    pasted = out["image"][::2, :, :, 0]
+    assert set(np.unique(out["image"])) == {0.0, 1.0}
+    np.testing.assert_array_equal(out["image"][1::2, :, :, 0], 1 - pasted)  # the same box both ways
+    np.testing.assert_allclose(out["label"][::2, 1], pasted.mean(axis=(1, 2)), atol=1e-6)
+    np.testing.assert_allclose(out["label"][1::2, 0], pasted.mean(axis=(1, 2)), atol=1e-6)
+    boxes = [box_of(p > 0) for p in pasted if p.any()]
+    assert len(boxes) > 200 and len(set(boxes)) > 100
+    assert 0.2 < pasted.mean() < 0.45  # half, less what is cut off at the border
+
+
+def test_cutmix_box_sides():
+    keep = jnp.array([0.75, 0.75, 1.0, 0.0])
+    inside = np.asarray(
+        augment._cut_boxes(keep, jnp.array([0.5, 0, 0.5, 0.5]), jnp.array([0.5, 0.99, 0.5, 0.5]), 16, 8)
+    )
+    assert box_of(inside[0, ..., 0]) == (4, 12, 2, 6)  # half of either side
+    assert box_of(inside[1, ..., 0]) == (0, 4, 5, 8)  # cut off at the corner
+    assert not inside[2].any() and inside[3].all()
+
+
+def test_mixup_cutmix_switches_by_pair():
+    batch = make(800, 6, 6, 1) | {"label": jnp.tile(jnp.array([0, 1], jnp.int32), 400)}
+    out, image = run("mixup_cutmix(1, 1, switch=0.3)", batch)["image"], unit(batch)
+    other = image.reshape(400, 2, 6, 6, 1)[:, ::-1].reshape(image.shape)
+    pasted = ((out == image) | (out == other)).all(axis=(1, 2, 3)).reshape(400, 2)
+    np.testing.assert_array_equal(pasted[:, 0], pasted[:, 1])
+    assert abs(pasted[:, 0].mean() - 0.3) < 0.07
+    for text, alone in (("mixup_cutmix(1, 1, 0)", "mixup(1)"), ("mixup_cutmix(1, 1, 1)", "cutmix(1)")):
+        np.testing.assert_array_equal(run(text, batch)["image"], run(alone, batch)["image"])
+
+
+@pytest.mark.parametrize("text", ["mixup(1)", "cutmix(1)", "mixup_cutmix(1, 1)"])
+def test_labels_sum_and_padding(text):
+    batch = make(16) | {"mask": jnp.array([True] * 12 + [True, False, False, False])}
+    out = run(text, batch)
+    np.testing.assert_allclose(out["label"].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(out["image"][12:], unit(batch)[12:])
+    np.testing.assert_array_equal(out["label"][12:], np.eye(5)[np.asarray(batch["label"][12:])])
+    assert out["label"].dtype == np.float32 and (out["image"][:12] != unit(batch)[:12]).any()
+    np.testing.assert_array_equal(out["mask"], batch["mask"])
+    hot = batch | {"label": jnp.eye(5)[batch["label"]] * 2}  # soft or multi-hot labels are mixed as they are
+    np.testing.assert_allclose(run(text, hot, num_classes=None)["label"], 2 * out["label"], atol=1e-6)
+
+
+# ---- normalisation
+
+
+def test_normalise_by_hand():
+    image = make(2, c=3)["image"]
+    out = np.asarray(augment.normalise(image, "imagenet"))
+    assert out[1, 2, 3, 1] == pytest.approx((int(image[1, 2, 3, 1]) / 255 - 0.456) / 0.224, abs=1e-5)
+    np.testing.assert_allclose(augment.normalise(image, "none"), image / 255, rtol=1e-6)
+    assert augment.normalise(jnp.ones((1, 1, 1, 3)), "inception").tolist() == [[[[1, 1, 1]]]]
+    pair = ((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    np.testing.assert_allclose(augment.normalise(jnp.ones((1, 1, 1, 3)), pair)[0, 0, 0], [0.9, 0.4, 0.175], rtol=1e-6)
+    np.testing.assert_allclose(augment.normalise(jnp.ones((1, 1, 1, 3)), (0.5, 0.25)), 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "stats, words",
+    [
+        ("imagnet", "Did you mean 'imagenet'"),
+        (((0.5, 0.5), (0.5, 0.5)), "2 channels"),
+        ((0.5,), "pair"),
+        ((0.5, 0), "std is 0"),
+        (((0.5, 0.5, 0.5), (0.5, 0.5)), "differ in length"),
+        (((), ()), "differ in length"),
+    ],
+)
+def test_bad_statistics(stats, words):
+    with pytest.raises(BadRequest, match=words):
+        augment.normalise(make(2)["image"], stats)
+    with pytest.raises(BadRequest, match="3 channels, the images have 1"):
+        augment.normalise(make(2, c=1)["image"], "cifar10")
+
+
+def check_statistics(name, pixels):
+    mean, std = augment.STATISTICS[name]
+    np.testing.assert_allclose([mean[0], std[0]], [pixels.mean(), pixels.std()], atol=5.1e-5)
+
+
+def test_digits_statistics():
+    check_statistics("digits", pytest.importorskip("sklearn.datasets").load_digits().images / 16)
+
+
+def test_fashion_mnist_statistics():
+    path = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")  # Debian's dataset-fashion-mnist
+    if not path.exists():
+        pytest.skip("Fashion-MNIST is not there")
+    counts = np.bincount(np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16), minlength=256)
+    mean = (counts * np.arange(256)).sum() / counts.sum() / 255
+    std = np.sqrt((counts * (np.arange(256) / 255 - mean) ** 2).sum() / counts.sum())
+    np.testing.assert_allclose(np.array(augment.STATISTICS["fashion_mnist"]).ravel(), [mean, std], atol=5e-5)
+
+
+@pytest.mark.slow
+def test_throughput():
+    import time
+
+    fn, batch, n = jax.jit(augment.parse("pad_crop(4)|flip")), make(512, 28, 28, 1), 0
+    jax.block_until_ready(fn(KEY, batch))
+    start = time.process_time()
+    while time.process_time() - start < 2:
+        jax.block_until_ready(fn(KEY, batch))
+        n += 1
+    assert n * 512 / 2 > 100_000  # 600,000 on two quiet cores of AVX2

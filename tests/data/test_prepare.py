@@ -1,0 +1,769 @@
+"""Preparation, against tfds's own builders and readers, Pillow, and files made here. Nothing needs a network."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+
+from recvis_jax import errors
+from recvis_jax.data import builders, download, folder, image_file, writing
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+RNG = np.random.default_rng(0)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def stock(name: str, root: Path):
+    kwargs = {"file_format": "array_record"}
+    return tfds.data_source(name, data_dir=str(root), builder_kwargs=kwargs, download=False)
+
+
+@pytest.fixture
+def lines():
+    """Collects what `prepare` says."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def no_debian(monkeypatch, request):
+    """Keeps tests away from the real package, apt-get and the network, unless they ask for it."""
+    if "real" not in request.keywords and "test_debian" not in request.node.name:
+        nowhere = download.Debian("dataset-fashion-mnist", Path("/nonexistent/fashion"))
+        spec = builders.BUILDERS["fashion_mnist"]._replace(debian=nowhere)
+        monkeypatch.setitem(builders.BUILDERS, "fashion_mnist", spec)
+        monkeypatch.setattr(download.shutil, "which", lambda name: None)
+
+
+@pytest.fixture
+def raw_mnist(tmp_path, monkeypatch):
+    """MNIST of 60 + 12 made-up images: returns the folder of its gz files and the arrays."""
+    arrays = {
+        "train": (RNG.integers(0, 256, (60, 28, 28), np.uint8), RNG.integers(0, 10, 60).astype(np.uint8)),
+        "t10k": (RNG.integers(0, 256, (12, 28, 28), np.uint8), RNG.integers(0, 10, 12).astype(np.uint8)),
+    }
+    source = tmp_path / "raw files"
+    source.mkdir()
+    files = []
+    for name in IDX:
+        array = arrays[name.split("-")[0]]["labels" in name]
+        data = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        (source / f"{name}.gz").write_bytes(gzip.compress(data, 1))
+        urls = (f"http://127.0.0.1:9/{name}.gz",)  # nobody listens there
+        files.append(download.RawFile(f"{name}.gz", sha256(data), urls, gzipped=True))
+    for name in ("mnist", "fashion_mnist"):
+        monkeypatch.setitem(builders.BUILDERS, name, builders.BUILDERS[name]._replace(files=tuple(files)))
+    return source, arrays
+
+
+def in_tfds_order(count: int, split: str, tmp_path: Path) -> list[int]:
+    """Returns the order in which tfds's own GeneratorBasedBuilder stores the keys 0 ... count - 1."""
+
+    class Order(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"k": np.int64}))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples()}
+
+        def _generate_examples(self):
+            for k in range(count):
+                yield k, {"k": k}
+
+    builder = Order(data_dir=str(tmp_path / f"order_{split}"), file_format="array_record")
+    builder.download_and_prepare(file_format="array_record")
+    return [int(e["k"]) for e in builder.as_data_source(split=split)]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_idx_is_read_by_stock_tfds_in_its_own_order(name, raw_mnist, tmp_path, lines):
+    source, arrays = raw_mnist
+    root = tmp_path / "data"
+    directory = builders.prepare(name, root, source, say=lines.append)
+    assert directory == root / name / "3.0.1"
+    data = stock(name, root)
+    for split, prefix in {"train": "train", "test": "t10k"}.items():
+        images, labels = arrays[prefix]
+        order = in_tfds_order(len(labels), split, tmp_path)
+        assert [e["label"] for e in data[split]] == labels[order].tolist()
+        np.testing.assert_array_equal([e["image"] for e in data[split]], images[order][..., None])
+    own = tfds.builder_cls(name)(data_dir=str(tmp_path / "unprepared")).info.features
+    read = tfds.builder_from_directory(directory).info
+    assert {k: repr(v) for k, v in read.features.items()} == {k: repr(v) for k, v in own.items()}
+    assert read.features["label"].names == own["label"].names == list(builders.CLASS_NAMES[name])
+    assert builders.summary(directory) == (name, "3.0.1", {"train": 60, "test": 12}, builders.CLASS_NAMES[name])
+    assert "tensorflow" not in sys.modules
+    assert sorted(p.name for p in root.iterdir()) == [name]
+
+
+def cifar_archive(coarse: bool, counts: dict[str, int]) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Returns a CIFAR archive of `counts` rows a file, and the rows by split."""
+    rows: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, count in counts.items():
+            labels = [RNG.integers(0, 20, (count, 1))] if coarse else []
+            labels.append(RNG.integers(0, 100 if coarse else 10, (count, 1)))
+            part = np.concatenate([*labels, RNG.integers(0, 256, (count, 3072))], 1).astype(np.uint8)
+            rows["test" if "test" in name else "train"].append(part)
+            info = tarfile.TarInfo(f"cifar-binary/{name}")
+            info.size = part.size
+            tar.addfile(info, io.BytesIO(part.tobytes()))
+        if not coarse:
+            names = b"\n".join(n.encode() for n in builders.CLASS_NAMES["cifar10"]) + b"\n\n"
+            info = tarfile.TarInfo("cifar-binary/batches.meta.txt")
+            info.size = len(names)
+            tar.addfile(info, io.BytesIO(names))
+    return out.getvalue(), {split: np.concatenate(parts) for split, parts in rows.items()}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar(name, tmp_path, monkeypatch, lines):
+    coarse = name == "cifar100"
+    batches = {f"data_batch_{k}.bin": 5 for k in (1, 3, 2)} | {"test_batch.bin": 4}
+    archive, rows = cifar_archive(coarse, {"train.bin": 15, "test.bin": 4} if coarse else batches)
+    spec = builders.BUILDERS[name]
+    file = spec.files[0]._replace(sha256=sha256(archive))
+    monkeypatch.setitem(builders.BUILDERS, name, spec._replace(files=(file,)))
+    path = tmp_path / file.name
+    path.write_bytes(archive)
+    directory = builders.prepare(name, tmp_path / "data", path, say=lines.append)  # the file, not its folder
+    info = tfds.builder_from_directory(directory).info
+    own = tfds.builder_cls(name)(data_dir=str(tmp_path / "unprepared")).info.features
+    assert {k: repr(v) for k, v in info.features.items()} == {k: repr(v) for k, v in own.items()}
+    assert tuple(info.features["label"].names) == builders.CLASS_NAMES[name] and len(set(own)) == 3 + coarse
+    if not coarse:  # data_batch_2 comes before 3 whatever the order in the archive
+        rows["train"] = np.concatenate([rows["train"][:5], rows["train"][10:], rows["train"][5:10]])
+    for split, data in stock(name, tmp_path / "data").items():
+        order = in_tfds_order(len(rows[split]), split, tmp_path)
+        for k, example in zip(order, data, strict=True):
+            row = rows[split][k]
+            assert example["id"] == f"{split}_{k:05d}".encode()
+            assert [example["coarse_label"], example["label"]] == row[:2].tolist() if coarse else True
+            assert example["label"] == row[int(coarse)]
+            np.testing.assert_array_equal(example["image"], row[1 + coarse :].reshape(3, 32, 32).transpose(1, 2, 0))
+
+
+def test_names_of_cifar100():
+    names = builders.CLASS_NAMES["cifar100"]
+    assert len(set(names)) == 100 and list(names) == sorted(names)
+    assert len(set(builders.COARSE_NAMES)) == 20 and list(builders.COARSE_NAMES) == sorted(builders.COARSE_NAMES)
+
+
+def test_hashes_of_archives_are_those_of_tfds():
+    folder = Path(tfds.__file__).parent / "url_checksums"
+    for name in ("cifar10", "cifar100"):
+        url, _, digest, _ = (folder / f"{name}.txt").read_text().split()
+        assert builders.BUILDERS[name].files[0].sha256 == digest and builders.BUILDERS[name].files[0].urls[0] == url
+    urls = {line.split()[0] for line in (folder / "mnist.txt").read_text().splitlines()}
+    assert {f.urls[0] for f in builders.BUILDERS["mnist"].files} == urls
+
+
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_debian_folder_has_the_right_content(tmp_path, lines):
+    spec = builders.BUILDERS["fashion_mnist"]
+    raw = download.obtain("fashion_mnist", spec.files, data_dir=tmp_path, debian=spec.debian, say=lines.append)
+    assert lines == [f"raw files: {DEBIAN}"]
+    columns = builders._read_idx(raw)
+    assert columns["train"]["image"].shape == (60000, 28, 28, 1) and columns["test"]["image"].shape == (
+        10000,
+        28,
+        28,
+        1,
+    )
+    assert np.bincount(columns["train"]["label"]).tolist() == [6000] * 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_debian_fashion_mnist_is_prepared_whole(tmp_path, lines):
+    builders.prepare("fashion_mnist", tmp_path, say=lines.append)
+    data = stock("fashion_mnist", tmp_path)
+    for split, prefix, count in (("train", "train", 60000), ("test", "t10k", 10000)):
+        pixels = gzip.decompress((DEBIAN / f"{prefix}-images-idx3-ubyte.gz").read_bytes())[16:]
+        labels = gzip.decompress((DEBIAN / f"{prefix}-labels-idx1-ubyte.gz").read_bytes())[8:]
+        order = in_tfds_order(count, split, tmp_path)
+        examples = data[split].__getitems__(list(range(count)))
+        assert b"".join(bytes([e["label"]]) for e in examples) == bytes(labels[k] for k in order)
+        expected = np.frombuffer(pixels, np.uint8).reshape(-1, 28, 28, 1)[order]
+        np.testing.assert_array_equal(np.stack([e["image"] for e in examples]), expected)
+
+
+# Where the raw files come from.
+
+
+def test_unpacked_files_are_taken_too(raw_mnist, tmp_path, lines):
+    source, _ = raw_mnist
+    for path in list(source.glob("*.gz")):
+        name = path.stem.replace("-idx", ".idx") if "t10k" in path.stem else path.stem
+        (source / name).write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    assert builders.prepare("mnist", tmp_path / "data", source, say=lines.append).is_dir()
+
+
+def test_wrong_content_is_named_with_both_hashes(raw_mnist, tmp_path, lines):
+    source, _ = raw_mnist
+    path = source / "t10k-images-idx3-ubyte.gz"
+    good = sha256(gzip.decompress(path.read_bytes()))
+    path.write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(errors.BadRequest) as e:
+        builders.prepare("mnist", tmp_path / "data", source, say=lines.append)
+    assert all(part in str(e.value) for part in (str(path), good, sha256(b"something else")))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(errors.BadRequest, match="not a whole gzip file"):
+        builders.prepare("mnist", tmp_path / "data", source, say=lines.append)
+    assert not (tmp_path / "data" / "mnist").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda source: (source / "train-labels-idx1-ubyte.gz").unlink(), "lacks train-labels-idx1-ubyte.gz"),
+        (lambda source: source.rename(source.parent / "elsewhere"), "does not exist"),
+    ],
+)
+def test_source_that_will_not_do(change, message, raw_mnist, tmp_path, lines):
+    change(raw_mnist[0])
+    with pytest.raises(errors.BadRequest, match=message):
+        builders.prepare("mnist", tmp_path / "data", raw_mnist[0], say=lines.append)
+
+
+def test_source_file_of_another_name(tmp_path, lines):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"x")
+    for source, message in (
+        (tmp_path, "lacks cifar-10-binary"),
+        (tmp_path / "cifar-10-python.tar.gz", "not a raw file"),
+    ):
+        with pytest.raises(errors.BadRequest, match=message):
+            builders.prepare("cifar10", tmp_path / "data", source, say=lines.append)
+
+
+def test_nothing_works(raw_mnist, tmp_path, lines):
+    with pytest.raises(errors.Failure) as e:
+        builders.prepare("fashion_mnist", tmp_path / "data", say=lines.append)
+    text = str(e.value)
+    for part in (
+        "/nonexistent/fashion",
+        "downloads/raw/fashion_mnist",
+        "no apt-get",
+        "http://127.0.0.1:9/train-images",
+    ):
+        assert part in text.split("What to do")[0]
+    for part in ("t10k-labels-idx1-ubyte.gz", "--source=FOLDER", "configs/digits/lenet.py"):
+        assert part in text.split("What to do")[1]
+    assert not (tmp_path / "data" / "fashion_mnist").exists()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves a folder on this machine; yields its address and the folder."""
+    root = tmp_path / "served"
+    root.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(root))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}", root
+        served.shutdown()
+
+
+def test_download_goes_on_to_the_next_mirror_and_is_kept(server, raw_mnist, tmp_path, monkeypatch, lines):
+    address, served = server
+    source, _ = raw_mnist
+    spec = builders.BUILDERS["mnist"]
+    (served / "good").mkdir()
+    (served / "bad").mkdir()
+    for path in source.iterdir():
+        (served / "good" / path.name).write_bytes(path.read_bytes())
+        (served / "bad" / path.name).write_bytes(gzip.compress(b"a page that says hello"))
+    mirrors = ("http://127.0.0.1:9", f"{address}/none", f"{address}/bad", f"{address}/good")
+    files = tuple(f._replace(urls=tuple(f"{m}/{f.name}" for m in mirrors)) for f in spec.files)
+    monkeypatch.setitem(builders.BUILDERS, "mnist", spec._replace(files=files))
+    root = tmp_path / "data"
+    builders.prepare("mnist", root, say=lines.append)
+    kept = sorted(p.name for p in (root / "downloads/raw/mnist").iterdir())
+    assert kept == sorted(f"{n}.gz" for n in IDX)
+    monkeypatch.setattr(download, "_download", None)
+    builders.prepare("mnist", root, overwrite=True, say=lines.append)
+    assert lines[-1] == f"raw files: {root / 'downloads/raw/mnist'}"
+
+
+def test_mirrors_that_are_all_wrong(server, raw_mnist, tmp_path, monkeypatch, lines):
+    address, served = server
+    spec = builders.BUILDERS["mnist"]
+    files = tuple(f._replace(urls=(f"{address}/{f.name}",)) for f in spec.files)
+    monkeypatch.setitem(builders.BUILDERS, "mnist", spec._replace(files=files))
+    (served / files[0].name).write_bytes(b"hello")
+    with pytest.raises(errors.Failure, match=f"{files[0].urls[0]} has another content.*{files[0].sha256}"):
+        builders.prepare("mnist", tmp_path / "data", say=lines.append)
+    assert list((tmp_path / "data/downloads/raw/mnist").iterdir()) == []
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_apt_get(user, raw_mnist, tmp_path, monkeypatch, lines):
+    """As root the package is installed, after an update where need be; others unpack it."""
+    source, _ = raw_mnist
+    package = tmp_path / "package"
+    debian = download.Debian("dataset-fashion-mnist", package)
+    spec = builders.BUILDERS["fashion_mnist"]._replace(debian=debian)
+    monkeypatch.setitem(builders.BUILDERS, "fashion_mnist", spec)
+    monkeypatch.setattr(download.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    calls = []
+
+    def run(command, cwd=None):
+        calls.append(" ".join(map(str, command[:2])))
+        if command[1] == "install" and calls.count("apt-get install") == 1:
+            return False, "404 Not Found"
+        if command[1] == "install":
+            source.rename(package)
+        if command[1] == "download":
+            (cwd / "dataset.deb").touch()
+        if command[0] == "dpkg-deb":
+            (cwd / "x" / package.relative_to("/")).parent.mkdir(parents=True)
+            source.rename(cwd / "x" / package.relative_to("/"))
+        return True, ""
+
+    monkeypatch.setattr(download, "_run", run)
+    builders.prepare("fashion_mnist", tmp_path / "data", say=lines.append)
+    root = ["apt-get install", "apt-get update", "apt-get install"]
+    assert calls == ["apt-cache show", *(["apt-get download", "dpkg-deb -x"] if user else root)]
+
+
+# What is there already, and what is left when things go wrong.
+
+
+def test_a_prepared_set_is_left_alone(raw_mnist, tmp_path, lines):
+    source, _ = raw_mnist
+    root = tmp_path / "data"
+    directory = builders.prepare("mnist", root, source, say=lines.append)
+    before = {p.name: p.stat().st_mtime_ns for p in directory.iterdir()}
+    assert builders.prepare("mnist", root, tmp_path / "gone", say=lines.append) == directory
+    assert lines[-1] == f"already prepared at {directory}, 72 examples; use --overwrite to make it again"
+    assert {p.name: p.stat().st_mtime_ns for p in directory.iterdir()} == before
+    with pytest.raises(errors.BadRequest):
+        builders.prepare("mnist", root, tmp_path / "gone", overwrite=True, say=lines.append)
+    assert len(stock("mnist", root)["train"]) == 60
+    builders.prepare("mnist", root, source, overwrite=True, say=lines.append)
+    assert {p.name: p.stat().st_mtime_ns for p in directory.iterdir()} != before
+    assert len(stock("mnist", root)["train"]) == 60
+
+
+def test_what_is_there_but_cannot_be_read(raw_mnist, tmp_path, lines):
+    source, _ = raw_mnist
+    root = tmp_path / "data"
+    directory = root / "mnist" / "3.0.1"
+    directory.mkdir(parents=True)
+    with pytest.raises(errors.BadRequest, match="is no data set; use --overwrite"):
+        builders.prepare("mnist", root, source, say=lines.append)
+    splits = [{"name": "train", "shardLengths": ["60000"]}]
+    (directory / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord", "splits": splits}))
+    with pytest.raises(errors.BadRequest, match=r"prepared as tfrecord.*use --overwrite"):
+        builders.prepare("mnist", root, source, say=lines.append)
+    builders.prepare("mnist", root, source, overwrite=True, say=lines.append)
+    next(directory.glob("*test*")).unlink()
+    with pytest.raises(errors.BadRequest, match="lacks files of the split test"):
+        builders.prepare("mnist", root, source, say=lines.append)
+
+
+def test_a_failure_while_replacing_keeps_the_old(raw_mnist, tmp_path, monkeypatch, lines):
+    source, _ = raw_mnist
+    root = tmp_path / "data"
+    directory = builders.prepare("mnist", root, source, say=lines.append)
+
+    def broken(columns):
+        yield from ()
+        raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(builders, "_rows", lambda columns: broken)
+    with pytest.raises(errors.Failure, match="No space left on device"):
+        builders.prepare("mnist", root, source, overwrite=True, say=lines.append)
+    assert len(stock("mnist", root)["train"]) == 60
+    assert [p.name for p in root.iterdir()] == ["mnist"] and [p.name for p in directory.parent.iterdir()] == ["3.0.1"]
+
+
+def test_no_room(raw_mnist, tmp_path, monkeypatch, lines):
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(errors.Failure, match="no room"):
+        builders.prepare("mnist", tmp_path / "data", raw_mnist[0], say=lines.append)
+
+
+def test_killed_in_between(tmp_path, lines):
+    """A killed preparation leaves nothing that looks like a data set, and the next one clears up after it."""
+    for k in range(40):
+        picture(tmp_path / "pictures" / "ab"[k % 2] / f"{k}.png")
+    root = tmp_path / "data"
+    program = f"""
+import os, time
+from recvis_jax.data import builders, image_file
+load = image_file.load
+def slow(path):
+    if path.stem == "39":
+        os.write(1, b"writing\\n")
+        time.sleep(60)
+    return load(path)
+image_file.load = slow
+builders.prepare("folder", {str(root)!r}, {str(tmp_path / "pictures")!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        waiting = threading.Thread(
+            target=builders.prepare, args=("folder", root, tmp_path / "pictures"), kwargs={"say": lines.append}
+        )
+        waiting.start()
+        while not lines:
+            time.sleep(0.01)
+        assert lines == [f"waiting for another preparation in {root}"]
+        assert list(root.glob("*/*/dataset_info.json")) == [] and [p.name for p in root.iterdir()] == [
+            ".incomplete-pictures"
+        ]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    waiting.join()
+    assert [p.name for p in root.iterdir()] == ["pictures"]
+    assert len(stock("pictures", root)["train"]) == 40
+
+
+# Folders of images.
+
+
+def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (8, 6), **options) -> bytes:
+    """Writes a random picture in the format of the suffix and returns the bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = PIL.Image.fromarray(RNG.integers(0, 256, (size[1], size[0], 3), np.uint8)).convert(mode)
+    image.save(path, **options)
+    return path.read_bytes()
+
+
+def examples(root: Path, name: str, split: str = "train") -> dict[str, dict]:
+    return {e["id"].decode("utf-8", "surrogateescape"): e for e in stock(name, root)[split]}
+
+
+def test_folder_with_odd_names(tmp_path, lines):
+    source = tmp_path / "Мои Pictures 2"
+    kept = {
+        "кошка/a b.JPG": picture(source / "кошка" / "a b.JPG"),
+        "кошка/same.png": picture(source / "кошка" / "same.png", size=(5, 9)),
+        "Dog, big/same.png": picture(source / "Dog, big" / "same.png"),
+        "Dog, big/deeper/ünï.jpeg": picture(source / "Dog, big" / "deeper" / "ünï.jpeg", mode="L"),
+    }
+    (source / "Dog, big" / os.fsdecode(b"\xff.jpg")).write_bytes(kept["кошка/a b.JPG"])
+    for name in ("notes.txt", ".DS_Store", ".hidden.png"):
+        (source / "кошка" / name).write_text("x")
+    (source / ".git").mkdir()
+    picture(source / "loose.png")
+    directory = builders.prepare("folder", tmp_path / "data", source, say=lines.append)
+    assert directory == tmp_path / "data" / "pictures_2" / "1.0.0"
+    assert builders.summary(directory) == ("pictures_2", "1.0.0", {"train": 5}, ("Dog, big", "кошка"))
+    read = examples(tmp_path / "data", "pictures_2")
+    assert set(read) == {*kept, "Dog, big/" + os.fsdecode(b"\xff.jpg")}
+    for name, data in kept.items():
+        expected = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+        close = 0 if name.endswith("png") else 4  # two jpeg decoders may differ a little
+        np.testing.assert_allclose(read[name]["image"].astype(int), np.asarray(expected).astype(int), atol=close)
+        assert read[name]["label"] == ("кошка" in name)
+    assert "ignored 1 images outside of any class folder" in lines[0]
+    assert "ignored 1 files that are not images" in lines[1] and "notes.txt" in lines[1]
+    assert lines[2] == "ignored 2 hidden files"
+
+
+def test_bytes_of_jpeg_and_png_are_kept(tmp_path, lines):
+    raw = {f"a/{n}": picture(tmp_path / "set" / "a" / n) for n in ("1.jpg", "2.png")}
+    raw["b/3.png"] = picture(tmp_path / "set" / "b" / "3.png", mode="L")
+    directory = builders.prepare("folder", tmp_path / "data", tmp_path / "set", folder_name="mine", say=lines.append)
+    source = tfds.builder_from_directory(directory).as_data_source(
+        split="train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    assert {e["id"].decode(): e["image"] for e in source} == raw
+    assert lines == []
+
+
+SIXTEEN = (np.arange(48).reshape(6, 8) * 1365).astype(np.uint16)
+UNUSUAL = {
+    "rgba.png": "RGBA",
+    "la.png": "LA",
+    "palette.png": "P",
+    "bits.png": "1",
+    "cmyk.jpg": "CMYK",
+    "grey.bmp": "L",
+    "a.bmp": "RGB",
+    "a.gif": "P",
+    "a.webp": "RGB",
+    "a.tiff": "RGB",
+    "a.ppm": "RGB",
+    "a.avif": "RGB",
+}
+
+
+def test_unusual_images_read_as_three_channels_of_eight_bits(tmp_path, lines):
+    folder = tmp_path / "set" / "a"
+    for name, mode in UNUSUAL.items():
+        picture(folder / name, mode)
+    PIL.Image.fromarray(SIXTEEN).save(folder / "sixteen.png")
+    PIL.Image.fromarray(SIXTEEN).save(folder / "sixteen.tif")
+    import cv2
+
+    cv2.imwrite(str(folder / "sixteen_rgb.png"), np.stack([SIXTEEN, SIXTEEN[::-1], SIXTEEN // 2], -1))
+    picture(folder / "key.png", transparency=(1, 2, 3))
+    PIL.Image.open(folder / "a.bmp").quantize(4).save(folder / "palette2.png", bits=2)
+    PIL.Image.open(folder / "a.webp").save(folder / "really_webp.jpg", format="WEBP", lossless=True)
+    builders.prepare("folder", tmp_path / "data", tmp_path / "set", folder_name="mine", say=lines.append)
+    read = examples(tmp_path / "data", "mine")
+    count = len(UNUSUAL) + 6
+    assert len(read) == count and lines == [
+        f"{count} images were stored as png, being no 8-bit grey or RGB jpeg or png"
+    ]
+    high = (SIXTEEN >> 8).astype(np.uint8)
+    for name, example in read.items():
+        if name in ("a/sixteen.png", "a/sixteen.tif"):
+            expected = np.repeat(high[..., None], 3, -1)
+        elif name == "a/sixteen_rgb.png":
+            expected = np.stack([(SIXTEEN // 2 >> 8).astype(np.uint8), high[::-1], high], -1)  # OpenCV writes BGR
+        else:
+            expected = np.asarray(PIL.Image.open(tmp_path / "set" / name).convert("RGB"))
+        assert example["image"].dtype == np.uint8
+        np.testing.assert_array_equal(example["image"], expected, err_msg=name)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_png_of_few_grey_levels(bits, tmp_path):
+    """Packed grey pixels, whether their bytes are kept or not, read as Pillow reads them."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(RNG.integers(0, 256, bits, np.uint8)) for _ in range(6))  # 8 pixels a row
+    header = struct.pack(">IIBBBBB", 8, 6, bits, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path = tmp_path / "few.png"
+    path.write_bytes(data)
+    image = image_file.load(path)
+    decoded = tfds.features.Image(shape=(None, None, 3)).decode_example_np(image.data)
+    np.testing.assert_array_equal(decoded, np.asarray(PIL.Image.open(path).convert("L").convert("RGB")))
+    assert len(np.unique(decoded)) > 1 and decoded.max() == 255
+
+
+def test_exif_rotation_is_said_but_not_applied(tmp_path, lines):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    raw = picture(tmp_path / "set" / "a" / "1.jpg", exif=exif)
+    assert image_file.load(tmp_path / "set/a/1.jpg") == (raw, sha256(raw), "", False, True)
+    builders.prepare("folder", tmp_path / "data", tmp_path / "set", folder_name="mine", say=lines.append)
+    assert examples(tmp_path / "data", "mine")["a/1.jpg"]["image"].shape == (6, 8, 3)
+    assert "1 images carry an EXIF rotation" in lines[0]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A folder of 12 good and 8 bad images: returns it and the bad ones."""
+    source = tmp_path / "damaged"
+    for k in range(12):
+        picture(source / "ab"[k % 2] / f"{k}.png", size=(40, 30))
+    jpeg, png = picture(source / "a" / "short.jpg", size=(64, 64)), picture(source / "a" / "short.png", size=(64, 64))
+    (source / "a/short.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (source / "a/short.png").write_bytes(png[: len(png) // 2])
+    (source / "b/zero.JPG").touch()
+    (source / "b/text.jpeg").write_text("hello")
+    (source / "b/phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (source / "b/gone.png").symlink_to(tmp_path / "nowhere.png")
+    PIL.Image.fromarray(RNG.random((4, 4), np.float32)).save(source / "b/float.tiff")
+    flipped = bytearray(picture(source / "a/crc.png", size=(64, 64)))
+    flipped[len(flipped) // 2] ^= 255
+    (source / "a/crc.png").write_bytes(flipped)
+    bad = ["a/short.jpg", "a/short.png", "a/crc.png", "b/zero.JPG", "b/text.jpeg", "b/phone.heic", "b/gone.png"]
+    return source, [*bad, "b/float.tiff"]
+
+
+def test_bad_images_fail_all_named_and_leave_nothing(damaged, tmp_path, lines):
+    source, bad = damaged
+    with pytest.raises(errors.BadRequest) as e:
+        builders.prepare("folder", tmp_path / "data", source, say=lines.append)
+    text = str(e.value)
+    assert text.startswith("8 of 20 images cannot be read") and "--on_error=skip" in text
+    assert all(str(source / b) in text for b in bad) and "zero bytes" in text and "No such file" in text
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_bad_images_are_skipped_if_asked(damaged, tmp_path, lines):
+    source, bad = damaged
+    directory = builders.prepare("folder", tmp_path / "data", source, on_error="skip", say=lines.append)
+    assert len(examples(tmp_path / "data", "damaged")) == 12
+    assert len([x for x in lines if x.startswith("skipped /")]) == 8 and "skipped 8 of 20 images" in lines
+    assert set(writing.recorded(directory)["skipped"]) == {f"train/{b}" for b in bad}
+    builders.prepare("folder", tmp_path / "data", source, say=lines.append)
+    assert "already prepared" in lines[-1]
+
+
+def test_many_bad_images_are_counted(tmp_path, lines):
+    for k in range(30):
+        (tmp_path / "set" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / "a" / f"{k:02}.jpg").touch()
+    with pytest.raises(errors.BadRequest, match=r"^30 of 30 .*19.jpg \(zero bytes\) and 10 more"):
+        builders.prepare("folder", tmp_path / "data", tmp_path / "set", folder_name="mine", say=lines.append)
+    picture(tmp_path / "set" / "b" / "good.png")
+    with pytest.raises(errors.BadRequest, match="classes of which no image can be read: a"):
+        builders.prepare(
+            "folder", tmp_path / "data", tmp_path / "set", folder_name="mine", on_error="skip", say=lines.append
+        )
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_splits(tmp_path, lines):
+    source = tmp_path / "set"
+    for split, classes in {"Train": "abc", "valid": "ab", "test": "abc"}.items():
+        for c in classes:
+            picture(source / split / c / "1.png")
+    directory = builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+    found = builders.summary(directory)
+    assert list(found.splits.items()) == [("train", 3), ("validation", 2), ("test", 3)] and found.class_names == tuple(
+        "abc"
+    )
+    assert lines == ["validation has no images of c"]
+    picture(source / "test" / "dog" / "1.png")
+    with pytest.raises(errors.BadRequest, match="test that train does not have: dog"):
+        builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("car", "train", "test"):
+        picture(tmp_path / name / "1.png")
+    assert folder.scan(tmp_path).classes == ("car", "test", "train")
+
+
+def make(tmp_path: Path, *paths: str) -> Path:
+    source = tmp_path / "set"
+    source.mkdir()
+    for path in paths:
+        if path.endswith("/"):
+            (source / path).mkdir(parents=True)
+        else:
+            picture(source / path)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [
+        ((), "no class folders"),
+        (("a.png", "b.png"), "no class folders, the images lie in it directly"),
+        (("a/1.png", "b/"), "classes without images: b"),
+        (("a/", "b/"), "holds no images"),
+        (("train/a/1.png", "val/"), "beside them val"),
+        (("train/a/1.png", "masks/1.png"), "beside them masks"),
+        (("train/a/1.png", "val/a/1.png", "valid/a/1.png"), "the same split under two names: val, valid"),
+        (("pictures/a/1.png", "pictures/b/1.png"), "did you mean --source=.*set/pictures"),
+        ((" a/1.png", "b/1.png"), "cannot be a class name"),
+    ],
+)
+def test_folders_that_will_not_do(paths, message, tmp_path, lines):
+    source = make(tmp_path, *paths)
+    with pytest.raises(errors.BadRequest, match=message):
+        builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+
+
+def test_requests_that_will_not_do(tmp_path, lines):
+    picture(tmp_path / "set" / "a" / "1.png")
+    for arguments, message in [
+        ({"name": "folder", "source": tmp_path / "none"}, "does not exist"),
+        ({"name": "folder", "source": tmp_path / "set" / "a" / "1.png"}, "is not a folder"),
+        ({"name": "folder"}, "needs --source"),
+        ({"name": "folder", "source": tmp_path / "set", "folder_name": "My set"}, "--name=My set will not do"),
+        ({"name": "folder", "source": tmp_path / "set", "folder_name": "mnist"}, "is a data set of tfds"),
+        ({"name": "folder", "source": tmp_path / "set", "folder_name": "imagenette"}, "such as my_imagenette"),
+        ({"name": "fashon_mnist"}, "Did you mean 'fashion_mnist'"),
+        ({"name": "mnist", "folder_name": "x"}, "--name is for --dataset=folder"),
+        ({"name": "mnist", "on_error": "ignore"}, "--on_error"),
+        ({"name": "mnist", "data_dir": "gs://bucket/data"}, "no local folder"),
+    ]:
+        with pytest.raises(errors.BadRequest, match=message):
+            builders.prepare(**{"data_dir": tmp_path / "data", "say": lines.append, **arguments})
+
+
+def test_a_folder_that_changed(tmp_path, lines):
+    source, root = make(tmp_path, "a/1.png", "b/2.png"), tmp_path / "data"
+    builders.prepare("folder", root, source, folder_name="mine", say=lines.append)
+    builders.prepare("folder", root, source, folder_name="mine", say=lines.append)
+    assert "already prepared" in lines[-1] and "2 examples" in lines[-1]
+    picture(source / "b" / "2.png")  # the same name and size, other pixels
+    with pytest.raises(errors.BadRequest, match="another data set of the same name, 2 examples; use --overwrite"):
+        builders.prepare("folder", root, source, folder_name="mine", say=lines.append)
+    picture(source / "b" / "3.png")
+    builders.prepare("folder", root, source, folder_name="mine", overwrite=True, say=lines.append)
+    assert set(examples(root, "mine")) == {"a/1.png", "b/2.png", "b/3.png"}
+    assert [p.name for p in root.iterdir()] == ["mine"]
+
+
+def test_order_does_not_depend_on_shards(tmp_path, monkeypatch, lines):
+    source = make(tmp_path, *(f"{c}/{k}.png" for c in "ab" for k in range(9)))
+    builders.prepare("folder", tmp_path / "one", source, folder_name="mine", say=lines.append)
+    monkeypatch.setattr(folder, "_shards", lambda found, split: 4)
+    directory = builders.prepare("folder", tmp_path / "four", source, folder_name="mine", say=lines.append)
+    assert len(list(directory.glob("*array_record*"))) == 4
+    assert list(examples(tmp_path / "one", "mine")) == list(examples(tmp_path / "four", "mine"))
+
+
+def test_shards_of_large_folders():
+    images = {"train": tuple(map(str, range(1_281_167))), "validation": tuple(map(str, range(50_000)))}
+    found = folder.Folder((), {}, images, 150 * 10**9, ())
+    assert folder._shards(found, "train") == 1024 and folder._shards(found, "validation") == 32
+
+
+# The program.
+
+
+def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "recvis_jax.prepare", *flags]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+
+
+def test_help_is_quick():
+    start = time.monotonic()
+    done = run("--help")
+    assert done.returncode == 0 and "--on_error" in done.stdout and time.monotonic() - start < 3
+
+
+def test_program(tmp_path):
+    source = make(tmp_path, "a/1.png", "b/2.png")
+    done = run("--dataset=folder", f"--source={source}", "--name=mine", RECVIS_DATA_DIR=str(tmp_path / "data"))
+    assert done.returncode == 0, done.stderr
+    assert f"mine 1.0.0 in {tmp_path / 'data/mine/1.0.0'}" in done.stdout
+    assert "2 classes: a, b" in done.stdout and "--config.data.name=mine\n" in done.stdout
+    (source / "a" / "1.png").touch()
+    (source / "a" / "1.png").write_bytes(b"")
+    done = run("--dataset=folder", f"--source={source}", "--name=other", f"--data_dir={tmp_path / 'data'}")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: 1 of 2 images cannot be read") and "a/1.png (zero bytes)" in done.stderr
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mine"]
+
+
+def test_program_refuses():
+    for flags, message in ((["--dataset=folder", "--sorce=x"], "'source'"), ([], "--dataset is missing")):
+        done = run(*flags)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
