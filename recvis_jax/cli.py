@@ -18,7 +18,7 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
 
 
 # Settings that make XLA faster on CPUs; they touch nothing on other platforms. See benchmarks/.
-CPU_XLA_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=",)
+CPU_XLA_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=reduce",)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

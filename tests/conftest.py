@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-flags = "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn_fusion_type="
+flags = "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn_fusion_type=reduce"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/recvis_jax/tests"))
 

@@ -55,20 +55,24 @@ def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKey
     mixing = [step.name for step in steps if step.name in PAIR_OPERATIONS]
 
     def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
-        batch = {**batch, "image": to_float(batch["image"])}
+        # Behind the barrier the conversion's product cannot be fused with a later sum, differently for each batch size.
+        batch = {**batch, "image": jax.lax.optimization_barrier(to_float(batch["image"]))}
         if not steps:
             return batch
         if "slot" not in batch:
             raise BadRequest(f"augmentation needs batch['slot']; the batch has {', '.join(sorted(batch))}.")
         if mixing:
             batch["label"] = _soft_labels(batch, num_classes, mixing[0])
-        key = _threefry(key)
-        for position, step in enumerate(steps):
-            op_key = jax.random.fold_in(key, position)
+        # A key for each operation, then for each example or pair, all at once: generators are slow to compile.
+        slots = [batch["slot"] // 2 if step.name in PAIR_OPERATIONS else batch["slot"] for step in steps]
+        keys = _fold_in(
+            _fold_in(jnp.broadcast_to(_threefry(key), len(steps)), jnp.arange(len(steps))), jnp.stack(slots)
+        )
+        for step, own in zip(steps, keys, strict=True):
             if step.name in PAIR_OPERATIONS:
-                batch = step.built(op_key, batch)
+                batch = step.built(own[::2], batch)
             else:
-                batch = {**batch, "image": step.built(_fold_in(op_key, batch["slot"]), batch["image"])}
+                batch = {**batch, "image": step.built(own, batch["image"])}
         return batch
 
     return augment
@@ -77,7 +81,7 @@ def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKey
 def to_float(images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Makes uint8 images float32 in [0, 1]; float images are taken to be so already."""
     if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255
+        return images.astype(jnp.float32) * np.float32(1 / 255)  # what compilers make of a division; 255 gives 1.0
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise BadRequest(f"images are uint8, or float in [0, 1], not {images.dtype}.")
     return images.astype(jnp.float32)
@@ -129,7 +133,7 @@ def mixup(alpha: float) -> PairOperation:
     Reference: Zhang et al. 2018, "mixup: beyond empirical risk minimization".
     """
     specs.number(alpha, "alpha", 0, above=True)
-    return lambda op_key, batch: _mix(op_key, batch, alpha, alpha, 0.0)
+    return lambda keys, batch: _mix(keys, batch, alpha, alpha, 0.0)
 
 
 def cutmix(alpha: float) -> PairOperation:
@@ -141,7 +145,7 @@ def cutmix(alpha: float) -> PairOperation:
     Reference: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers".
     """
     specs.number(alpha, "alpha", 0, above=True)
-    return lambda op_key, batch: _mix(op_key, batch, alpha, alpha, 1.0)
+    return lambda keys, batch: _mix(keys, batch, alpha, alpha, 1.0)
 
 
 def mixup_cutmix(mixup_alpha: float, cutmix_alpha: float, switch: float = 0.5) -> PairOperation:
@@ -152,7 +156,7 @@ def mixup_cutmix(mixup_alpha: float, cutmix_alpha: float, switch: float = 0.5) -
     specs.number(mixup_alpha, "mixup_alpha", 0, above=True)
     specs.number(cutmix_alpha, "cutmix_alpha", 0, above=True)
     specs.number(switch, "switch", 0, 1)
-    return lambda op_key, batch: _mix(op_key, batch, mixup_alpha, cutmix_alpha, switch)
+    return lambda keys, batch: _mix(keys, batch, mixup_alpha, cutmix_alpha, switch)
 
 
 PAIR_OPERATIONS: dict[str, Callable[..., PairOperation]] = {
@@ -167,11 +171,11 @@ _HOST_ONLY = dict.fromkeys(
 )
 
 
-def _mix(op_key: PRNGKeyArray, batch: Batch, mixup_alpha: float, cutmix_alpha: float, switch: float) -> Batch:
+def _mix(keys: Key[Array, "pairs"], batch: Batch, mixup_alpha: float, cutmix_alpha: float, switch: float) -> Batch:
     """Mixes neighbours: a pair is cut with probability `switch`, else blended."""
-    images, labels, slots = batch["image"], batch["label"], batch["slot"]
+    images, labels = batch["image"], batch["label"]
     b, h, w, _ = images.shape
-    u = images_.uniforms(_fold_in(op_key, slots[::2] // 2), 4)
+    u = images_.uniforms(keys, 4)
     cut = u[:, 0] < switch
     keep = jnp.where(cut, _beta(u[:, 1], cutmix_alpha), _beta(u[:, 1], mixup_alpha))
     if "mask" in batch:
@@ -242,5 +246,7 @@ def _threefry(key: PRNGKeyArray | Array) -> PRNGKeyArray:
     return jax.random.wrap_key_data(data[:2], impl="threefry2x32")
 
 
-def _fold_in(key: PRNGKeyArray, numbers: Int[Array, "n"]) -> Key[Array, "n"]:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+def _fold_in(keys: Key[Array, "n"], numbers: Int[Array, "n *b"]) -> Key[Array, "n *b"]:
+    """Folds each row of `numbers` into the key of that row."""
+    fold = jax.random.fold_in if numbers.ndim == 1 else jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold)(keys, numbers)

@@ -256,7 +256,7 @@ def rotated(
     """Rotates each image by `angle`, in radians and counter-clockwise, at most `most` either way."""
     if most == 0:
         return images
-    across, down = jnp.tan(angle / 2), -jnp.sin(angle)
+    across, down = -jnp.tan(angle / 2), jnp.sin(angle)
     grow = math.ceil(math.tan(most / 2) * (images.shape[1] - 1) / 2)
     # What the first shear moves out of the frame, the last one may bring back.
     images = _sheared(images, across, math.tan(most / 2), axis=2, grow=grow, value=value)
@@ -271,13 +271,14 @@ def _sheared(images: Array, slope: Array, steepest: float, axis: int, grow: int,
     pad = [(0, 0)] * 4
     pad[axis] = (grow + reach, grow + reach + 1)
     padded = jnp.pad(images, pad, constant_values=value)
-    shift = slope[:, None] * (jnp.arange(others) - (others - 1) / 2) + reach
-    shift = jnp.clip(jnp.expand_dims(shift, (axis, 3)), 0, 2 * reach)
-    whole = jnp.floor(shift)
-    moved = _shifted(padded, whole.astype(jnp.int32), axis, 2 * reach)
+    # In 2^-17ths of a pixel: whole numbers, because a float that is computed twice may floor to two results.
+    steps = jnp.round(slope * (1 << 16)).astype(jnp.int32)[:, None] * (2 * jnp.arange(others) - (others - 1))
+    steps = jnp.clip(jnp.expand_dims(steps, (axis, 3)) + (reach << 17), 0, 2 * reach << 17)
+    moved = _shifted(padded, steps >> 17, axis, 2 * reach)
+    fraction = (steps & ((1 << 17) - 1)).astype(jnp.float32) / (1 << 17)
     n = length + 2 * grow
     first, second = (lax.slice_in_dim(moved, i, i + n, axis=axis) for i in (0, 1))
-    return first + (second - first) * (shift - whole)
+    return first + (second - first) * fraction
 
 
 def _shifted(x: Array, shift: Array, axis: int, most: int) -> Array:

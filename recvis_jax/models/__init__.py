@@ -12,11 +12,13 @@ from recvis_jax.models.convnet import ConvNet
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
 from recvis_jax.models.mlp import MLP
+from recvis_jax.models.speednet import SpeedNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "linear": Linear,
     "mlp": MLP,
     "lenet5": LeNet5,
+    "speednet": SpeedNet,
     "convnet": ConvNet,
     **{f"resnet{d}": partial(CifarResNet, depth=d) for d in (20, 32, 44, 56, 110)},
     **{f"plain{d}": partial(CifarResNet, depth=d, shortcut="none") for d in (20, 32, 44, 56, 110)},

@@ -103,8 +103,11 @@ class BatchNorm(nn.Module):
         # One multiply and one add an element: forward and backward then read the activations once each.
         a = lax.rsqrt(var + self.epsilon) * scale
         shift = bias - mean * a
-        parts = x.reshape(-1, len(a), math.prod(x.shape[1:-1]), c).astype(jnp.float32)
-        return (parts * a[:, None] + shift[:, None]).reshape(x.shape).astype(self.dtype)
+        if len(a) == 1:  # no reshape around elementwise work: XLA's CPU loops would not be vectorised
+            return (x.astype(jnp.float32) * a[0] + shift[0]).astype(self.dtype)
+        rows = (len(a), *(1,) * (x.ndim - 2), c)
+        parts = x.reshape(-1, len(a), *x.shape[1:]).astype(jnp.float32)
+        return (parts * a.reshape(rows) + shift.reshape(rows)).reshape(x.shape).astype(self.dtype)
 
 
 def batch_statistics(
@@ -124,8 +127,9 @@ def batch_statistics(
     if groups < 1 or b % groups:
         raise BadRequest(f"bn_groups={groups} does not divide the {b} examples of a batch on one device.")
     space = math.prod(x.shape[1:-1])
-    parts = x.reshape(-1, groups, space, c).astype(jnp.float32)
-    moments = jnp.stack([parts.mean((0, 2)), jnp.square(parts).mean((0, 2))])  # (2, groups, c)
+    parts = (x if groups == 1 else x.reshape(-1, groups, *x.shape[1:])).astype(jnp.float32)
+    axes = tuple(axis for axis in range(parts.ndim - 1) if groups == 1 or axis != 1)
+    moments = jnp.stack([parts.mean(axes), jnp.square(parts).mean(axes)]).reshape(2, groups, c)
     devices = data_axis_size()
     if devices > 1:
         moments = lax.pmean(moments, DATA_AXIS)

@@ -33,7 +33,7 @@ def run(text, batch, key=KEY, num_classes=5):
 
 
 def unit(batch):
-    return np.asarray(batch["image"], np.float32) / np.float32(255)
+    return np.asarray(batch["image"], np.float32) * np.float32(1 / 255)
 
 
 # ---- the pipeline
@@ -90,38 +90,43 @@ def test_batches_that_do_not_fit():
             jax.jit(fn)(KEY, batch)
 
 
+LONG = "random_resized_crop(scale=(0.3, 1))|flip|rotate(9)|color_jitter(0.4, 0.4, 0.4, 0.1)|mixup_cutmix(0.8, 1)"
 EVERY = [
     "pad_crop(3)|flip",
     "random_resized_crop(10)",
     "rotate(30)",
     "color_jitter(0.4, 0.4, 0.4, 0.1)",
-    "erase(0.8, value='random')|cutout(5)",
-    "mixup(0.4)",
-    "cutmix(1.0)",
+    "erase(0.8)|cutout(5)",
+    "erase(1, value='random')",
     "mixup_cutmix(0.8, 1.0)",
-    "pad_crop(2)|random_resized_crop(scale=(0.3, 1))|flip|color_jitter(0.4, 0.4, 0.4, 0.1)|erase(0.5)|mixup_cutmix(0.8, 1)",
+    LONG,
 ]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("text", EVERY)
+@pytest.mark.parametrize("text, channels", [(t, 3) for t in EVERY] + [(EVERY[3], 1)])
 def test_any_split_of_the_batch_gives_the_same_bits(text, channels):
-    batch = make(24, c=channels) | {"mask": jnp.arange(24) < 21}
+    batch = make(18, c=channels) | {"mask": jnp.arange(18) < 15}
     fn = jax.jit(augment.parse(text, 5))
     whole = jax.device_get(fn(KEY, batch))
-    for size in (8, 6, 2) if "mix" in text else (8, 3, 1):
-        parts = [fn(KEY, {k: v[i : i + size] for k, v in batch.items()}) for i in range(0, 24, size)]
+    for size in (6, 2) if "mix" in text else (6, 1):
+        parts = [fn(KEY, {k: v[i : i + size] for k, v in batch.items()}) for i in range(0, 18, size)]
         for name in ("image", "label"):
             np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), whole[name], err_msg=f"{size}")
     other = jax.device_get(fn(jax.random.key(6), batch))
     assert not np.array_equal(other["image"], whole["image"])
-    eager = jax.device_get(augment.parse(text, 5)(KEY, batch))
-    np.testing.assert_allclose(eager["image"], whole["image"], atol=1e-4)
-    np.testing.assert_allclose(eager["label"], whole["label"], atol=1e-6)
     assert whole["image"].min() >= 0 and whole["image"].max() <= 1 and whole["image"].dtype == np.float32
 
 
-@pytest.mark.parametrize("text", [EVERY[0], EVERY[7]])
+def test_compiled_or_not():
+    batch, text = make(4, 7, 8), LONG + "|pad_crop(1)|erase(1)|cutout(2)"
+    with jax.disable_jit():
+        eager = jax.device_get(augment.parse(text, 5)(KEY, batch))
+    compiled = run(text, batch)
+    np.testing.assert_allclose(eager["image"], compiled["image"], atol=1e-4)
+    np.testing.assert_allclose(eager["label"], compiled["label"], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", [EVERY[0], EVERY[6]])
 def test_sharded_over_devices_gives_the_same_bits(text):
     batch, devices = make(32), jax.devices()
     if 32 % (2 * len(devices)):
@@ -180,8 +185,9 @@ def test_flip_mirrors_with_its_probability():
 
 
 def test_random_resized_crop_boxes():
+    draw = jax.jit(augment_images.resized_crop_boxes, static_argnums=(1, 2, 3, 4))
     keys, h, w = jax.random.split(KEY, 4000), 30, 50
-    boxes = augment_images.resized_crop_boxes(keys, h, w, (0.08, 1.0), (3 / 4, 4 / 3))
+    boxes = draw(keys, h, w, (0.08, 1.0), (3 / 4, 4 / 3))
     top, left, height, width = (np.asarray(v) for v in boxes)
     assert min(top.min(), left.min()) >= 0 and (top + height).max() <= h + 1e-4 and (left + width).max() <= w + 1e-4
     area, aspect = height * width / (h * w), width / height
@@ -191,18 +197,19 @@ def test_random_resized_crop_boxes():
     log_aspect = scipy.stats.uniform(np.log(3 / 4), 2 * np.log(4 / 3))
     assert scipy.stats.kstest(np.log(aspect[small]), log_aspect.cdf).pvalue > 1e-3
     assert scipy.stats.kstest((top / (h - height))[small], scipy.stats.uniform.cdf).pvalue > 1e-3
-    tall = augment_images.resized_crop_boxes(keys[:3], 100, 10, (0.9, 1.0), (3 / 4, 4 / 3))
+    tall = draw(keys, 100, 10, (0.9, 1.0), (3 / 4, 4 / 3))
     np.testing.assert_allclose(np.stack(tall)[:, 0], [(100 - 40 / 3) / 2, 0, 40 / 3, 10], rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [None, 7, (24, 30)])
 def test_random_resized_crop_is_pillows(size):
-    batch, fn = make(6, 16, 20, 1), augment_images.random_resized_crop(size)
+    batch, fn = make(6, 16, 20, 1), jax.jit(augment_images.random_resized_crop(size))
     keys = jax.random.split(KEY, 6)
     out = np.asarray(fn(keys, jnp.asarray(unit(batch))))
     height, width = out.shape[1:3]
     assert (height, width) == {None: (16, 20), 7: (7, 7)}.get(size, size)
-    boxes = np.stack(augment_images.resized_crop_boxes(keys, 16, 20, (0.08, 1.0), (3 / 4, 4 / 3)), axis=1)
+    draw = jax.jit(augment_images.resized_crop_boxes, static_argnums=(1, 2, 3, 4))
+    boxes = np.stack(draw(keys, 16, 20, (0.08, 1.0), (3 / 4, 4 / 3)), axis=1)
     for image, (top, left, box_h, box_w), mine in zip(unit(batch), boxes, out, strict=True):
         box = (left, top, min(left + box_w, 20), min(top + box_h, 16))
         reference = PIL.Image.fromarray(image[:, :, 0]).resize((width, height), PIL.Image.Resampling.BILINEAR, box=box)
@@ -220,10 +227,13 @@ def smooth(h, w):
     return (0.5 + 0.3 * np.sin(x / 5 + 0.4) * np.cos(y / 6) + 0.004 * y)[None, :, :, None].astype(np.float32)
 
 
+rotated = jax.jit(augment_images.rotated, static_argnums=(2, 3))
+
+
 @pytest.mark.parametrize("degrees", [-30, -7, 12, 45])
 def test_rotation_is_pillows(degrees):
     image = smooth(40, 52)
-    out = np.asarray(augment_images.rotated(jnp.asarray(image), jnp.radians(jnp.array([degrees * 1.0])), 0.8, 0.25))
+    out = np.asarray(rotated(jnp.asarray(image), jnp.radians(jnp.array([degrees * 1.0])), 0.8, 0.25))
     reference = PIL.Image.fromarray(image[0, :, :, 0]).rotate(degrees, PIL.Image.Resampling.BILINEAR, fillcolor=0.25)
     difference = np.abs(out[0, :, :, 0] - np.asarray(reference))
     assert np.median(difference) < 0.005 and (difference < 0.02).mean() > 0.92  # edges of the frame are softened
@@ -232,9 +242,9 @@ def test_rotation_is_pillows(degrees):
 
 def test_rotation_by_none_and_a_right_angle():
     image = jnp.asarray(unit(make(2, 9, 9)))
-    quarter = augment_images.rotated(image, jnp.full(2, np.pi / 2), np.pi / 2, 0.0)
+    quarter = rotated(image, jnp.full(2, np.pi / 2), np.pi / 2, 0.0)
     np.testing.assert_allclose(quarter, np.rot90(image, axes=(1, 2)), atol=1e-5)
-    np.testing.assert_array_equal(augment_images.rotated(image, jnp.zeros(2), 0.5, 0.0), image)
+    np.testing.assert_array_equal(rotated(image, jnp.zeros(2), 0.5, 0.0), image)
     np.testing.assert_array_equal(run("rotate(0)", make(2))["image"], unit(make(2)))
     flat = {"image": jnp.full((64, 9, 9, 1), 0.5), "slot": jnp.arange(64)}
     dark = (run("rotate(40)", flat)["image"][:, 0, 0, 0] < 0.25).mean()

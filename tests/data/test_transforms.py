@@ -70,7 +70,7 @@ def test_arguments_by_position_and_keyword_are_the_same():
         ("flip(q=1)", ["no argument 'q'", "flip(p=0.5)"]),
         (
             "random_resized_crop(224, scal=(0.1, 1))",
-            ["'scale'", "random_resized_crop(size, scale=(0.08, 1), ratio=(0.75, 1.333)"],
+            ["'scale'", "(size, scale=(0.08, 1), ratio=(0.75, 1.333)"],
         ),
         ("flip(0.5, 1)", ["too many", "flip(p=0.5)"]),
         ("central_crop", ["missing", "size", "central_crop(size)"]),
