@@ -12,6 +12,8 @@ from recvis_jax.models.convnet import ConvNet
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
 from recvis_jax.models.mlp import MLP
+from recvis_jax.models.resnet import VARIANTS as RESNETS
+from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.speednet import SpeedNet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -22,6 +24,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     **{f"resnet{d}": partial(CifarResNet, depth=d) for d in (20, 32, 44, 56, 110)},
     **{f"plain{d}": partial(CifarResNet, depth=d, shortcut="none") for d in (20, 32, 44, 56, 110)},
+    **{name: partial(ResNet, **kw) for name, kw in RESNETS.items()},
 }
 
 
