@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -153,9 +153,8 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
         "multi_label": data.train.multi_label,
     }
     takes = inspect.signature(make).parameters
-    known = {k: v for k, v in known.items() if k in takes}
-    errors.check_kwargs(make, kw, "task", extra=("name",))
-    return make(model, **{**known, **kw})
+    errors.check_kwargs(make, kw, "config.task", extra=("name",), given=("model", *known))
+    return make(model, **{k: v for k, v in known.items() if k in takes}, **kw)
 
 
 class Run(NamedTuple):
@@ -166,8 +165,10 @@ class Run(NamedTuple):
       mesh: all devices.
       create: () -> the state at step 0, compiled.
       template: its shapes and types.
+      seed: of everything random.
       total_steps: updates of the whole run.
       steps_per_epoch: updates an epoch, not necessarily whole.
+      batch_size: examples an update.
       eval_batch_size: examples a batch in evaluation.
     """
 
@@ -178,8 +179,10 @@ class Run(NamedTuple):
     mesh: Mesh
     create: Callable[[], states.State]
     template: states.State
+    seed: int
     total_steps: int
     steps_per_epoch: float
+    batch_size: int
     eval_batch_size: int
 
 
@@ -223,10 +226,65 @@ def make_run(
     if total < 1:
         raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim")
+    from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
+    errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
     optimizer = optimisers.make_optimizer(
         **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
     )
-    create = jax.jit(lambda: states.create(objective, optimizer, seed, ema=ema_decay is not None))
-    template = jax.eval_shape(create)
-    return Run(parts, net, objective, optimizer, mesh, create, template, total, per_epoch, eval_batch_size)
+    # Used once: what optimising its code would save is far less than it costs.
+    create = jax.jit(
+        lambda: states.create(objective, optimizer, seed, ema=ema_decay is not None),
+        compiler_options={"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None,
+    )
+    return Run(
+        data=parts,
+        model=net,
+        task=objective,
+        optimizer=optimizer,
+        mesh=mesh,
+        create=create,
+        template=jax.eval_shape(create),
+        seed=seed,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        batch_size=batch_size,
+        eval_batch_size=eval_batch_size,
+    )
+
+
+def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
+    """Returns an iterator over the run's training batches from number `first` on, on the devices."""
+    data = run.data
+    if first >= run.total_steps:
+        return iter(())  # nothing to read, or to keep, for a run that is done
+    placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(run.mesh)
+    kept, transform = data.train, data.transform
+    if data.cache != "none":
+        kept = pipeline.materialise(data.train, None if data.random else transform)
+        kept = placement.keep(kept) if data.cache == "device" else kept
+        transform = transform if data.random else None
+    return pipeline.train_batches(
+        kept,
+        data.train,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        start=first,
+        stop=run.total_steps,
+        placement=placement,
+        transform=transform,
+        threads=data.threads,
+        workers=data.workers,
+    )
+
+
+def eval_batches(run: Run, source: sources.Source, keep: bool = False) -> pipeline.EvalBatches:
+    """Returns all of `source` in batches for evaluation; `keep` keeps those of a small one on the devices."""
+    return pipeline.EvalBatches(
+        source,
+        batch_size=run.eval_batch_size,
+        placement=distributed.jit_placement(run.mesh),
+        transform=run.data.eval_transform,
+        keep=keep and run.data.cache != "none",
+        threads=run.data.threads,
+        workers=run.data.workers,
+    )

@@ -51,6 +51,9 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as e:
         valid = [name for name in flags.FLAGS if not name.startswith("config.")]
         sys.exit(_report(errors.BadRequest(f"unknown flag --{e.flagname}.{errors.nearest(e.flagname, valid)}"), 2))
+    except KeyError as e:  # of an override --config.section.key
+        text = str(e.args[0] if e.args else e)
+        sys.exit(_report(errors.BadRequest(f"unknown key in --config: {text}"), 2))
     except Exception as e:  # a config file may raise anything, also while it is merely loaded
         sys.exit(_report(e, 2))
 
@@ -58,7 +61,10 @@ def _parse(argv: list[str]) -> list[str]:
 def _report(error: BaseException, code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exc()
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "\nTraceback (most recent call last)" in text:  # of a config file, as text in the message
+        text = text.rstrip().splitlines()[-1].removeprefix("recvis_jax.errors.BadRequest: ")
+    text = " ".join(text.split()) or type(error).__name__
     if not isinstance(error, (errors.BadRequest, errors.Failure, flags.Error)):
         kind = type(error).__name__
         text = text if isinstance(error, OSError) else f"{kind}: {text[:600]}"
@@ -67,8 +73,8 @@ def _report(error: BaseException, code: int) -> int:
     return code
 
 
-def start_jax(compile_cache: str | None = "default") -> str:
-    """Sets what must be set before JAX starts and returns a line that says so.
+def start_jax(compile_cache: str | None = "default") -> None:
+    """Sets what must be set before JAX starts, and starts it.
 
     Args:
       compile_cache: folder of the persistent compilation cache; "default" is `$JAX_COMPILATION_CACHE_DIR` or
@@ -86,8 +92,15 @@ def start_jax(compile_cache: str | None = "default") -> str:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     try:
-        devices = jax.devices()
+        jax.devices()
     except RuntimeError as e:
         raise errors.Failure(f"JAX found no usable device: {e}") from e
-    kinds = f"{len(devices)} x {devices[0].device_kind}" if devices else "no device"
-    return f"jax {jax.__version__} on {kinds} ({devices[0].platform}); XLA_FLAGS={os.environ['XLA_FLAGS']!r}"
+
+
+def about_jax() -> str:
+    """Returns a line about the devices that JAX found and the settings that it was started with."""
+    import jax
+
+    devices = jax.devices()
+    kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    return f"jax {jax.__version__} on {kinds}; XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"

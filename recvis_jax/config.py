@@ -45,6 +45,19 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     return out
 
 
+def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns `config` as programs want it: cut down if `arg.smoke`, and with the sections that it left empty.
+
+    Only a section that is there takes keys from the command line, as `--config.optim.schedule_args.final=0.1`.
+    """
+    c = smoke(config) if arg.smoke else config.copy_and_resolve_references()
+    with c.unlocked():
+        for section, key in ((c, "task"), (c.optim, "schedule_args"), (c.optim, "optimizer_args")):
+            if key not in section:
+                section[key] = ml_collections.ConfigDict()
+    return c
+
+
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
     c = config.copy_and_resolve_references()
@@ -52,14 +65,33 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
         c.batch_size = 16
         c.eval_batch_size = 16
-        c.epochs = None
+        del c.epochs
         c.steps = 4
         c.log_every = 2
         c.eval_every = 2
         c.checkpoint_every = 2
-        c.optim.warmup = 0.25
-        c.optim.warmup_epochs = 0
+        if c.optim.get("warmup_epochs"):  # longer than the run
+            c.optim.warmup_epochs = 0
+            c.optim.warmup = 0.25
     return c
+
+
+def read(flag: Any, example: str) -> dict[str, Any]:
+    """Returns the config that a program's `--config` names, as plain dicts.
+
+    Args:
+      flag: what `config_flags.DEFINE_config_file` returned.
+      example: a config file, for the message where the flag is missing.
+
+    Raises:
+      BadRequest: the flag is missing, or its file cannot be read.
+    """
+    if flag.value is None:
+        raise errors.BadRequest(f"--config is missing, for instance --config={example}.")
+    try:
+        return plain(flag.value.copy_and_resolve_references())
+    except OSError as e:  # raised only when the config is looked at
+        raise errors.BadRequest(f"--config cannot be read: {str(e).splitlines()[-1].strip()}.") from e
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -42,19 +42,27 @@ def keywords(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in found.items() if k not in hidden}
 
 
-def check_kwargs(fn: Callable[..., Any], kwargs: Mapping[str, Any], where: str, extra: Iterable[str] = ()) -> None:
-    """Checks names and plain types of `kwargs` against the signature of `fn`.
+def check_kwargs(
+    fn: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    where: str,
+    extra: Iterable[str] = (),
+    given: Iterable[str] = (),
+) -> None:
+    """Checks names and plain types of `kwargs` against the signature of `fn`, and that none is missing.
 
     Args:
       fn: what will be called with `kwargs`.
       kwargs: the keyword arguments, as they came from a config.
       where: the config section, for the message ("optim").
       extra: further names that are valid in the section though `fn` does not take them.
+      given: names that `fn` takes but gets from elsewhere, so that they are not valid in the section.
 
     Raises:
-      BadRequest: an unknown name (with the nearest valid one), or a value whose type is not the annotated one.
+      BadRequest: an unknown name (with the nearest valid one), a value whose type is not the annotated one, or a name
+        without a default that is missing.
     """
-    parameters = keywords(fn)
+    parameters = {k: p for k, p in keywords(fn).items() if k not in set(given)}
     valid = [*extra, *parameters]
     for name, value in kwargs.items():
         if name in extra:
@@ -66,6 +74,9 @@ def check_kwargs(fn: Callable[..., Any], kwargs: Mapping[str, Any], where: str, 
         hint = parameters[name].annotation
         if not _fits(value, hint):
             raise BadRequest(f"{where}.{name} is {value!r}, of type {type(value).__name__}; it takes {_show(hint)}.")
+    missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in kwargs]
+    if missing:
+        raise BadRequest(f"{where} lacks {', '.join(missing)}. Valid keys in {where}: {', '.join(sorted(valid))}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:

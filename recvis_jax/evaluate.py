@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         config = json.loads(path.read_text())
     except ValueError as e:
         raise errors.BadRequest(f"{path} is not valid JSON ({e}).") from e
-    print(cli.start_jax(_CACHE.value), flush=True)
+    cli.start_jax(_CACHE.value)
     if _DATA_DIR.value:
         config["data"]["data_dir"] = _DATA_DIR.value
     evaluate(folder, config, _SPLIT.value, _CHECKPOINT.value, _METRICS.value, _BATCH.value)
@@ -47,7 +47,6 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
     from recvis_jax import build
-    from recvis_jax.data import pipeline
     from recvis_jax.evaluation import classify
     from recvis_jax.training import checkpoint, distributed, log
 
@@ -65,12 +64,8 @@ def evaluate(
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
     source = run.data.open(expression)
     restored = checkpoint.Checkpointer(folder, run.template, run.mesh, read_only=True).restore(which)
-    batches = pipeline.EvalBatches(
-        source, batch_size=run.eval_batch_size, placement=distributed.jit_placement(run.mesh),
-        transform=run.data.eval_transform, threads=run.data.threads, workers=run.data.workers,
-    )  # fmt: skip
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-    values = measure(*restored.state.evaluated, batches)
+    values = measure(*restored.state.evaluated, build.eval_batches(run, source))
     print(f"checkpoint {which} (step {restored.step:,}) of {folder} on {source.name}, {source.length:,} examples")
     names = source.class_names
     for name, value in values.items():

@@ -8,6 +8,7 @@ The same command given again goes on where the run stopped, and ends bit for bit
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +28,11 @@ _CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled pro
 
 def main(argv: list[str]) -> int:
     del argv
-    if _CONFIG.value is None:
-        raise errors.BadRequest("--config is missing, for instance --config=configs/fashion_mnist/lenet5.py.")
+    config = configs.read(_CONFIG, "configs/fashion_mnist/lenet5.py")
     if not _WORKDIR.value:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/first.")
-    print(cli.start_jax(_CACHE.value), flush=True)
-    config = configs.plain(_CONFIG.value)
-    errors.check_kwargs(train, config, "config", extra=())
+    errors.check_kwargs(train, config, "config", given=("workdir", "config"))
+    cli.start_jax(_CACHE.value)
     train(workdir=_WORKDIR.value, config=config, **config)
     return 0
 
@@ -83,7 +82,6 @@ def train(
       early_stop: evaluations without a new best after which the run ends; 0 for never.
     """
     from recvis_jax import build, trees
-    from recvis_jax.data import pipeline
     from recvis_jax.evaluation import classify
     from recvis_jax.training import checkpoint, distributed, log, loop
     from recvis_jax.training import step as steps_of
@@ -94,113 +92,87 @@ def train(
         data=data, model=model, optim=optim, task=task, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size,
         eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype, ema_decay=ema_decay,
     )  # fmt: skip
-    parts, total = run.data, run.total_steps
-    measured = classify.build_metrics([*run.task.metrics, *metrics], parts.train.num_classes)
+    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
-    test = build.open_test(parts)
+    test = build.open_test(run.data)
 
     folder = log.open_workdir(workdir, config or {}, configs.differences)
-    keeper = checkpoint.Checkpointer(folder, run.template, run.mesh)
-    restored = keeper.restore_newest()
-    resumed = restored.meta if restored else None
-    at = restored.step if restored else 0
-    keeper.forget_after(at)
-    state = restored.state if restored else run.create()
+    with loop.StopSignal() as stop:
+        keeper = checkpoint.Checkpointer(folder, run.template, run.mesh)
+        restored = keeper.restore_newest()
+        resumed = restored.meta if restored else {}
+        at = restored.step if restored else 0
+        keeper.forget_after(at)
+        state = restored.state if restored else run.create()
+        writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
+        _introduce(writer.say, run, test, model["name"])
+        writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
 
-    count = trees.count(state.params)
-    writer = log.Log(folder, total, at, evaluated=(resumed or {}).get("loop", {}).get("evaluated", 0))
-    sizes = {
-        "train": parts.train.length,
-        "val": parts.val.length if parts.val else 0,
-        "test": test.length if test else 0,
-    }
-    writer.say(
-        f"data: {parts.train.name}, {'x'.join(map(str, parts.image_shape))}, {parts.train.num_classes} classes; "
-        + ", ".join(f"{k} {v:,}" for k, v in sizes.items())
-        + f"; cache {parts.cache}"
-    )
-    writer.say(
-        f"model: {model['name']}, {count:,} parameters; "
-        f"{total:,} steps of {batch_size} ({total / run.steps_per_epoch:.3g} epochs)"
-    )
-    writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
+        evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
+        val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
 
-    placement = distributed.pmap_placement(run.mesh) if compile == "pmap" else distributed.jit_placement(run.mesh)
-    kept, reader = parts.train, parts.train
-    transform = parts.transform
-    if parts.cache != "none" and at < total:
-        kept = pipeline.materialise(parts.train, None if parts.random else transform)
-        transform = transform if parts.random else None
-        kept = placement.keep(kept) if parts.cache == "device" else kept
+        def validate(state, stop):
+            found = evaluate(*state.evaluated, val_batches, stop)
+            return found if found is None else classify.scalars(found)
 
-    def batches(start: int):
-        return pipeline.train_batches(
-            kept, reader, batch_size=batch_size, seed=seed, start=start, stop=total, placement=placement,
-            transform=transform, threads=parts.threads, workers=parts.workers,
+        step_fn = steps_of.make_train_step(
+            run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
+            compile=compile, mesh=run.mesh,
         )  # fmt: skip
+        try:
+            done = loop.run(
+                steps_of.place_state(state, run.mesh, compile), step_fn,
+                lambda first: build.train_batches(run, first, compile),
+                total_steps=run.total_steps, batch_size=batch_size, checkpointer=keeper, log=writer, resumed=resumed,
+                evaluate=validate if run.data.val else None, best=run.task.best, early_stop=early_stop, **every,
+                fetch=lambda x: steps_of.fetch_state(x, run.mesh, compile), stop=stop,
+            )  # fmt: skip
+        finally:
+            writer.close()
+            if distributed.is_main():
+                plot.curves(log.read_records(writer.path), folder / "curves.png")
+        state = steps_of.fetch_state(done.state, run.mesh, compile)
+        end = int(state.step)
+        if done.reason == "interrupted":
+            keeper.close()
+            print(f"stopped by SIGTERM at step {end}, saved; the same command goes on.", flush=True)
+            return {}
 
-    def eval_batches(source):
-        return pipeline.EvalBatches(
-            source, batch_size=run.eval_batch_size, placement=placement, transform=parts.eval_transform,
-            keep=parts.cache != "none", threads=parts.threads, workers=parts.workers,
-        )  # fmt: skip
-
-    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, parts.preprocess, run.mesh)
-    val_batches = eval_batches(parts.val) if parts.val else None
-
-    def validate(state, stop):
-        found = evaluate(*state.evaluated, val_batches, stop)
-        return found if found is None else classify.scalars(found)
-
-    step_fn = steps_of.make_train_step(
-        run.task,
-        run.optimizer,
-        augment=parts.augment,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        compile=compile,
-        mesh=run.mesh,
-    )
-    try:
-        done = loop.run(
-            steps_of.place_state(state, run.mesh, compile), step_fn, batches, total_steps=total, batch_size=batch_size,
-            checkpointer=keeper, log=writer, resumed=resumed, evaluate=validate if parts.val else None,
-            best=run.task.best, early_stop=early_stop,
-            fetch=lambda x: steps_of.fetch_state(x, run.mesh, compile), **every,
-        )  # fmt: skip
-    finally:
-        writer.close()
-        if distributed.is_main():
-            plot.curves(log.read_records(writer.path), folder / "curves.png")
-    if done.reason == "interrupted":
-        print(
-            f"stopped by SIGTERM at step {int(done.state.step.ravel()[0])}, saved; the same command goes on.",
-            flush=True,
-        )
-        keeper.close()
-        return {}
-
-    state = steps_of.fetch_state(done.state, run.mesh, compile)
-    summary = {
-        "parameters": count, "step": (end := int(state.step)), "epochs": end / run.steps_per_epoch,
-        "seconds": done.seconds, "reason": done.reason, "seed": seed,
-        "final": {"step": end, **({"val": done.last["metrics"]} if done.last else {})},
-    }  # fmt: skip
-    if done.best:
-        summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
-    if test:
-        test_batches = eval_batches(test)
-        summary["final"]["test"] = classify.scalars(evaluate(*state.evaluated, test_batches))
+        summary = {
+            "parameters": trees.count(state.params), "step": end, "epochs": end / run.steps_per_epoch,
+            "seconds": done.seconds, "reason": done.reason, "seed": seed, "final": {"step": end},
+        }  # fmt: skip
+        if done.last:
+            summary["final"]["val"] = done.last["metrics"]
         if done.best:
-            same = done.best["step"] == int(state.step)
-            best = state if same else keeper.restore("best").state
-            summary["best"]["test"] = classify.scalars(evaluate(*best.evaluated, test_batches))
-    keeper.close()
-    if distributed.is_main():
-        log.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        print(_report(summary, folder, time.monotonic() - began), flush=True)
-    return summary
+            summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
+        if test:
+            batches = build.eval_batches(run, test, keep=True)
+            summary["final"]["test"] = classify.scalars(evaluate(*state.evaluated, batches))
+            if done.best:
+                best = state if done.best["step"] == end else keeper.restore("best").state
+                summary["best"]["test"] = classify.scalars(evaluate(*best.evaluated, batches))
+        keeper.close()
+        if distributed.is_main():
+            log.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            print(_report(summary, folder, time.monotonic() - began), flush=True)
+        return summary
+
+
+def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> None:
+    """Says what is about to be trained, and on what."""
+    from recvis_jax import trees
+
+    say(cli.about_jax())
+    data = run.data
+    splits = {"train": data.train, "val": data.val, "test": test}
+    sizes = ", ".join(f"{name} {source.length if source else 0:,}" for name, source in splits.items())
+    shape = "x".join(map(str, data.image_shape))
+    say(f"data: {data.train.name}, {shape}, {data.train.num_classes} classes; {sizes}; cache {data.cache}")
+    epochs = run.total_steps / run.steps_per_epoch
+    count = trees.count(run.template.params)
+    say(f"model: {model}, {count:,} parameters; {run.total_steps:,} steps of {run.batch_size} ({epochs:.3g} epochs)")
 
 
 def _steps(name: str, value: int | float, per_epoch: float) -> int:

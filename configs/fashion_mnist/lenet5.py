@@ -24,4 +24,4 @@ def get_config(arg=None):
     c.model = dict(name="lenet5", activation="relu", pool="max")
     c.task = dict(name="classify", loss="softmax")
     c.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.05, weight_decay=1e-2)
-    return config.smoke(c) if arg.smoke else c
+    return config.finish(c, arg)

@@ -15,6 +15,8 @@ from recvis_jax.models.mlp import MLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.speednet import SpeedNet
+from recvis_jax.models.vit import VARIANTS as VITS
+from recvis_jax.models.vit import ViT
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "linear": Linear,
@@ -25,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{d}": partial(CifarResNet, depth=d) for d in (20, 32, 44, 56, 110)},
     **{f"plain{d}": partial(CifarResNet, depth=d, shortcut="none") for d in (20, 32, 44, 56, 110)},
     **{name: partial(ResNet, **kw) for name, kw in RESNETS.items()},
+    **{name: partial(ViT, **kw) for name, kw in VITS.items()},
 }
 
 

@@ -15,6 +15,9 @@ from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log
 from recvis_jax.training.state import State
 
+# Steps that are dispatched before the first of them is done.
+_AHEAD = 4
+
 Evaluate = Callable[[State, Callable[[], bool]], dict[str, float] | None]
 
 
@@ -58,6 +61,7 @@ def run(
     checkpoint_every: int = 1000,
     early_stop: int = 0,
     fetch: Callable[[State], State] = lambda s: s,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Finished:
     """Trains from `state` to `total_steps`.
 
@@ -75,6 +79,7 @@ def run(
       log_every, eval_every, checkpoint_every: in steps. Every evaluation also saves.
       early_stop: number of evaluations without a new best after which the run ends; 0 for never.
       fetch: placed state -> state to evaluate and save.
+      stop: whether to save and return, asked before every step; a `StopSignal`.
 
     Raises:
       Failure: a loss or gradient is not finite (the step is named, and the last good checkpoint kept), or a checkpoint
@@ -91,7 +96,6 @@ def run(
     )
     step = begin = int(np.ravel(state.step)[0])
     clock = time.monotonic()
-    stop = _StopSignal()
     pending: list[dict] = []  # metrics of steps not yet looked at, still on the device
     since = time.monotonic(), step
     saved_at = begin if resumed else -1
@@ -157,33 +161,34 @@ def run(
         checkpointer.wait()
         return Finished(state, reason, own["best"], own["last"], elapsed())
 
-    with stop:
-        # A best checkpoint that was still being written when the run was killed is written again.
-        if own["best"] and own["best"]["step"] == begin and checkpointer.best_step() != begin:
-            save(is_best=True)
-        while True:
-            last = step >= total_steps
-            due = evaluate is not None and step > 0 and (step % eval_every == 0 or last)
-            is_best = evaluated() if due and own["evaluated"] != step else False
-            if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
-                save(is_best)
-            if stop():
-                save(False)
-                return finished("interrupted")
-            if last:
-                return finished("done")
-            if early_stop and own["waited"] >= early_stop:
-                return finished("early stop")
-            state, metrics = step_fn(state, next(stream))
-            pending.append(metrics)
-            step += 1
-            log.advance(step)
-            if step % log_every == 0 or step == total_steps:
-                record_train()
+    # A best checkpoint that was still being written when the run was killed is written again.
+    if own["best"] and own["best"]["step"] == begin and checkpointer.best_step() != begin:
+        save(is_best=True)
+    while True:
+        last = step >= total_steps
+        due = evaluate is not None and step > 0 and (step % eval_every == 0 or last)
+        is_best = evaluated() if due and own["evaluated"] != step else False
+        if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
+            save(is_best)
+        if stop():
+            save(False)
+            return finished("interrupted")
+        if last:
+            return finished("done")
+        if early_stop and own["waited"] >= early_stop:
+            return finished("early stop")
+        state, metrics = step_fn(state, next(stream))
+        pending.append(metrics)
+        if len(pending) > _AHEAD:  # else the batches of steps to come would fill the device's memory
+            jax.block_until_ready(pending[-_AHEAD - 1]["loss"])
+        step += 1
+        log.advance(step)
+        if step % log_every == 0 or step == total_steps:
+            record_train()
 
 
-class _StopSignal:
-    """Notes SIGTERM; called, it says whether one came. Outside the main thread it never does."""
+class StopSignal:
+    """Notes SIGTERM while it is entered; called, it says whether one came. Outside the main thread it never does."""
 
     def __init__(self):
         self._came = threading.Event()

@@ -1,0 +1,171 @@
+"""Pieces of the models over tokens: patches, positions, the MLP, stochastic depth, and stacks of equal blocks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.models.attention import xavier_uniform
+from recvis_jax.models.layers import Acts
+
+# Variance in two passes: in float32, E[x^2] - E[x]^2 loses the small variances that the epsilon is there for.
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+
+
+class PatchEmbed(nn.Module):
+    """A linear map of every patch of the image, as a convolution; tokens in rows, then columns.
+
+    Attributes:
+      width: of a token.
+      patch_size: rows and columns of a patch.
+      kernel_init: initialiser of the (p p c d) kernel.
+      dtype: of the computation.
+
+    Raises:
+      BadRequest: the image is not made of whole patches.
+
+    Reference: Dosovitskiy et al. 2020, "An image is worth 16x16 words", eq. 1.
+    """
+
+    width: int
+    patch_size: int
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+        patch_grid(x.shape[1:3], self.patch_size)
+        size = (self.patch_size, self.patch_size)
+        conv = partial(nn.Conv, strides=size, padding="VALID", kernel_init=self.kernel_init, dtype=self.dtype)
+        x = conv(self.width, size, name="proj")(x.astype(self.dtype))
+        return x.reshape(len(x), -1, self.width)
+
+
+def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
+    """Returns rows and columns of patches of an image of `size` (h, w); `BadRequest` where they are not whole."""
+    h, w = size
+    if patch_size < 1:
+        raise BadRequest(f"patch_size must be at least 1, not {patch_size}.")
+    if min(h, w) < patch_size or h % patch_size or w % patch_size:
+        p = patch_size
+        raise BadRequest(f"{h}x{w} images are not made of {p}x{p} patches: both sides must be multiples, at least {p}.")
+    return h // patch_size, w // patch_size
+
+
+def sincos2d(h: int, w: int, width: int) -> Float[np.ndarray, "n d"]:
+    """Sines and cosines of the column in the first half of the width, of the row in the second.
+
+    Position x and frequency i of d / 4 give sin(x / 10000^(4 i / d)) and the cosine. Rows of the result are the
+    patches of the h w grid, row by row.
+
+    Raises:
+      BadRequest: 4 does not divide the width.
+
+    Reference: Vaswani et al. 2017, section 3.5, on two axes as He et al. 2022, "Masked autoencoders".
+    """
+    if width % 4:
+        raise BadRequest(f"sin-cos positions on two axes need a width divisible by 4, not {width}.")
+    y, x = np.divmod(np.arange(h * w), w)
+    angles = [p[:, None] / 10_000 ** (np.arange(width // 4) / (width // 4)) for p in (x, y)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+
+
+def learned_positions(module: nn.Module, name: str, n: int, width: int, tokens: str) -> Float[Array, "1 n d"]:
+    """Declares position embeddings for `n` tokens in `module`; `BadRequest` where it has another number of them."""
+    if module.has_variable("params", name):
+        have = module.get_variable("params", name).shape[1]
+        if have != n:
+            raise BadRequest(f"{tokens} are {n} tokens, but {name} was made for {have}: resample it when loading.")
+    return module.param(name, nn.initializers.normal(0.02), (1, n, width))
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), on the last axis.
+
+    Attributes:
+      hidden: width between the layers.
+      act: elementwise function.
+      dropout: probability that a unit is dropped after either layer, in training.
+      train: whether it is training.
+      dtype: of the computation.
+    """
+
+    hidden: int
+    act: Callable[[Array], Array]
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        dense = partial(nn.Dense, kernel_init=xavier_uniform, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
+        h = drop()(self.act(dense(self.hidden, name="fc1")(x)))
+        return drop()(dense(x.shape[-1], name="fc2")(h))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: a residual branch is left out for random examples, and scaled up for the others.
+
+    Reference: Huang et al. 2016, "Deep networks with stochastic depth".
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *n"], rate: Any) -> Float[Array, "b *n"]:
+        """Drops x[i] as a whole with probability `rate`, in [0, 1); None is 0 and draws nothing."""
+        if rate is None:
+            return x
+        shape = (len(x),) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, shape)
+        return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), 0)
+
+
+def stack(
+    block: Callable[..., nn.Module],
+    x: Float[Array, "b n d"],
+    depth: int,
+    *,
+    drop_path: float = 0.0,
+    remat: bool = False,
+    scan: bool = False,
+    name: str = "block",
+) -> tuple[Float[Array, "b n d"], Acts]:
+    """Applies `depth` equal blocks one after the other, inside the compact method of the calling module.
+
+    Args:
+      block: a linen class, or a partial of one; its modules are called as `block(x, rate) -> (x, acts)`, with the
+        probability `rate` of dropping a branch (None: never), and with intermediates `{"out": x, ...}`.
+      x: tokens.
+      depth: number of blocks.
+      drop_path: probability that the last block's branches are dropped; it grows linearly from 0 in the first.
+      remat: computes intermediates again in the backward pass instead of keeping them.
+      scan: compiles one block and loops over it. Its parameters are stacked along a new first axis below
+        `{name}s`; otherwise they are below `{name}0`, `{name}1`, ... (`recvis_jax.models.scan` converts).
+      name: of a block.
+
+    Returns:
+      Tokens, and intermediates: `{name}{i}` the output of block i, `{name}{i}/{key}` those it names.
+    """
+    if depth < 1:
+        raise BadRequest(f"depth must be at least 1, not {depth}.")
+    make, kw = (block.func, block.keywords) if isinstance(block, partial) else (block, {})
+    if remat:
+        make = nn.remat(make, prevent_cse=not scan)
+    rates = np.linspace(0, drop_path, depth, dtype=np.float32) if drop_path else None
+    if scan:
+        axes = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})
+        x, stacked = nn.scan(make, in_axes=0, length=depth, **axes)(**kw, name=f"{name}s")(x, rates)
+        inner = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
+    else:
+        inner = []
+        for i in range(depth):
+            x, named = make(**kw, name=f"{name}{i}")(x, None if rates is None else rates[i])
+            inner.append(named)
+    acts = {f"{name}{i}/{key}": a for i, named in enumerate(inner) for key, a in named.items()}
+    return x, {key.removesuffix("/out"): a for key, a in acts.items()}

@@ -1,0 +1,229 @@
+"""The engine behind the tables of names: one table turns another library's checkpoint into ours and back.
+
+A table is a tuple of rows (their name, our name or names, layout):
+
+    ("layer{i}.{j}.conv{k}.weight", "params/stage{i}_block{j+1}/conv{k}/kernel", "conv")
+    ("blocks.{i}.attn.qkv.weight", tuple(f"params/block{{i}}/attn/{x}/kernel" for x in QKV), "split_linear")
+
+`{i}` is an integer. In either name it may carry an offset and in theirs a format: `{j+1}`, `{j+1:02d}`. Our names are
+the paths of `trees.flatten(variables)`. The first row whose name of ours matches a variable is the one that holds; the
+names of theirs follow from those of ours, so a table is read in the same way for loading and for exporting.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recvis_jax import trees
+from recvis_jax.errors import BadRequest, choose
+
+
+class Layout(NamedTuple):
+    """How the numbers of a tensor are arranged there and here.
+
+    Attributes:
+      load: (their array, number of ours) -> our arrays. Raises ValueError where the shape cannot be theirs.
+      export: our arrays -> their array.
+      derived: their tensor holds nothing of ours: ignored in loading and made anew in exporting. A row of such a layout
+        names one of our variables only to say beside which tensors it stands.
+    """
+
+    load: Callable[[np.ndarray, int], Sequence[np.ndarray]]
+    export: Callable[..., np.ndarray]
+    derived: bool = False
+
+
+def single(load: Callable[[np.ndarray], np.ndarray], export: Callable[[np.ndarray], np.ndarray]) -> Layout:
+    """Returns the layout of one tensor that is one variable of ours."""
+    return Layout(lambda x, n: [load(x)], export)
+
+
+def _transpose(*axes: int) -> Layout:
+    return single(lambda x: x.transpose(axes), lambda y: y.transpose(np.argsort(axes)))
+
+
+def squeeze(axes: int) -> Layout:
+    """Returns the layout whose first `axes` axes, of size one, we do not have: (1, 1, i, o) <-> (i, o) for 2."""
+    return single(lambda x: np.squeeze(x, tuple(range(axes))), lambda y: y.reshape((1,) * axes + y.shape))
+
+
+def linear_after_flatten(h: int, w: int) -> Layout:
+    """Returns the layout of a linear layer on flattened feature maps of h x w pixels.
+
+    Theirs flattens channels first: (out, c h w) <-> (h w c, out).
+    """
+    return single(
+        lambda x: x.reshape(len(x), -1, h, w).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda y: y.reshape(h, w, -1, y.shape[1]).transpose(3, 2, 0, 1).reshape(y.shape[1], -1),
+    )
+
+
+def linear_as_conv(h: int, w: int) -> Layout:
+    """Returns the layout of a linear layer that theirs holds as an unpadded convolution: (out, c, h, w) <-> (h w c, out)."""
+    return single(
+        lambda x: x.reshape(*x.shape[:2], h, w).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda y: y.reshape(h, w, -1, y.shape[1]).transpose(3, 2, 0, 1),
+    )
+
+
+LAYOUTS: dict[str, Layout] = {
+    "": single(lambda x: x, lambda y: y),
+    # (out, in, h, w) <-> (h, w, in, out)
+    "conv": _transpose(2, 3, 1, 0),
+    # (out, in) <-> (in, out)
+    "linear": _transpose(1, 0),
+    # (out, in, 1, 1) <-> (in, out)
+    "conv1x1": linear_as_conv(1, 1),
+    # tensors fused along their first axis <-> one variable each
+    "split": Layout(lambda x, n: np.split(x, n), lambda *y: np.concatenate(y)),
+    # the same, of linear layers: (n out, in) <-> n times (in, out)
+    "split_linear": Layout(lambda x, n: [p.T for p in np.split(x, n)], lambda *y: np.concatenate([p.T for p in y])),
+    # PyTorch's count of the batches that a batch norm has seen
+    "count": Layout(lambda x, n: [], lambda y: np.zeros((), np.int64), derived=True),
+}
+
+Row = tuple[str, str | tuple[str, ...], str | Layout]
+Table = tuple[Row, ...]
+
+
+class Move(NamedTuple):
+    """One tensor of theirs, the variables of ours that it holds, and its layout."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    layout: Layout
+
+
+class Fit(NamedTuple):
+    """What became of a checkpoint: before `check`, names may be missing and shapes may differ.
+
+    Attributes:
+      values: our name -> array in our layout, not always of our shape.
+      source: our name -> their name.
+      missing: names of theirs that the checkpoint lacks.
+      unexpected: names of the checkpoint that our model has no place for.
+      misshapen: their name -> shape, for tensors that are not even of their layout's rank.
+    """
+
+    values: dict[str, np.ndarray]
+    source: dict[str, str]
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: dict[str, tuple[int, ...]]
+
+
+_PLACEHOLDER = re.compile(r"\{(\w+)([+-]\d+)?(?::(\w+))?\}")
+
+
+def _pattern(name: str) -> tuple[re.Pattern[str], dict[str, int]]:
+    """Returns the regular expression of our names, and the offset of each of its integers."""
+    offsets, out, end = {}, "", 0
+    for m in _PLACEHOLDER.finditer(name):
+        key, offset = m[1], int(m[2] or 0)
+        out += re.escape(name[end : m.start()]) + (rf"(?P={key})" if key in offsets else rf"(?P<{key}>\d+)")
+        offsets[key], end = offset, m.end()
+    return re.compile(out + re.escape(name[end:]) + r"\Z"), offsets
+
+
+def _fill(name: str, values: Mapping[str, int]) -> str:
+    return _PLACEHOLDER.sub(lambda m: format(values[m[1]] + int(m[2] or 0), m[3] or "d"), name)
+
+
+def plan(table: Table, names: Iterable[str]) -> list[Move]:
+    """Returns the tensors of theirs that hold our variables.
+
+    Args:
+      table: rows of (theirs, ours, layout).
+      names: path names of our variables.
+
+    Raises:
+      BadRequest: a variable has no row: the other library has no such model.
+    """
+    names = list(names)
+    known = set(names)
+    rows = []
+    for theirs, ours, layout in table:
+        ours = (ours,) if isinstance(ours, str) else ours
+        layout = choose(LAYOUTS, layout, "layout") if isinstance(layout, str) else layout
+        rows.append((theirs, ours, layout, [_pattern(o) for o in ours]))
+    moves: dict[str, Move] = {}
+    homeless = []
+    for name in names:
+        placed = False
+        for theirs, ours, layout, patterns in rows:
+            if placed and not layout.derived:
+                continue
+            for pattern, offsets in patterns:
+                if not (m := pattern.match(name)):
+                    continue
+                values = {key: int(text) - offsets[key] for key, text in m.groupdict().items()}
+                parts = tuple(_fill(o, values) for o in ours)
+                if min(values.values(), default=0) < 0 or not known.issuperset(parts):
+                    continue
+                move = Move(_fill(theirs, values), parts, layout)
+                moves[move.theirs] = move
+                placed = placed or not layout.derived
+                break
+        if not placed:
+            homeless.append(name)
+    if homeless:
+        raise BadRequest(
+            f"the table has no name for {len(homeless)} of the model's {len(names)} variables: "
+            f"{trees.shorten(homeless, 8)}; the other library has no model of this kind."
+        )
+    return list(moves.values())
+
+
+def fit(moves: Sequence[Move], source: Mapping[str, Any], ignore: str = "") -> Fit:
+    """Rearranges the tensors of a checkpoint into our variables, without judging yet.
+
+    Args:
+      moves: `plan` of the model.
+      source: their name -> array; read one at a time.
+      ignore: regular expression of names of theirs that may be left over.
+    """
+    out = Fit({}, {}, [], [], {})
+    for theirs, ours, layout in moves:
+        if layout.derived:
+            continue
+        out.source.update(dict.fromkeys(ours, theirs))
+        if theirs not in source:
+            out.missing.append(theirs)
+            continue
+        x = np.asarray(source[theirs])
+        try:
+            out.values.update(zip(ours, layout.load(x, len(ours)), strict=True))
+        except ValueError:
+            out.misshapen[theirs] = x.shape
+    used = {move.theirs for move in moves}
+    out.unexpected.extend(n for n in source if n not in used and not (ignore and re.search(ignore, n)))
+    return out
+
+
+def check(found: Fit, template: Mapping[str, Any], where: str) -> None:
+    """Raises `BadRequest` unless names and shapes agree entirely; the message lists all that differs.
+
+    Args:
+      found: a checkpoint in our layout.
+      template: our name -> array or `ShapeDtypeStruct`.
+      where: what the checkpoint is, for the message.
+    """
+    shapes = [f"{n} {s}" for n, s in found.misshapen.items()]
+    for name, x in found.values.items():
+        if np.shape(x) != np.shape(template[name]):
+            shapes.append(f"{found.source[name]} -> {name} {np.shape(x)} instead of {np.shape(template[name])}")
+    problems = {
+        "missing in it": found.missing,
+        "without a place in the model": found.unexpected,
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        lists = [f"\n  {len(v)} {k}: {trees.shorten(v)}" for k, v in problems.items() if v]
+        raise BadRequest(f"{where} does not fit the model of {len(template)} variables:{''.join(lists)}")
+
+
+def export(moves: Sequence[Move], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns their name -> array for our name -> array, in C order."""
+    return {m.theirs: np.array(m.layout.export(*(np.asarray(variables[o]) for o in m.ours)), order="C") for m in moves}
