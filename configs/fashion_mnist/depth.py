@@ -1,0 +1,34 @@
+"""The depth experiment of He et al. 2015 (figures 1 and 6) on Fashion-MNIST: are deeper nets better, with and without shortcuts?
+
+  python -m recvis_jax.train --config=configs/fashion_mnist/depth.py:depth=56,plain=True --workdir=runs/plain56
+  python -m recvis_jax.evaluate --workdir=runs/plain56 --split=train --checkpoint=last
+
+To take minutes instead of days: images of 14x14, 8, 16 and 32 channels, 6 epochs. depth is 20 or 56 (or 32, 44, 110).
+
+Time here, result: TODO
+"""
+
+import ml_collections
+
+from recvis_jax import config
+
+
+def get_config(arg=None):
+    arg = config.parse_arg(arg, depth=20, plain=False)
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.epochs = 6.0
+    c.batch_size = 128
+    c.eval_batch_size = 500
+    c.eval_every = 2.0
+
+    c.data = dict(name="fashion_mnist", train="train[:58000]", val="train[58000:]", test="test")
+    c.data.transform = "resize(14)"
+    c.data.eval_transform = "resize(14)"
+    c.data.augment = "flip"
+    c.data.statistics = "fashion_mnist"
+    c.model = dict(name=f"{'plain' if arg.plain else 'resnet'}{arg.depth}", width=8)
+    c.task = dict(name="classify", loss="softmax")
+    c.optim = dict(name="momentum", lr=0.1, schedule="step", weight_decay=1e-4, decay=None)
+    c.optim.schedule_args = dict(boundaries=(0.5, 0.8), factor=0.1)
+    return config.finish(c, arg)
