@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "tasks": (),
     "evaluation": (),
     "pretrained": ("trees", "models"),
+    "pretrained.run": ("trees", "training.checkpoint"),
     "training": ("trees",),
     "training.loop": (),
     "training.step": ("tasks.task",),

@@ -11,7 +11,7 @@ names of theirs follow from those of ours, so a table is read in the same way fo
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +61,7 @@ def linear_after_flatten(h: int, w: int) -> Layout:
 
 
 def linear_as_conv(h: int, w: int) -> Layout:
-    """Returns the layout of a linear layer that theirs holds as an unpadded convolution: (out, c, h, w) <-> (h w c, out)."""
+    """Returns the layout of a linear layer that theirs has as a convolution: (out, c, h, w) <-> (h w c, out)."""
     return single(
         lambda x: x.reshape(*x.shape[:2], h, w).transpose(2, 3, 1, 0).reshape(-1, len(x)),
         lambda y: y.reshape(h, w, -1, y.shape[1]).transpose(3, 2, 0, 1),
@@ -114,6 +114,29 @@ class Fit(NamedTuple):
     misshapen: dict[str, tuple[int, ...]]
 
 
+class Renamed(Mapping[str, Any]):
+    """A checkpoint under other names: each of `renames` (regular expression, replacement) is applied in turn."""
+
+    def __init__(self, source: Mapping[str, Any], renames: Sequence[tuple[str, str]]):
+        self._source, self._names = source, {}
+        for name in source:
+            new = name
+            for pattern, replacement in renames:
+                new = re.sub(pattern, replacement, new)
+            if new in self._names:
+                raise BadRequest(f"{self._names[new]!r} and {name!r} of the checkpoint are both {new!r}.")
+            self._names[new] = name
+
+    def __getitem__(self, name: str) -> Any:
+        return self._source[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 _PLACEHOLDER = re.compile(r"\{(\w+)([+-]\d+)?(?::(\w+))?\}")
 
 
@@ -131,19 +154,20 @@ def _fill(name: str, values: Mapping[str, int]) -> str:
     return _PLACEHOLDER.sub(lambda m: format(values[m[1]] + int(m[2] or 0), m[3] or "d"), name)
 
 
-def plan(table: Table, names: Iterable[str]) -> list[Move]:
+def plan(table: Table, names: Iterable[str], optional: Iterable[str] = ()) -> list[Move]:
     """Returns the tensors of theirs that hold our variables.
 
     Args:
       table: rows of (theirs, ours, layout).
       names: path names of our variables.
+      optional: further names, which need no row.
 
     Raises:
       BadRequest: a variable has no row: the other library has no such model.
     """
-    names = list(names)
-    known = set(names)
-    rows = []
+    optional = set(optional)
+    names = [*names, *optional.difference(names)]
+    known, rows = set(names), []
     for theirs, ours, layout in table:
         ours = (ours,) if isinstance(ours, str) else ours
         layout = choose(LAYOUTS, layout, "layout") if isinstance(layout, str) else layout
@@ -166,7 +190,7 @@ def plan(table: Table, names: Iterable[str]) -> list[Move]:
                 moves[move.theirs] = move
                 placed = placed or not layout.derived
                 break
-        if not placed:
+        if not placed and name not in optional:
             homeless.append(name)
     if homeless:
         raise BadRequest(

@@ -1,0 +1,156 @@
+"""Reading checkpoints that others wrote. Nothing in them is executed."""
+
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.pretrained import safetensors
+
+HUB = "hf://"
+PTH = (".pth", ".pt", ".bin")
+
+
+class Checkpoint(NamedTuple):
+    """Name -> array, read when asked for, and whether the names are already ours."""
+
+    tensors: Mapping[str, Any]
+    ours: bool = False
+
+
+def read(source: str) -> Checkpoint:
+    """Opens a checkpoint by what its name says it is.
+
+    Args:
+      source: a file `.safetensors`, `.npz`, or `.pth` (`.pt`, `.bin`) where torch is installed; `hf://owner/repo` or
+        `hf://owner/repo/file`; or the folder of a run of our own, with `@best`, `@last` or `@1000` to say which
+        checkpoint.
+
+    Raises:
+      BadRequest: there is no such file, it is of another kind, damaged, or needs a package that is not installed.
+    """
+    if source.startswith(HUB):
+        return read(str(_download(source)))
+    for place, which in ((source, ""), source.rpartition("@")[::2]):
+        if place and (Path(place).expanduser() / "checkpoints").is_dir():
+            from recvis_jax.pretrained import run  # loads orbax, which no file needs
+
+            return Checkpoint(run.read(Path(place).expanduser(), which), ours=True)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise BadRequest(f"{path} is a folder without checkpoints/: a run of ours has one; or give a file in it.")
+    if not path.is_file():
+        raise BadRequest(f"there is no file {path}.")
+    if path.suffix == ".safetensors":
+        return Checkpoint(safetensors.File(path))
+    if path.suffix == ".npz":
+        return Checkpoint(Npz(path))
+    if path.suffix in PTH:
+        return Checkpoint(_read_pth(path))
+    raise BadRequest(f"{path} is of no known kind: .safetensors, .npz and {', '.join(PTH)} are read.")
+
+
+class Npz(Mapping[str, np.ndarray]):
+    """An .npz archive as a mapping, with every header checked against its size first; pickled objects are refused."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                self._entries = {
+                    info.filename.removesuffix(".npy"): self._check(archive, info) for info in archive.infolist()
+                }
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as e:
+            raise BadRequest(f"{path} is damaged or no .npz archive: {' '.join(str(e).split())[:120]}.") from None
+
+    @staticmethod
+    def _check(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+        with archive.open(info) as f:
+            version = np.lib.format.read_magic(f)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read_header is None:
+                raise ValueError(f"{info.filename} is of an unknown version {version}")
+            shape, _, dtype = read_header(f)
+            if dtype.hasobject:
+                raise ValueError(f"{info.filename} holds pickled objects, which could execute code")
+            if f.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"{info.filename} claims shape {shape}, and has {info.file_size} bytes")
+        return info.filename
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            with zipfile.ZipFile(self._path) as archive, archive.open(self._entries[name]) as f:
+                return np.lib.format.read_array(f, allow_pickle=False)
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as e:
+            raise BadRequest(f"{name} in {self._path} is damaged: {' '.join(str(e).split())[:120]}.") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _read_pth(path: Path) -> dict[str, np.ndarray]:
+    """Reads a state dict with torch, which is told to build tensors and nothing else."""
+    try:
+        import torch
+    except ImportError:
+        raise BadRequest(
+            f"{path} is a pickle, which only torch reads safely, and torch is not installed: "
+            "pip install torch, or convert the file to .safetensors."
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises whatever the file's contents lead it to
+        raise BadRequest(f"{path} is no file of weights alone, and is refused ({_line(e)}).") from None
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise BadRequest(f"{path} holds no state dict: a table of tensors, bare or under 'model' or 'state_dict'.")
+    return {n: (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy() for n, x in state.items()}
+
+
+def _download(source: str) -> Path:
+    """Fetches hf://owner/repo[/file] into the hub's cache; without a file, the repository's one file of weights."""
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise BadRequest(
+            f"{source} needs the package huggingface_hub: pip install huggingface_hub, or download the file."
+        ) from None
+    owner, _, rest = source.removeprefix(HUB).partition("/")
+    repo, _, name = rest.partition("/")
+    if not owner or not repo:
+        raise BadRequest(f"{source!r} is not of the form hf://owner/repo or hf://owner/repo/file.")
+    try:
+        if not name:
+            files = hub.list_repo_files(f"{owner}/{repo}")
+            name = _weights(files, source)
+        return Path(hub.hf_hub_download(f"{owner}/{repo}", name))
+    except (OSError, ValueError) as e:  # what the hub's errors derive from
+        raise BadRequest(f"{source} cannot be fetched ({_line(e)}).") from None
+
+
+def _weights(files: list[str], source: str) -> str:
+    for suffix in (".safetensors", ".npz", *PTH):
+        found = [f for f in files if f.endswith(suffix)]
+        if "model.safetensors" in found:
+            return "model.safetensors"
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise BadRequest(f"{source} has several files of weights: {', '.join(found[:8])}. Name one: {source}/FILE.")
+    raise BadRequest(f"{source} has no file of weights (.safetensors, .npz, {', '.join(PTH)}).")
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200] or type(e).__name__

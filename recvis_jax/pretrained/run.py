@@ -1,0 +1,51 @@
+"""Checkpoints of our own runs as sources of weights."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from recvis_jax import trees
+from recvis_jax.errors import BadRequest
+from recvis_jax.training import checkpoint
+
+
+def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
+    """Returns the variables that a run evaluates: the moving average where it keeps one.
+
+    Nothing but the checkpoint's own description of its arrays is needed to read it, neither config nor optimizer.
+
+    Args:
+      workdir: folder of the run; it is only read, and may be one that goes on.
+      which: 'best', 'last' or a step; empty takes the best, or the last where none is marked as the best.
+
+    Returns:
+      Our path name -> array: 'params/...', 'batch_stats/...'.
+
+    Raises:
+      BadRequest: there is no such checkpoint.
+      Failure: it is damaged.
+    """
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    saved = {}
+    for kind in ("best", "last"):
+        folder = workdir.absolute() / "checkpoints" / kind
+        steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
+        saved |= {(kind, step): folder / str(step) for step in sorted(steps)}
+    wanted = which or ("best" if any(kind == "best" for kind, _ in saved) else "last")
+    found = [key for key in saved if wanted in (key[0], str(key[1]))]
+    if not found:
+        there = sorted({step for _, step in saved})
+        raise BadRequest(f"no checkpoint {wanted!r} in {workdir}: there are the steps {there}.")
+    with ocp.StandardCheckpointer() as reader:
+        described = reader.metadata(saved[found[-1]] / "state").item_metadata
+    template = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), described.tree)
+    reader = checkpoint.Checkpointer(workdir, template, mesh, read_only=True)
+    try:
+        state = reader.restore(wanted).state
+    finally:
+        reader.close()
+    if state.get("ema"):
+        state = state["ema"]
+    return {n: np.asarray(x) for n, x in trees.flatten({"params": state["params"], **state["model_state"]}).items()}
