@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import xavier_uniform
+from recvis_jax.models.conv_layers import dense_head
 from recvis_jax.models.layers import Acts
 
 # Variance in two passes: in float32, E[x^2] - E[x]^2 loses the small variances that the epsilon is there for.
@@ -58,31 +59,46 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
     return h // patch_size, w // patch_size
 
 
-def sincos2d(h: int, w: int, width: int) -> Float[np.ndarray, "n d"]:
+def sincos2d(h: int, w: int, width: int, last: bool = False) -> Float[np.ndarray, "n d"]:
     """Sines and cosines of the column in the first half of the width, of the row in the second.
 
-    Position x and frequency i of d / 4 give sin(x / 10000^(4 i / d)) and the cosine. Rows of the result are the
+    Position x and frequency i of f = d / 4 give sin(x / 10000^(i / f)) and the cosine. Rows of the result are the
     patches of the h w grid, row by row.
+
+    Args:
+      h, w: rows and columns of the grid.
+      width: d.
+      last: spaces the frequencies so that the last one is 1 / 10000, i / (f - 1), as big_vision does.
 
     Raises:
       BadRequest: 4 does not divide the width.
 
-    Reference: Vaswani et al. 2017, section 3.5, on two axes as He et al. 2022, "Masked autoencoders".
+    Reference: Vaswani et al. 2017, section 3.5, on two axes; Chen et al. 2021 ("MoCo v3"), He et al. 2022 ("MAE").
     """
-    if width % 4:
-        raise BadRequest(f"sin-cos positions on two axes need a width divisible by 4, not {width}.")
+    f = width // 4
+    if width % 4 or f <= last:
+        raise BadRequest(f"sin-cos positions on two axes need a width divisible by 4, of more than 4, not {width}.")
     y, x = np.divmod(np.arange(h * w), w)
-    angles = [p[:, None] / 10_000 ** (np.arange(width // 4) / (width // 4)) for p in (x, y)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    angles = [p[:, None] / 10_000 ** (np.arange(f) / (f - last)) for p in (x, y)]
+    return np.concatenate([g(a) for a in angles for g in (np.sin, np.cos)], axis=1).astype(np.float32)
 
 
-def learned_positions(module: nn.Module, name: str, n: int, width: int, tokens: str) -> Float[Array, "1 n d"]:
-    """Declares position embeddings for `n` tokens in `module`; `BadRequest` where it has another number of them."""
-    if module.has_variable("params", name):
-        have = module.get_variable("params", name).shape[1]
-        if have != n:
-            raise BadRequest(f"{tokens} are {n} tokens, but {name} was made for {have}: resample it when loading.")
-    return module.param(name, nn.initializers.normal(0.02), (1, n, width))
+def check_tokens(module: nn.Module, n: int, path: str, axis: int, images: str) -> None:
+    """Raises `BadRequest` where the variable `path` below `module` was made for another number of tokens than `n`.
+
+    Args:
+      module: the calling module.
+      n: number of tokens.
+      path: names joined by '/', of the collection first.
+      axis: of the variable, whose size is a number of tokens.
+      images: what has these tokens, for the message.
+    """
+    found = module.variables
+    for key in path.split("/"):
+        found = found.get(key, {})
+    if hasattr(found, "shape") and found.shape[axis] != n:
+        have, name = found.shape[axis], path.split("/", 1)[1]
+        raise BadRequest(f"{images} are {n} tokens, but {name} was made for {have}; the size of images is fixed.")
 
 
 class Mlp(nn.Module):
@@ -93,6 +109,7 @@ class Mlp(nn.Module):
       act: elementwise function.
       dropout: probability that a unit is dropped after either layer, in training.
       train: whether it is training.
+      kernel_init, bias_init: initialisers, by default those of the Vision Transformer.
       dtype: of the computation.
     """
 
@@ -100,11 +117,13 @@ class Mlp(nn.Module):
     act: Callable[[Array], Array]
     dropout: float = 0.0
     train: bool = False
+    kernel_init: Callable[..., Array] = xavier_uniform
+    bias_init: Callable[..., Array] = nn.initializers.normal(1e-6)
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        dense = partial(nn.Dense, kernel_init=xavier_uniform, bias_init=nn.initializers.normal(1e-6), dtype=self.dtype)
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         h = drop()(self.act(dense(self.hidden, name="fc1")(x)))
         return drop()(dense(x.shape[-1], name="fc2")(h))
@@ -169,3 +188,16 @@ def stack(
             inner.append(named)
     acts = {f"{name}{i}/{key}": a for i, named in enumerate(inner) for key, a in named.items()}
     return x, {key.removesuffix("/out"): a for key, a in acts.items()}
+
+
+def zero_head(acts: Acts, num_classes: int, dtype: Any) -> tuple[Float[Array, "b k"], Acts]:
+    """Ends a network with a linear head on `acts["features"]` that starts at zero; none where `num_classes` is 0."""
+    zeros = nn.initializers.zeros
+    return dense_head(acts, num_classes, dtype, kernel_init=zeros, bias_init=zeros)
+
+
+def check_rates(**rates: float) -> None:
+    """Raises `BadRequest` for a probability outside [0, 1)."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise BadRequest(f"{name}={rate} is outside [0, 1).")

@@ -15,10 +15,12 @@ from recvis_jax.models.tokens import (
     LayerNorm,
     Mlp,
     PatchEmbed,
-    learned_positions,
+    check_rates,
+    check_tokens,
     patch_grid,
     sincos2d,
     stack,
+    zero_head,
 )
 
 # Width, depth and heads: Dosovitskiy et al. 2020, table 1, for B, L and H; Touvron et al. 2020 for Ti and S.
@@ -103,6 +105,7 @@ class ViT(nn.Module):
         that attends to the tokens after the final norm, without a class token (Zhai et al. 2022).
       positions: 'learned', for the one grid of patches that they were made for, the class token's first; or
         'sincos2d', fixed, for any grid.
+      pre_logits: a dense layer of the same width and tanh before the head, as in the paper's pre-training.
       activation: elementwise function of the MLPs; published JAX weights were trained with 'gelu_tanh'.
       norm_eps: added to the variance in layer norms.
       dropout: probability that a unit is dropped in training, of the embedded tokens and in every branch.
@@ -127,6 +130,7 @@ class ViT(nn.Module):
     heads: int = 6
     pool: str = "cls"
     positions: str = "learned"
+    pre_logits: bool = False
     activation: str = "gelu"
     norm_eps: float = 1e-6
     dropout: float = 0.0
@@ -141,9 +145,7 @@ class ViT(nn.Module):
             raise BadRequest(f"unknown positions {self.positions!r}. There are: learned, sincos2d.")
         activation(self.activation)
         check_heads(self.width, self.heads)
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise BadRequest(f"{name}={getattr(self, name)} is outside [0, 1).")
+        check_rates(dropout=self.dropout, drop_path=self.drop_path)
         super().__post_init__()
 
     def embed(self, x: Float[Array, "b h w c"], train: bool) -> tuple[Float[Array, "b n d"], tuple[int, int], Acts]:
@@ -171,12 +173,10 @@ class ViT(nn.Module):
             x = AttentionPool(**kw, name="pool")(x)
         else:
             x = x[:, int(has_cls) :].mean(1, dtype=jnp.float32).astype(self.dtype)
-        acts["features"] = x = x if norm_first else norm(x)
-        if not self.num_classes:
-            return x.astype(jnp.float32), acts
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="head")
-        acts["logits"] = head(x).astype(jnp.float32)
-        return acts["logits"], acts
+        x = x if norm_first else norm(x)
+        if self.pre_logits:
+            x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))
+        return zero_head({**acts, "features": x}, self.num_classes, self.dtype)
 
     def add_positions(
         self, x: Float[Array, "b n d"], grid: tuple[int, int], has_cls: bool, images: str
@@ -187,7 +187,8 @@ class ViT(nn.Module):
             cls = self.param("cls_token", nn.initializers.zeros, (1, 1, d)).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, d)), x], axis=1)
         if self.positions == "learned":
-            positions = learned_positions(self, "pos_embed", n + has_cls, d, images)
+            check_tokens(self, n + has_cls, "params/pos_embed", 1, images)
+            positions = self.param("pos_embed", nn.initializers.normal(0.02), (1, n + has_cls, d))
         else:
-            positions = jnp.pad(sincos2d(*grid, d), ((int(has_cls), 0), (0, 0)))
+            positions = jnp.pad(sincos2d(*grid, d, last=True), ((int(has_cls), 0), (0, 0)))
         return x + positions.astype(self.dtype)
