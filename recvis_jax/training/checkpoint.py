@@ -2,11 +2,14 @@
 
 A run keeps the two newest under `checkpoints/last` (so that a damaged one can be skipped) and the best under
 `checkpoints/best`. Beside the state lies JSON with the position in the data, the loop's own state and a fingerprint of
-every leaf, computed on the device when saving and again when restoring: it finds what a file format does not.
+every leaf, computed on the device when saving and again when restoring, and one of the JSON: they find what a file
+format does not.
 """
 
 import errno
+import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +67,7 @@ class Checkpointer:
         """
         step = int(state.step)
         meta = {**meta, "step": step, "fingerprint": trees.fingerprint(state)}
+        meta["digest"] = _digest(meta)
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # on CPU the writer may share memory with a donated buffer
         self._guard(lambda: self._best.wait_until_finished())
@@ -77,8 +81,8 @@ class Checkpointer:
         self._guard(lambda: (self._best.wait_until_finished(), self._last.wait_until_finished()))
 
     def close(self) -> None:
-        self._best.close()
-        self._last.close()
+        """Waits for what is being saved; raises `Failure` where that failed."""
+        self._guard(lambda: (self._best.close(), self._last.close()))
 
     def restore(self, which: str | int = "last") -> Restored:
         """Restores "last", "best" or the checkpoint of a step.
@@ -151,6 +155,8 @@ class Checkpointer:
             )
         except Exception as e:
             raise errors.Failure(f"the checkpoint {place} cannot be read ({_line(e)})") from e
+        if found.meta.get("digest") != _digest(found.meta):
+            raise errors.Failure(f"the checkpoint {place} is corrupt: the record beside its state changed")
         given, expected = trees.fingerprint(found.state), found.meta["fingerprint"]
         wrong = [k for k in given if given[k] != expected.get(k)]
         if wrong:
@@ -163,8 +169,10 @@ class Checkpointer:
         try:
             action()
         except Exception as e:
-            kept = sorted({*self._last.all_steps(), *self._best.all_steps()})
-            good = [s for s in kept if (self.root / "last" / str(s)).exists() or (self.root / "best" / str(s)).exists()]
+            # As they lie on the disk: the managers already count what they were about to write and to remove.
+            good = sorted(
+                {int(p.name) for d in ("last", "best") for p in (self.root / d).glob("[0-9]*") if p.name.isdigit()}
+            )
             have = f"The checkpoints of steps {good} are intact." if good else "There is no earlier checkpoint."
             text = str(e)
             full = getattr(e, "errno", None) == errno.ENOSPC or "No space left" in text or "ENOSPC" in text
@@ -186,6 +194,11 @@ def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
 
 def _save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:
     manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+
+def _digest(meta: dict[str, Any]) -> int:
+    """Checksum of the JSON, but for itself."""
+    return zlib.crc32(json.dumps({k: v for k, v in meta.items() if k != "digest"}, sort_keys=True).encode())
 
 
 def _line(e: BaseException) -> str:
