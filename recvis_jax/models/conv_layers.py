@@ -1,4 +1,4 @@
-"""Pieces of the convolutional families: initialisers of their references, the head, pooling with `ceil_mode`."""
+"""Pieces of the convolutional families: initialisers of their references, heads, pooling, weight standardisation."""
 
 import math
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from recvis_jax.models.layers import Acts, max_pool
@@ -72,3 +74,70 @@ def ceil_max_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding:
         extra.append(max(steps * stride + window - size - 2 * padding, 0))
     pads = ((0, 0), *((padding, padding + e) for e in extra), (0, 0))
     return max_pool(jnp.pad(x, pads, constant_values=-jnp.inf), window, stride)
+
+
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
+    """Mean over size x size bins that cover any image; neighbours share a row or column where they do not divide.
+
+    Bin i covers rows floor(i h / s) up to ceil((i + 1) h / s), as in PyTorch's `AdaptiveAvgPool2d`.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    weights = []
+    for n in x.shape[1:3]:
+        w = np.zeros((size, n), np.float32)
+        for i in range(size):
+            start, stop = i * n // size, -(-(i + 1) * n // size)
+            w[i, start:stop] = 1 / (stop - start)
+        weights.append(jnp.asarray(w))
+    return jnp.einsum("ih,jw,bhwc->bijc", *weights, x.astype(jnp.float32)).astype(x.dtype)
+
+
+def local_response_norm(
+    x: Float[Array, "b h w c"], size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> Float[Array, "b h w c"]:
+    """x / (k + alpha sum of x^2 over `size` neighbouring channels)^beta.
+
+    Reference: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional networks", section 3.3.
+    """
+    half, c = size // 2, x.shape[-1]
+    squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (half, size - 1 - half)))
+    total = sum(squares[..., i : i + c] for i in range(size))
+    return (x / (k + alpha * total) ** beta).astype(x.dtype)
+
+
+class StdConv(nn.Module):
+    """Convolution whose kernel has mean 0 and variance 1 for each output channel, without bias.
+
+    w' = (w - mean) / sqrt(var + epsilon), over rows, columns and input channels, in float32.
+
+    Attributes:
+      width: output channels.
+      size: rows and columns of the kernel.
+      stride: step between windows.
+      padding: 'SAME' as TensorFlow's, or None for size // 2 on every side.
+      epsilon: added to the variance.
+      dtype: of the computation.
+
+    Reference: Qiao et al. 2019, "Micro-batch training with batch-channel normalization and weight standardization".
+    """
+
+    width: int
+    size: int
+    stride: int = 1
+    padding: str | None = None
+    epsilon: float = 1e-8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        kernel = self.param("kernel", he_fan_out, (self.size, self.size, x.shape[-1], self.width), jnp.float32)
+        centred = kernel - kernel.mean((0, 1, 2))
+        kernel = centred * lax.rsqrt(jnp.square(centred).mean((0, 1, 2)) + self.epsilon)
+        return lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=self.padding or [(self.size // 2, self.size // 2)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )

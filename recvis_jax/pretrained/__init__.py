@@ -13,12 +13,14 @@ import numpy as np
 
 from recvis_jax import models, trees
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.pretrained import adapt, files, rules, safetensors, torchvision
+from recvis_jax.pretrained import adapt, big_transfer, files, rules, safetensors, timm, torchvision
 
 # A module of names has TABLES: class of our model -> table, or function of the model that returns one;
 # NAMES: their name -> (our name, attributes); RENAMES: (regular expression, replacement) for what older files wrote.
 LIBRARIES: dict[str, ModuleType] = {
     "torchvision": torchvision,
+    "timm": timm,
+    "big_transfer": big_transfer,
 }
 
 # What torch's wrappers for several devices and for compilation put before every name.

@@ -2,9 +2,23 @@
 
 from typing import Any
 
+from recvis_jax.models.alexnet import AlexNet
+from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
-from recvis_jax.pretrained.rules import Table
+from recvis_jax.models.vgg import VARIANTS as VGGS
+from recvis_jax.models.vgg import VGG
+from recvis_jax.pretrained.rules import Layout, Table, linear_after_flatten
+
+
+def conv(theirs: str, ours: str) -> Table:
+    """Returns the rows of a convolution with a bias."""
+    return ((f"{theirs}.weight", f"params/{ours}/kernel", "conv"), (f"{theirs}.bias", f"params/{ours}/bias", ""))
+
+
+def linear(theirs: str, ours: str, layout: str | Layout = "linear") -> Table:
+    """Returns the rows of a fully connected layer."""
+    return ((f"{theirs}.weight", f"params/{ours}/kernel", layout), (f"{theirs}.bias", f"params/{ours}/bias", ""))
 
 
 def batch_norm(theirs: str, ours: str) -> Table:
@@ -18,6 +32,68 @@ def batch_norm(theirs: str, ours: str) -> Table:
     )
 
 
+def conv_norm(theirs: str, ours: str) -> Table:
+    """Returns the rows of GoogLeNet's convolution with a batch norm."""
+    return (
+        (f"{theirs}.conv.weight", f"params/{ours}/conv/kernel", "conv"),
+        *batch_norm(f"{theirs}.bn", f"{ours}/norm"),
+    )
+
+
+# Convolutions are numbered among activations and pools.
+ALEXNET: Table = (
+    *conv("features.0", "conv1"),
+    *conv("features.3", "conv2"),
+    *conv("features.6", "conv3"),
+    *conv("features.8", "conv4"),
+    *conv("features.10", "conv5"),
+    *linear("classifier.1", "fc6", linear_after_flatten(6, 6)),
+    *linear("classifier.4", "fc7"),
+    *linear("classifier.6", "head"),
+)
+
+
+def vgg_features(model: VGG) -> Table:
+    """Returns the rows of the convolutions of a VGG network, which are numbered among norms, activations and pools."""
+    rows: Table = ()
+    n = 0
+    for stage, blocks in enumerate(model.blocks, 1):
+        for block in range(1, blocks + 1):
+            rows += conv(f"features.{n}", f"stage{stage}_conv{block}")
+            rows += batch_norm(f"features.{n + 1}", f"stage{stage}_norm{block}")
+            n += 2 if model.norm == "none" else 3
+        n += 1
+    return rows
+
+
+def vgg(model: VGG) -> Table:
+    return (
+        *vgg_features(model),
+        *linear("classifier.0", "fc6", linear_after_flatten(7, 7)),
+        *linear("classifier.3", "fc7"),
+        *linear("classifier.6", "head"),
+    )
+
+
+GOOGLENET: Table = (
+    *conv_norm("conv1", "stem"),
+    *conv_norm("conv{i}", "conv{i}"),
+    *(
+        row
+        for block in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+        for row in (
+            *conv_norm(f"inception{block}.branch1", f"inception{block}/branch1_0"),
+            *conv_norm(f"inception{block}.branch2.{{j}}", f"inception{block}/branch2_{{j}}"),
+            *conv_norm(f"inception{block}.branch3.{{j}}", f"inception{block}/branch3_{{j}}"),
+            *conv_norm(f"inception{block}.branch4.1", f"inception{block}/branch4_0"),
+        )
+    ),
+    *conv_norm("aux{i}.conv", "aux{i}/conv"),
+    *linear("aux{i}.fc1", "aux{i}/fc1", linear_after_flatten(4, 4)),
+    *linear("aux{i}.fc2", "aux{i}/head"),
+    *linear("fc", "head"),
+)
+
 RESNET: Table = (
     ("conv1.weight", "params/stem/kernel", "conv"),
     *batch_norm("bn1", "stem_norm"),
@@ -25,15 +101,17 @@ RESNET: Table = (
     *batch_norm("layer{i}.{j}.bn{k}", "stage{i}_block{j+1}/norm{k}"),
     ("layer{i}.{j}.downsample.0.weight", "params/stage{i}_block{j+1}/proj/kernel", "conv"),
     *batch_norm("layer{i}.{j}.downsample.1", "stage{i}_block{j+1}/norm_proj"),
-    ("fc.weight", "params/head/kernel", "linear"),
-    ("fc.bias", "params/head/bias", ""),
+    *linear("fc", "head"),
 )
 
-# Class of our model -> table, or function of the model that returns one.
-TABLES = {ResNet: RESNET}
+TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET}
 
-# Their name -> our name and attributes.
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in RESNETS}
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "alexnet": ("alexnet", {}),
+    **{name: (name, {}) for name in VGGS},
+    # As its published weights are: with both auxiliary heads, and made for images in [-1, 1].
+    "googlenet": ("googlenet", dict(aux_logits=True, transform_input=True)),
+    **{name: (name, {}) for name in RESNETS},
+}
 
-# Regular expressions on their names, and what to write instead before looking a name up.
 RENAMES: tuple[tuple[str, str], ...] = ()

@@ -69,16 +69,22 @@ def load(model, state, size=224, **kw):
     return pretrained.load(state, model, template(model, size), say=lambda line: None, **kw)
 
 
-def check_inference(name, library, theirs, features, outputs=None, **kw):
-    """Holds every run of an inference fixture against our model; `features` maps the fixture's names to acts'."""
+def check_inference(name, library, theirs, features, output="logits", **kw):
+    """Holds every run of an inference fixture against our model.
+
+    Args:
+      name: of the fixture.
+      library, theirs: what `pretrained.create` is given, with the attributes `kw`.
+      features: the fixture's name of an intermediate -> ours.
+      output: the fixture's name of what our model computes.
+    """
     fixture = Fixture(name)
     model = pretrained.create(library, theirs, **kw)
-    outputs = {k: None for k in fixture.manifest["outputs"]} if outputs is None else outputs
     forward = jax.jit(partial(model.apply, train=False))
     for run, spec in fixture.runs.items():
         size = spec["inputs"][0]["shape"][-1]
-        logits, acts = forward(load(model, fixture.state_dict(run), size), fixture.images(run))
-        fixture.compare(f"{run}logits", logits)
+        logits, acts = forward(load(model, fixture.state_dict(run), size, library=library), fixture.images(run))
+        fixture.compare(f"{run}{output}", logits)
         for key, act in features.items() if not run else ():
             fixture.compare(key, acts[act])
 

@@ -1,0 +1,48 @@
+"""Names of timm's checkpoints (`timm.create_model`)."""
+
+from typing import Any
+
+from recvis_jax.models.bit import VARIANTS as BITS
+from recvis_jax.models.bit import BiT
+from recvis_jax.models.resnet import VARIANTS as RESNETS
+from recvis_jax.models.resnet import ResNet
+from recvis_jax.models.vgg import VARIANTS as VGGS
+from recvis_jax.models.vgg import VGG
+from recvis_jax.pretrained.rules import Table, linear_as_conv
+from recvis_jax.pretrained.torchvision import RESNET, linear, vgg_features
+
+
+def norm(theirs: str, ours: str) -> Table:
+    """Returns the rows of a layer or group norm."""
+    return ((f"{theirs}.weight", f"params/{ours}/scale", ""), (f"{theirs}.bias", f"params/{ours}/bias", ""))
+
+
+# The head is a 1x1 convolution.
+BIT: Table = (
+    ("stem.conv.weight", "params/stem/kernel", "conv"),
+    *norm("stages.{i}.blocks.{j}.norm{k}", "stage{i+1}_block{j+1}/norm{k}"),
+    ("stages.{i}.blocks.{j}.conv{k}.weight", "params/stage{i+1}_block{j+1}/conv{k}/kernel", "conv"),
+    ("stages.{i}.blocks.{j}.downsample.conv.weight", "params/stage{i+1}_block{j+1}/proj/kernel", "conv"),
+    *norm("norm", "norm"),
+    *linear("head.fc", "head", "conv1x1"),
+)
+
+
+def vgg(model: VGG) -> Table:
+    """Returns the rows of a VGG network, whose first two fully connected layers timm has as convolutions."""
+    return (
+        *vgg_features(model),
+        *linear("pre_logits.fc1", "fc6", linear_as_conv(7, 7)),
+        *linear("pre_logits.fc2", "fc7", "conv1x1"),
+        *linear("head.fc", "head"),
+    )
+
+
+TABLES = {BiT: BIT, ResNet: RESNET, VGG: vgg}
+
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name.replace("bit_r", "resnetv2_") + "_bit": (name, {}) for name in BITS},
+    **{name: (name, {}) for name in (*RESNETS, *VGGS)},
+}
+
+RENAMES: tuple[tuple[str, str], ...] = ()

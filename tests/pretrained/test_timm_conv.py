@@ -1,0 +1,12 @@
+"""Convolutional models against timm's outputs and gradients for the same weights."""
+
+from reference import check_inference, check_training
+
+
+def test_bit_inference():
+    features = {"feat_stem": "stem", "feat_stage1": "stage2/block4", "feat_norm": "norm"}
+    check_inference("timm_resnetv2_50x1_bit", "timm", "resnetv2_50x1_bit", features)
+
+
+def test_bit_training():
+    check_training("timm_resnetv2_50x1_bit_train", "timm", "resnetv2_50x1_bit")
