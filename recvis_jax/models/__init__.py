@@ -7,14 +7,30 @@ from typing import Any
 import flax.linen as nn
 
 from recvis_jax.errors import check_kwargs, choose
+from recvis_jax.models.alexnet import AlexNet
+from recvis_jax.models.bit import VARIANTS as BITS
+from recvis_jax.models.bit import BiT
 from recvis_jax.models.cifar_resnet import CifarResNet
+from recvis_jax.models.convmixer import VARIANTS as CONVMIXERS
+from recvis_jax.models.convmixer import ConvMixer
 from recvis_jax.models.convnet import ConvNet
+from recvis_jax.models.ff_only import VARIANTS as FF_ONLY
+from recvis_jax.models.ff_only import FFOnly
+from recvis_jax.models.gmlp import GMLP
+from recvis_jax.models.gmlp import VARIANTS as GMLPS
+from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
+from recvis_jax.models.mixer import VARIANTS as MIXERS
+from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.mlp import MLP
+from recvis_jax.models.resmlp import VARIANTS as RESMLPS
+from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.speednet import SpeedNet
+from recvis_jax.models.vgg import VARIANTS as VGGS
+from recvis_jax.models.vgg import VGG, VGGM
 from recvis_jax.models.vit import VARIANTS as VITS
 from recvis_jax.models.vit import ViT
 
@@ -26,8 +42,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     **{f"resnet{d}": partial(CifarResNet, depth=d) for d in (20, 32, 44, 56, 110)},
     **{f"plain{d}": partial(CifarResNet, depth=d, shortcut="none") for d in (20, 32, 44, 56, 110)},
+    "alexnet": AlexNet,
+    "vgg_m": VGGM,
+    **{name: partial(VGG, **kw) for name, kw in VGGS.items()},
+    "googlenet": GoogLeNet,
     **{name: partial(ResNet, **kw) for name, kw in RESNETS.items()},
+    **{name: partial(BiT, **kw) for name, kw in BITS.items()},
     **{name: partial(ViT, **kw) for name, kw in VITS.items()},
+    **{name: partial(ConvMixer, **kw) for name, kw in CONVMIXERS.items()},
+    **{name: partial(FFOnly, **kw) for name, kw in FF_ONLY.items()},
+    **{name: partial(GMLP, **kw) for name, kw in GMLPS.items()},
+    **{name: partial(Mixer, **kw) for name, kw in MIXERS.items()},
+    **{name: partial(ResMLP, **kw) for name, kw in RESMLPS.items()},
 }
 
 

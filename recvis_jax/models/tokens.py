@@ -19,6 +19,10 @@ from recvis_jax.models.layers import Acts
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
+# The DeiT family's initialiser of everything: a normal of 0.02, cut off at two of them.
+trunc_normal = nn.initializers.truncated_normal(0.02)
+
+
 class PatchEmbed(nn.Module):
     """A linear map of every patch of the image, as a convolution; tokens in rows, then columns.
 
@@ -57,6 +61,11 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
         p = patch_size
         raise BadRequest(f"{h}x{w} images are not made of {p}x{p} patches: both sides must be multiples, at least {p}.")
     return h // patch_size, w // patch_size
+
+
+def prepend(token: Float[Array, "1 1 d"], x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
+    """Puts the same token before those of every example."""
+    return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1])), x], axis=1)
 
 
 def sincos2d(h: int, w: int, width: int, last: bool = False) -> Float[np.ndarray, "n d"]:

@@ -18,6 +18,7 @@ from recvis_jax.models.tokens import (
     check_rates,
     check_tokens,
     patch_grid,
+    prepend,
     sincos2d,
     stack,
     zero_head,
@@ -182,13 +183,11 @@ class ViT(nn.Module):
         self, x: Float[Array, "b n d"], grid: tuple[int, int], has_cls: bool, images: str
     ) -> Float[Array, "b m d"]:
         """Puts the class token first, where there is one, and adds position embeddings."""
-        b, n, d = x.shape
         if has_cls:
-            cls = self.param("cls_token", nn.initializers.zeros, (1, 1, d)).astype(self.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, d)), x], axis=1)
+            x = prepend(self.param("cls_token", nn.initializers.zeros, (1, 1, self.width)), x)
         if self.positions == "learned":
-            check_tokens(self, n + has_cls, "params/pos_embed", 1, images)
-            positions = self.param("pos_embed", nn.initializers.normal(0.02), (1, n + has_cls, d))
+            check_tokens(self, x.shape[1], "params/pos_embed", 1, images)
+            positions = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         else:
-            positions = jnp.pad(sincos2d(*grid, d, last=True), ((int(has_cls), 0), (0, 0)))
+            positions = jnp.pad(sincos2d(*grid, self.width, last=True), ((int(has_cls), 0), (0, 0)))
         return x + positions.astype(self.dtype)
