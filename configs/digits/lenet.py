@@ -19,10 +19,12 @@ def get_config(arg=None):
     c.eval_batch_size = 360
     c.eval_every = 10.0
     c.checkpoint_every = 10.0
+    c.ema_decay = 0.99
 
     c.data = dict(name="digits", train="train[:90%]", val="train[90%:]", test="test")
     c.data.statistics = "digits"
-    c.data.augment = "pad_crop(1)"
+    c.data.transform = c.data.eval_transform = "resize(16, method='bicubic')"
+    c.data.augment = "rotate(12)|pad_crop(2)"
     c.model = dict(name="lenet5", activation="relu", pool="max")
     c.task = dict(name="classify", loss="softmax")
     c.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.05, weight_decay=1e-2)

@@ -28,6 +28,7 @@ def classify(
     loss: str | None = None,
     label_smoothing: float = 0.0,
     delta: float = 1.0,
+    mirror: bool = False,
 ) -> Task:
     """Pairs a model of `num_classes` outputs with a classification loss.
 
@@ -40,6 +41,7 @@ def classify(
         "huber" the outputs are regressed on the one-hot label, as the early perceptrons were trained.
       label_smoothing: in [0, 1), for "softmax" and "sigmoid".
       delta: where Huber's loss turns linear.
+      mirror: predictions are the mean of the outputs for an image and its mirror image.
     """
     loss = loss or ("sigmoid" if multi_label else "softmax")
     function = errors.choose(losses.LOSSES, loss, "loss")
@@ -67,7 +69,11 @@ def classify(
         return train_loss(logits, batch["label"]), new, {"accuracy": correct(logits, batch["label"])}
 
     def predict(params, model_state, batch):
-        return {"logits": apply_eval(model, params, model_state, batch["image"])[0]}
+        image = batch["image"]
+        logits = apply_eval(model, params, model_state, image)[0]
+        if mirror:
+            logits = (logits + apply_eval(model, params, model_state, image[:, :, ::-1])[0]) / 2
+        return {"logits": logits}
 
     metrics = ("mean_average_precision",) if multi_label else ("accuracy", "top_5" if num_classes > 5 else "accuracy")
     return Task(
