@@ -1,4 +1,4 @@
-"""The depth experiment of He et al. 2015 (figures 1 and 6) on Fashion-MNIST: are deeper nets better, with and without shortcuts?
+"""The depth experiment of He et al. 2015 (figures 1 and 6) on Fashion-MNIST: deeper nets, plain and with shortcuts.
 
   python -m recvis_jax.train --config=configs/fashion_mnist/depth.py:depth=56,plain=True --workdir=runs/plain56
   python -m recvis_jax.evaluate --workdir=runs/plain56 --split=train --checkpoint=last

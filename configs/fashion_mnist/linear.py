@@ -3,7 +3,8 @@
   python -m recvis_jax.train --config=configs/fashion_mnist/linear.py --workdir=runs/linear
 
 `--config.model.activation=sigmoid --config.task.loss=l2` makes it a layer of perceptrons in the manner of Widrow and
-Hoff. The batch size alone tells stochastic from batch gradient descent: `--config.batch_size=1`, or 57000 for full batches.
+Hoff. The batch size alone tells stochastic from batch gradient descent: `--config.batch_size=1`, or 57000 for full
+batches.
 
 Time here, result: TODO
 """

@@ -1,4 +1,4 @@
-"""A small network for the least time to a given accuracy on 28x28 images."""
+"""A small convolutional network for the least time to a given accuracy on images of about 28x28."""
 
 from typing import Any
 
@@ -7,47 +7,67 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, global_avg_pool, global_max_pool, he_normal, make_norm, max_pool
+from recvis_jax.models.layers import Acts, activation, global_max_pool, he_normal, make_norm, max_pool
 
 
 class SpeedNet(nn.Module):
-    widths: tuple[int, ...] = (32, 64, 128)
-    blocks: tuple[int, ...] = (0, 1, 1)
-    stem_size: int = 3
-    stem_stride: int = 1
+    """A strided stem, stages of conv, 2x2 max pool and residual convolutions, global maximum, scaled head.
+
+    What makes it quick on a CPU: the stem halves the image before there are many channels, every other layer has at
+    least 64, for which convolutions run near the machine's peak, and each convolution is followed by one fused
+    norm and activation.
+
+    Attributes:
+      num_classes: number of outputs.
+      widths: channels of the stem and of each stage.
+      blocks: number of residual convolutions at the end of each stage.
+      stem_size: rows and columns of the stem's kernel; its stride is 2.
+      activation: name of the elementwise function.
+      head_scale: factor of the logits, which are large under a global maximum.
+      bn_groups: parts of the global batch with batch-norm statistics of their own.
+      dtype: of the computation.
+
+    Raises:
+      BadRequest: widths and blocks of different numbers of stages, or images too small for the stages.
+
+    Reference: the ideas of Page 2019, "How to train your ResNet", and Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on
+    a single GPU".
+    """
+
     num_classes: int = 10
+    widths: tuple[int, ...] = (64, 64, 128, 256)
+    blocks: tuple[int, ...] = (1, 1, 0)
+    stem_size: int = 5
     activation: str = "relu"
     head_scale: float = 0.125
-    pool: str = "max"
-    head: str = "max"
-    convs: int = 1
     bn_groups: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
+        if len(self.blocks) != len(self.widths) - 1:
+            raise BadRequest(f"widths={self.widths} are of the stem and each stage; blocks={self.blocks} of each stage.")
+        smallest = 2 ** len(self.widths)
+        if min(x.shape[1:3]) < smallest:
+            raise BadRequest(f"images of at least {smallest}x{smallest} are needed, not {x.shape[1]}x{x.shape[2]}.")
         act, acts = activation(self.activation), {}
         norm = make_norm("batch", bn_groups=self.bn_groups, dtype=self.dtype)
 
-        def conv(w, k, s, name):
-            pad = (k - s + 1) // 2 if s > 1 else k // 2
-            return nn.Conv(
-                w, (k, k), strides=s, padding=pad, use_bias=False, kernel_init=he_normal, dtype=self.dtype, name=name
-            )
+        def conv(x: Array, width: int, name: str, size: int = 3, stride: int = 1) -> Array:
+            kw = dict(strides=stride, padding=(size - 1) // 2, use_bias=False, kernel_init=he_normal)
+            return nn.Conv(width, (size, size), dtype=self.dtype, name=name, **kw)(x)
 
-        x = conv(self.widths[0], self.stem_size, self.stem_stride, "stem")(x.astype(self.dtype))
+        x = conv(x.astype(self.dtype), self.widths[0], "stem", self.stem_size, 2)
         acts["stem"] = x = act(norm(name="stem_norm")(x, train=train))
-        for s, (w, n) in enumerate(zip(self.widths[1:], self.blocks, strict=True), 1):
-            x = conv(w, 3, 1, f"stage{s}_conv")(x)
-            x = act(norm(name=f"stage{s}_norm")(max_pool(x, 2), train=train))
-            acts[f"stage{s}/block1"] = x
-            for b in range(n):
-                y = x
-                for c in range(self.convs):
-                    y = conv(w, 3, 1, f"stage{s}_block{b}_conv{c}")(y)
-                    y = act(norm(name=f"stage{s}_block{b}_norm{c}")(y, train=train))
-                acts[f"stage{s}/block{b + 2}"] = x = x + y
-        acts["features"] = x = global_max_pool(x) if self.head == "max" else global_avg_pool(x)
+        for stage, (width, blocks) in enumerate(zip(self.widths[1:], self.blocks, strict=True), 1):
+            x = max_pool(conv(x, width, f"stage{stage}_conv"), 2)
+            x = act(norm(name=f"stage{stage}_norm")(x, train=train))
+            for block in range(1, blocks + 1):
+                y = conv(x, width, f"stage{stage}_block{block}_conv")
+                x = x + act(norm(name=f"stage{stage}_block{block}_norm")(y, train=train))
+                acts[f"stage{stage}/block{block}"] = x
+            acts[f"stage{stage}"] = x
+        acts["features"] = x = global_max_pool(x)
         x = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")(x)
         acts["logits"] = x.astype(jnp.float32) * self.head_scale
         return acts["logits"], acts

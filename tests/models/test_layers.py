@@ -12,7 +12,7 @@ from recvis_jax.models import layers
 
 
 def data(shape, seed=0):
-    return np.random.default_rng(seed).normal(0.5, 2.0, shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(seed).normal(0.5, 2.0, shape), jnp.float32)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -25,13 +25,16 @@ def test_batch_norm_is_the_formula(groups, shape):
     v["params"] = {"scale": jnp.arange(3.0) + 1, "bias": jnp.arange(3.0) - 1}
     y, new = bn.apply(v, x, train=True, mutable=["batch_stats"])
 
-    parts = x.astype(np.float64).reshape(groups, -1, 3)
-    mean, var = parts.mean(1, keepdims=True), parts.var(1, keepdims=True)
-    expected = ((parts - mean) / np.sqrt(var + 1e-5) * (np.arange(3) + 1) + np.arange(3) - 1).reshape(shape)
-    np.testing.assert_allclose(y, expected, atol=2e-5)
-    unbiased = parts.var(1, ddof=1).mean(0)
-    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * mean.mean((0, 1)), rtol=1e-5)
-    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * unbiased, rtol=1e-5)
+    means, unbiased = [], []
+    for i in range(groups):  # every groups-th example is of the same part
+        part = np.asarray(x, np.float64)[i::groups]
+        pixels = part.reshape(-1, 3)
+        expected = (part - pixels.mean(0)) / np.sqrt(pixels.var(0) + 1e-5) * (np.arange(3) + 1) + np.arange(3) - 1
+        np.testing.assert_allclose(y[i::groups], expected, atol=2e-5)
+        means.append(pixels.mean(0))
+        unbiased.append(pixels.var(0, ddof=1))
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.1 * np.mean(means, 0), rtol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * np.mean(unbiased, 0), rtol=1e-5)
 
     y = bn.apply({**v, **new}, x, train=False)
     running = np.asarray(new["batch_stats"]["mean"]), np.asarray(new["batch_stats"]["var"])
@@ -105,11 +108,11 @@ def run(mode, groups, x, target, params):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
-@pytest.mark.parametrize("groups", [1, 2, 8, 16])
+@pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
 def test_batch_norm_is_the_same_however_the_batch_is_split(mode, groups):
     x, target = data((32, 3, 2, 3)), data((32, 3, 2, 3), 1)
-    x += np.arange(32)[:, None, None, None] / 16  # so that the parts' statistics differ
+    x += jnp.arange(32)[:, None, None, None] / 16  # so that the parts' statistics differ
     params = {"scale": jnp.linspace(0.5, 2, 3), "bias": jnp.linspace(-1, 1, 3), "w": jnp.float32(0.7)}
     one, many = run("jit1", groups, x, target, params), run(mode, groups, x, target, params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, many)
@@ -117,8 +120,8 @@ def test_batch_norm_is_the_same_however_the_batch_is_split(mode, groups):
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
 def test_batch_norm_groups_that_do_not_fit_the_devices():
-    with pytest.raises(BadRequest, match="8 devices"):
-        jax.pmap(lambda x: layers.batch_statistics(x, 12), "data")(np.zeros((8, 3, 1, 1, 2), np.float32))
+    with pytest.raises(BadRequest, match="bn_groups=6 does not divide the 3 examples of a batch on one device"):
+        jax.pmap(lambda x: layers.batch_statistics(x, 6), "data")(jnp.zeros((8, 3, 1, 1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["group", "layer", "instance"])
@@ -131,11 +134,11 @@ def test_group_norms_match_flax(kind):
 
 
 def test_group_norm_groups():
-    assert layers.GroupNorm().init(jax.random.key(0), np.zeros((1, 2, 2, 48)))["params"]["scale"].shape == (48,)
+    assert layers.GroupNorm().init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))["params"]["scale"].shape == (48,)
     with pytest.raises(BadRequest, match="5 groups do not divide 48"):
-        layers.GroupNorm(groups=5).init(jax.random.key(0), np.zeros((1, 2, 2, 48)))
+        layers.GroupNorm(groups=5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
     with pytest.raises(BadRequest, match="one number each"):
-        layers.make_norm("instance")().init(jax.random.key(0), np.zeros((2, 48)))
+        layers.make_norm("instance")().init(jax.random.key(0), jnp.zeros((2, 48)))
 
 
 @pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (3, 1, 1), (2, 3, 0)])
@@ -153,7 +156,7 @@ def test_pools_match_flax(window, stride, padding):
 
 def test_pools_refuse_a_window_that_does_not_fit():
     with pytest.raises(BadRequest, match="3x3 pooling window does not fit a 2x9"):
-        layers.max_pool(np.zeros((1, 2, 9, 1), np.float32), 3)
+        layers.max_pool(jnp.zeros((1, 2, 9, 1)), 3)
 
 
 def test_global_pools():
