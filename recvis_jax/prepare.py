@@ -59,25 +59,35 @@ def main(argv: list[str]) -> None:
     names = found.class_names
     more = f", ... {len(names) - 20} more" if len(names) > 20 else ""
     print(f"  {len(names)} classes: {', '.join(names[:20])}{more}")
-    print("next: " + next_command(found.name, directory.parents[1], sources.default_data_dir()))
+    print("next: " + next_command(found.name, list(found.splits), directory.parents[1], sources.default_data_dir()))
 
 
-def next_command(name: str, data_dir: Path, default: Path) -> str:
+def next_command(name: str, splits: list[str], data_dir: Path, default: Path) -> str:
     """Returns a command that trains on the data set."""
-    config, run, extra = _CONFIGS.get(name, (_FOLDER_CONFIG, name, f" --config.data.name={name}"))
+    config, run, extra = _CONFIGS.get(name, (f"configs/folder/resnet18.py:name={name}", name, ""))
+    if name not in _CONFIGS:
+        if "val" in splits:
+            extra += " --config.data.train=train --config.data.val=val"
+        if "test" in splits:
+            extra += " --config.data.test=test"
     if data_dir.resolve() != default.resolve():
         extra += f" --config.data.data_dir={data_dir}"
     return f"python -m recvis_jax.train --config={config} --workdir=runs/{run}{extra}"
 
 
+# Digits are not to be mirrored.
+_MNIST = "--config.data.statistics=mnist --config.data.augment='pad_crop(2)'"
 # Data set -> config, name of the run, and what to change in the config.
 _CONFIGS = {
     "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5", ""),
-    "mnist": ("configs/fashion_mnist/lenet5.py", "mnist", " --config.data.name=mnist"),
+    "mnist": ("configs/fashion_mnist/lenet5.py", "mnist", f" --config.data.name=mnist {_MNIST}"),
     "cifar10": ("configs/cifar10/resnet20.py", "cifar10", ""),
-    "cifar100": ("configs/cifar10/resnet20.py", "cifar100", " --config.data.name=cifar100"),
+    "cifar100": (
+        "configs/cifar10/resnet20.py",
+        "cifar100",
+        " --config.data.name=cifar100 --config.data.statistics=cifar100",
+    ),
 }
-_FOLDER_CONFIG = "configs/imagenet/resnet50.py"
 
 if __name__ == "__main__":
     cli.run(main)

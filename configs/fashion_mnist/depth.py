@@ -29,6 +29,6 @@ def get_config(arg=None):
     c.data.statistics = "fashion_mnist"
     c.model = dict(name=f"{'plain' if arg.plain else 'resnet'}{arg.depth}", width=8)
     c.task = dict(name="classify", loss="softmax")
-    c.optim = dict(name="momentum", lr=0.1, schedule="step", weight_decay=1e-4, decay=None)
+    c.optim = dict(name="momentum", lr=0.1, schedule="step", weight_decay=1e-4, decay=".*")
     c.optim.schedule_args = dict(boundaries=(0.5, 0.8), factor=0.1)
     return config.finish(c, arg)

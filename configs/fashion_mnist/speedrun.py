@@ -23,7 +23,7 @@ def get_config(arg=None):
     c.eval_batch_size = 500
     c.ema_decay = 0.99
 
-    c.data = dict(name="fashion_mnist", train="train", val=None, test="test")
+    c.data = dict(name="fashion_mnist", train="train", val="", test="test")
     if arg.val:
         c.data.train, c.data.val = "train[:57000]", "train[57000:]"
     c.data.statistics = "fashion_mnist"

@@ -31,7 +31,7 @@ def get_config(arg=None):
     c.data.statistics = "inception"
     c.data.threads = 16
     c.data.workers = 0 if arg.smoke else 8
-    c.model = dict(name=arg.variant, image_size=size, pool="gap", positions="sincos2d")
+    c.model = dict(name=arg.variant, pool="gap", positions="sincos2d")
     c.task = dict(name="classify", loss="softmax")
     c.optim = dict(name="adamw", lr=1e-3, schedule="cosine", warmup=10_000, weight_decay=1e-4, clip_norm=1.0)
     if arg.smoke:

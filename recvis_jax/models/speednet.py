@@ -46,7 +46,7 @@ class SpeedNet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
         if len(self.blocks) != len(self.widths) - 1:
-            raise BadRequest(f"widths={self.widths} are of the stem and each stage; blocks={self.blocks} of each stage.")
+            raise BadRequest(f"widths={self.widths} are of stem and stages, blocks={self.blocks} of stages alone.")
         smallest = 2 ** len(self.widths)
         if min(x.shape[1:3]) < smallest:
             raise BadRequest(f"images of at least {smallest}x{smallest} are needed, not {x.shape[1]}x{x.shape[2]}.")
