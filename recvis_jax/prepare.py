@@ -77,6 +77,7 @@ def next_command(name: str, splits: list[str], data_dir: Path, default: Path) ->
 
 # Digits are not to be mirrored.
 _MNIST = "--config.data.statistics=mnist --config.data.augment='pad_crop(2)'"
+_CIFAR100 = "--config.data.statistics=cifar100"
 # Data set -> config, name of the run, and what to change in the config.
 _CONFIGS = {
     "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5", ""),
