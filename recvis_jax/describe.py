@@ -1,0 +1,161 @@
+"""Describes models: layers, shapes, parameters, multiplications, receptive fields, memory. Nothing is trained or read.
+
+  python -m recvis_jax.describe --model=resnet50,vit_s16 --image_size=224
+  python -m recvis_jax.describe --config=configs/fashion_mnist/lenet5.py
+
+One model is listed layer by layer: `sees` is the receptive field of an output in pixels, `step` the pixels from one
+output to the next, `pad` those by which the first field reaches over the edge. Several models are put side by side.
+"""
+
+import math
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from recvis_jax import cli, errors
+from recvis_jax import config as configs
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file: its model, images and optimizer.", lock_config=False, accept_new_attributes=True
+)
+_MODEL = flags.DEFINE_list("model", [], "Instead of a config: names of models, as resnet50,vit_s16.")
+_SIZE = flags.DEFINE_string("image_size", "224", "With --model: rows and columns of the images, as 224 or 160x240.")
+_CHANNELS = flags.DEFINE_integer("channels", 3, "With --model: channels of the images.", lower_bound=1)
+_CLASSES = flags.DEFINE_integer("num_classes", 1000, "With --model: number of classes.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if bool(_MODEL.value) == (_CONFIG.value is not None):
+        raise errors.BadRequest("give one of --model=NAME[,NAME...] and --config=FILE.")
+    cli.start_jax(None)
+    if _MODEL.value:
+        shape = (*_image_size(_SIZE.value), _CHANNELS.value)
+        found = {name: _of_model(name, shape, _CLASSES.value) for name in _MODEL.value}
+    else:
+        found = _of_config(configs.read(_CONFIG, "configs/fashion_mnist/lenet5.py"))
+    if len(found) == 1:
+        (only,) = found.values()
+        print(_layers_table(only["layers"]))
+        print()
+    print(_totals_table(found))
+
+
+def describe(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the layers and totals of a model for one image.
+
+    Args:
+      model: a linen module, `__call__(image, *, train) -> (output, acts)`.
+      image_shape: (h, w, c).
+
+    Returns:
+      layers: see `vis.structure.layers`. parameters, macs: sums. activations: bytes of the layers' outputs in float32,
+      of one image. images: the shape.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from recvis_jax.vis import structure
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), image)
+    layers = structure.layers(lambda v, x: model.apply(v, x, train=False)[0], variables, image_shape)
+    return {
+        "layers": layers,
+        "images": image_shape,
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(variables["params"])),
+        "macs": sum(layer.macs for layer in layers),
+        "activations": sum(4 * math.prod(layer.shape) for layer in layers),
+    }
+
+
+def _of_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
+    from recvis_jax import models
+
+    found = describe(models.create(name, num_classes=num_classes), image_shape)
+    numbers = 4 * found["parameters"]
+    return found | {"state": {"sgd": numbers, "momentum": 2 * numbers, "adam": 3 * numbers}}
+
+
+def _of_config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    import jax
+
+    from recvis_jax import build
+    from recvis_jax.data import DATASETS
+
+    keys = errors.keywords(build.make_run)
+    config = {k: v for k, v in config.items() if k in keys}
+    if config["data"].get("name") in DATASETS:  # known without being read
+        config["data"] |= {"mock": 64, "train": "train", "val": None, "test": None}
+    config = {k: v for k, v in config.items() if k != "epochs"} | {"steps": 10**9}  # no schedule is too long for it
+    run = build.make_run(**config)
+    found = describe(run.model, run.data.image_shape)
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.template))
+    average = " and average" if run.template.ema is not None else ""
+    return {config["model"]["name"]: found | {"state": {config["optim"]["name"] + average: state}}}
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if not (len(parts) <= 2 and all(p.isdigit() and int(p) > 0 for p in parts)):
+        raise errors.BadRequest(
+            f"--image_size={text} is neither a number of pixels, as 224, nor rows x columns, as 160x240."
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _layers_table(layers: list[Any]) -> str:
+    def pair(p: tuple[int, int] | None) -> str:
+        return "" if p is None else str(p[0]) if p[0] == p[1] else f"{p[0]}x{p[1]}"
+
+    spatial = any(layer.stride for layer in layers)
+    head = ["layer", "output", "parameters", "MACs", *(["sees", "step", "pad"] if spatial else [])]
+    rows = [
+        [
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.macs:,}" if layer.macs else "",
+            *([pair(layer.field) or "all", pair(layer.stride), pair(layer.padding)] if spatial else []),
+        ]
+        for layer in layers
+    ]
+    return _table([head, *rows])
+
+
+def _totals_table(found: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        ["", *found],
+        ["images", *("x".join(map(str, f["images"])) for f in found.values())],
+        ["parameters", *(f"{f['parameters']:,}" for f in found.values())],
+        ["GMACs an image", *(f"{f['macs'] / 1e9:,.4g}" for f in found.values())],
+        ["GFLOPs an image (2 a MAC)", *(f"{2 * f['macs'] / 1e9:,.4g}" for f in found.values())],
+        ["activations an image, float32", *(_bytes(f["activations"]) for f in found.values())],
+    ]
+    for kind in next(iter(found.values()))["state"]:
+        rows.append([f"state with {kind}", *(_bytes(f["state"][kind]) for f in found.values())])
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _bytes(n: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:,.3g} {unit}" if n < 1000 else f"{n:,.0f} {unit}"
+        n /= 1000
+    return ""
+
+
+if __name__ == "__main__":
+    cli.run(main)
