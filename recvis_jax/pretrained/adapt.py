@@ -1,6 +1,7 @@
 """Adaptations of a checkpoint to another head, grid of patches or number of input channels; only on request."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,11 +17,11 @@ HEAD = r"^params/(aux\d/)?head/"
 
 
 def keep_head(found: Fit, heads: Mapping[str, Any], say: Callable[[str], None]) -> Fit:
-    """Puts our own values in place of the checkpoint's head.
+    """Puts our own values in place of the checkpoint's heads, whether or not it has any.
 
     Args:
       found: the checkpoint.
-      heads: our name -> initialised array, of all variables of heads.
+      heads: our name -> initialised array, of all heads of the model; empty where it has none.
       say: is told.
 
     Raises:
@@ -28,12 +29,15 @@ def keep_head(found: Fit, heads: Mapping[str, Any], say: Callable[[str], None]) 
     """
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in heads.values()):
         raise BadRequest("new_head=True keeps the head of `variables`: they must be initialised, not shapes alone.")
-    theirs = {found.source[name] for name in heads}
-    unused = sorted(theirs - set(found.missing))
-    sizes = sorted({np.shape(x)[-1] for x in heads.values()})
-    say(f"new head of {sizes} outputs; not used of the checkpoint: {', '.join(unused) or 'nothing, it has no head'}")
+    names = {name for name in found.source if re.search(HEAD, name)}
+    theirs = {found.source[name] for name in names}
+    unused = sorted(theirs.difference(found.missing))
+    sizes = {np.shape(x)[-1] for x in heads.values()}
+    ours = f"new head of {sizes.pop()} outputs" if sizes else "the model has no head"
+    say(f"{ours}; " + (f"not used of the checkpoint: {', '.join(unused)}" if unused else "the checkpoint has none"))
+    kept = {n: x for n, x in found.values.items() if n not in names}
     return found._replace(
-        values={**found.values, **{n: np.asarray(x) for n, x in heads.items()}},
+        values={**kept, **{n: np.asarray(x) for n, x in heads.items()}},
         missing=[n for n in found.missing if n not in theirs],
         misshapen={n: s for n, s in found.misshapen.items() if n not in theirs},
     )

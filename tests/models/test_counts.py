@@ -1,0 +1,105 @@
+"""Exact numbers of parameters of every registered model, against the published ones."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recvis_jax import models, trees
+
+# For 28x28x1 and for 32x32x3 images, 10 classes.
+SMALL_IMAGES = {
+    "linear": (784 * 10 + 10, 3072 * 10 + 10),
+    "mlp": (784 * 512 + 512 + 512 * 256 + 256 + 2570, 3072 * 512 + 512 + 512 * 256 + 256 + 2570),
+    "lenet5": (61_706, 456 + 2416 + 16 * 36 * 120 + 120 + 10_164 + 850),
+    "convnet": (21_840, 760 + 5020 + 500 * 50 + 50 + 510),
+    "resnet20": (269_434, 269_722),
+    "resnet32": (463_866, 464_154),
+    "resnet44": (658_298, 658_586),
+    "resnet56": (852_730, 853_018),
+    "resnet110": (1_727_674, 1_727_962),
+}
+SMALL_IMAGES |= {name.replace("resnet", "plain"): c for name, c in SMALL_IMAGES.items() if name.startswith("resnet")}
+
+# For 224x224x3 images and 1000 classes, as published by torchvision (num_params of its weights) and timm.
+ALEXNET = {"alexnet": 61_100_840}
+# Chatfield et al. give the layers, not the sum, which is this one.
+VGG_M = {
+    "vgg_m": 7 * 7 * 3 * 96 + 96
+    + 5 * 5 * 96 * 256 + 256
+    + 3 * 3 * 256 * 512 + 512
+    + 2 * (3 * 3 * 512 * 512 + 512)
+    + 6 * 6 * 512 * 4096 + 4096
+    + 4096 * 4096 + 4096
+    + 4096 * 1000 + 1000
+}  # fmt: skip
+VGG = {
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+GOOGLENET = {"googlenet": 13_004_888}
+RESNET = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+}
+BIT = {
+    "bit_r50x1": 25_549_352,
+    "bit_r50x3": 217_319_080,
+    "bit_r101x1": 44_541_480,
+    "bit_r101x3": 387_934_888,
+    "bit_r152x2": 236_335_208,
+    "bit_r152x4": 936_533_224,
+}
+# Families of tokens follow here, one dict each; list it in IMAGENET.
+IMAGENET = {**ALEXNET, **VGG_M, **VGG, **GOOGLENET, **RESNET, **BIT}
+
+# Variants by attributes.
+OTHERS = [
+    ("googlenet", {"aux_logits": False}, 6_624_904),
+    ("bit_r50x1", {"num_classes": 21843}, 68_256_659),
+    ("resnet50", {"num_classes": 0}, 25_557_032 - 2_049_000),
+]
+
+
+def count(name, shape, **kw):
+    model = models.create(name, **kw)
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    return trees.count(variables["params"])
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_parameter_count(name):
+    assert name in SMALL_IMAGES or name in IMAGENET, "a registered model needs a row"
+    if name in IMAGENET:
+        assert count(name, (224, 224, 3)) == IMAGENET[name]
+    else:
+        assert (count(name, (28, 28, 1)), count(name, (32, 32, 3))) == SMALL_IMAGES[name]
+
+
+@pytest.mark.parametrize(("name", "kw", "expected"), OTHERS)
+def test_parameter_count_of_variants(name, kw, expected):
+    assert count(name, (224, 224, 3), **kw) == expected
+
+
+def test_every_row_is_a_model():
+    assert {*SMALL_IMAGES, *IMAGENET} == set(models.MODELS)
+
+
+def test_counts_by_formula():
+    # conv3x3 is 9 c_in c_out, a norm 2c; stages of n blocks of two convolutions at 16, 32 and 64 channels.
+    for depth in (20, 56, 110):
+        n = (depth - 2) // 6
+        stages = 9 * (16 * 16 * 2 * n + 16 * 32 + 32 * 32 * (2 * n - 1) + 32 * 64 + 64 * 64 * (2 * n - 1))
+        norms = 2 * (16 * (2 * n + 1) + 32 * 2 * n + 64 * 2 * n)
+        assert SMALL_IMAGES[f"resnet{depth}"][1] == 27 * 16 + stages + norms + 650

@@ -1,0 +1,217 @@
+"""Adaptations that are asked for and reported: a new head, another grid of positions, other input channels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import template
+
+from recvis_jax import models, pretrained, trees
+from recvis_jax.errors import BadRequest
+from recvis_jax.pretrained import adapt
+from recvis_jax.training import checkpoint
+from recvis_jax.training.state import State
+
+SMALL = {"width": 4, "blocks": (1, 1), "bottleneck": False}
+
+
+def filled(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape, np.float32)), shapes)
+
+
+def resnet(num_classes=10, channels=3, seed=0):
+    model = models.create("resnet18", num_classes=num_classes, **SMALL)
+    return model, filled(template(model, 32, channels), seed)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# --- heads ---
+
+
+def test_new_head():
+    model, published = resnet()
+    state, said = pretrained.export(published, model, "torchvision"), []
+    new, variables = resnet(num_classes=3, seed=1)
+    with pytest.raises(BadRequest, match=r"2 of another shape: .*fc.weight -> params/head/kernel \(8, 10\)"):
+        pretrained.load(state, new, variables)
+    loaded = pretrained.load(state, new, variables, new_head=True, say=said.append)
+    assert said == ["new head of 3 outputs; not used of the checkpoint: fc.bias, fc.weight"]
+    same(loaded["params"].pop("head"), variables["params"]["head"])
+    published["params"].pop("head")
+    same(loaded, published)
+    with pytest.raises(BadRequest, match="must be initialised, not shapes alone"):
+        pretrained.load(state, new, template(new, 32), new_head=True)
+
+
+def test_new_head_for_and_from_a_backbone_alone():
+    model, published = resnet()
+    state, said = pretrained.export(published, model, "torchvision"), []
+    backbone, variables = resnet(num_classes=0, seed=1)
+    with pytest.raises(BadRequest, match=r"2 without a place in the model: fc.weight, fc.bias"):
+        pretrained.load(state, backbone, variables)
+    assert "head" not in pretrained.load(state, backbone, variables, ignore="^fc")["params"]
+    loaded = pretrained.load(state, backbone, variables, new_head=True, say=said.append)
+    assert said == ["the model has no head; not used of the checkpoint: fc.bias, fc.weight"]
+    state = pretrained.export(loaded, backbone, "torchvision")
+    assert "fc.weight" not in state
+    new, variables = resnet(num_classes=3, seed=2)
+    loaded = pretrained.load(state, new, variables, new_head=True, say=said.append)
+    assert said[1] == "new head of 3 outputs; the checkpoint has none"
+    same(loaded["params"]["head"], variables["params"]["head"])
+
+
+def test_new_heads_of_googlenet():
+    model = pretrained.create("torchvision", "googlenet")
+    state = pretrained.export(filled(template(model, 32)), model, "torchvision")
+    new = pretrained.create("torchvision", "googlenet", num_classes=3)
+    variables = filled(template(new, 32), 1)
+    loaded = pretrained.load(state, new, variables, new_head=True, say=lambda line: None)
+    for where in (("head",), ("aux1", "head"), ("aux2", "head")):
+        a, b = loaded["params"], variables["params"]
+        for key in where:
+            a, b = a[key], b[key]
+        same(a, b)
+    np.testing.assert_array_equal(loaded["params"]["aux1"]["fc1"]["bias"], state["aux1.fc1.bias"])
+    plain = pretrained.create("torchvision", "googlenet", aux_logits=False)
+    with pytest.raises(BadRequest, match=r"without a place in the model: aux1.conv.conv.weight"):
+        pretrained.load(state, plain, template(plain, 32))
+    pretrained.load(state, plain, template(plain, 32), ignore="^aux")
+
+
+# --- input channels ---
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_first_convolution(channels):
+    model, published = resnet()
+    state, said = pretrained.export(published, model, "torchvision"), []
+    _, variables = resnet(channels=channels)
+    with pytest.raises(BadRequest, match=r"1 of another shape: conv1.weight"):
+        pretrained.load(state, model, variables)
+    loaded = pretrained.load(state, model, variables, adapt_stem=True, say=said.append)
+    assert said == [f"params/stem/kernel adapted from 3 to {channels} input channel{'s' * (channels > 1)}"]
+    w = np.asarray(published["params"]["stem"]["kernel"])
+    if channels == 1:  # as an RGB image of three equal channels
+        expected = w[:, :, :1] + w[:, :, 1:2] + w[:, :, 2:]
+    else:
+        expected = np.concatenate([w, w], axis=2)[:, :, :channels] * (3 / channels)
+    np.testing.assert_allclose(loaded["params"]["stem"]["kernel"], expected, rtol=1e-6)
+    same(pretrained.load(state, model, published, adapt_stem=True, say=said.append), published)
+    assert len(said) == 1, "nothing to adapt, nothing said"
+
+
+# --- positions ---
+
+
+def cubic(t):
+    """Keys' kernel with a = -0.5."""
+    t = abs(t)
+    if t < 1:
+        return 1.5 * t**3 - 2.5 * t**2 + 1
+    return -0.5 * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
+
+
+def resize_axis(x, new):
+    """Along the first axis, one output at a time, from the samples within reach of the kernel."""
+    old = len(x)
+    scale = max(1.0, old / new)
+    out = []
+    for i in range(new):
+        centre = old / new * (i + 0.5)
+        first = max(int(centre - 2 * scale + 0.5), 0)
+        last = min(int(centre + 2 * scale + 0.5), old)
+        w = np.array([cubic((j - centre + 0.5) / scale) for j in range(first, last)])
+        out.append(np.tensordot(w / w.sum(), x[first:last], 1))
+    return np.stack(out)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "prefix"),
+    [((14, 14), (24, 24), 1), ((14, 14), (7, 7), 1), ((7, 7), (12, 5), 0), ((3, 3), (16, 2), 2), ((6, 4), (6, 4), 1)],
+)
+def test_resampling_is_torchs_bicubic_with_antialiasing(old, new, prefix):
+    x = np.random.default_rng(0).standard_normal((1, prefix + old[0] * old[1], 5)).astype(np.float32)
+    got = adapt.resample(x, old, new, prefix)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got[:, :prefix], x[:, :prefix])
+    grid = resize_axis(x[0, prefix:].astype(np.float64).reshape(*old, 5), new[0])
+    grid = resize_axis(grid.swapaxes(0, 1), new[1]).swapaxes(0, 1)
+    np.testing.assert_allclose(got[0, prefix:], grid.reshape(-1, 5), atol=1e-5)
+    same_by_jax = jax.image.resize(x[0, prefix:].reshape(*old, 5), (*new, 5), "cubic", antialias=True)
+    np.testing.assert_allclose(got[0, prefix:], same_by_jax.reshape(-1, 5), atol=1e-5)
+
+
+@pytest.mark.parametrize(("pool", "prefix"), [("cls", 1), ("gap", 0)])
+@pytest.mark.parametrize("scan", [False, True])
+def test_positions_of_another_image_size(pool, prefix, scan):
+    model = models.create("vit_ti16", width=8, depth=2, heads=2, pool=pool, num_classes=3, scan=scan)
+    variables, said = filled(template(model, 64)), []
+    state = {n: np.asarray(x) for n, x in trees.flatten(variables).items()}
+    larger = template(model, 96)
+    run = pretrained.files.Checkpoint(state, ours=True)
+    with pytest.raises(BadRequest, match="1 of another shape: params/pos_embed"):
+        pretrained.load(run, model, larger)
+    loaded = pretrained.load(run, model, larger, resample=True, say=said.append)
+    assert said == ["params/pos_embed resampled from 4x4 to 6x6 positions"]
+    expected = adapt.resample(state["params/pos_embed"], (4, 4), (6, 6), prefix)
+    np.testing.assert_array_equal(loaded["params"]["pos_embed"], expected)
+    wide = {"params": {**larger["params"], "pos_embed": jax.ShapeDtypeStruct((1, prefix + 12, 8), jnp.float32)}}
+    with pytest.raises(BadRequest, match=r"12 positions of params/pos_embed are no square grid"):
+        pretrained.load(run, model, wide, resample=True)
+    loaded = pretrained.load(run, model, wide, resample=(3, 4), say=said.append)
+    assert said[1] == "params/pos_embed resampled from 4x4 to 3x4 positions"
+    with pytest.raises(BadRequest, match=r"resample=\(5, 4\) makes"):
+        pretrained.load(run, model, wide, resample=(5, 4))
+
+
+# --- runs of our own ---
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_of_our_own(ema, tmp_path):
+    model, variables = resnet()
+    average = {"params": jax.tree.map(lambda x: x + 1, variables["params"]), "model_state": {}}
+    average["model_state"] = {"batch_stats": variables["batch_stats"]}
+    states = {}
+    for step in (1, 2):
+        states[step] = State(
+            step=jnp.int32(step),
+            params=jax.tree.map(lambda x, s=step: x * s, variables["params"]),
+            model_state={"batch_stats": variables["batch_stats"]},
+            opt_state=(jnp.zeros(3), {"mu": jnp.ones(2)}),
+            key=jnp.zeros(2, jnp.uint32),
+            ema=average if ema else None,
+        )
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    writer = checkpoint.Checkpointer(tmp_path, jax.eval_shape(lambda: states[1]), mesh)
+    for step, state in states.items():
+        writer.save(state, {"loop": {}}, best=step == 1)
+        writer.wait()
+    writer.close()
+    before = sorted(p for p in tmp_path.rglob("*"))
+    for which, step in (("", 1), ("@best", 1), ("@last", 2), ("@2", 2)):
+        loaded = pretrained.load(f"{tmp_path}{which}", model, template(model, 32))
+        same(loaded["params"], average["params"] if ema else states[step].params)
+        same(loaded["batch_stats"], variables["batch_stats"])
+    assert sorted(p for p in tmp_path.rglob("*")) == before, "reading leaves a run as it is"
+    with pytest.raises(BadRequest, match=r"no checkpoint '7' in .*: there are the steps \[1, 2\]"):
+        pretrained.load(f"{tmp_path}@7", model, template(model, 32))
+    other = models.create("resnet18", num_classes=10, **{**SMALL, "blocks": (1, 2)})
+    with pytest.raises(BadRequest, match=r"missing in it: .*stage2_block2"):
+        pretrained.load(tmp_path, other, template(other, 32))
+
+
+def test_a_run_whose_equal_blocks_are_stacked(tmp_path):
+    kw = {"width": 8, "depth": 2, "heads": 2, "num_classes": 3}
+    scanned, plain = models.create("vit_ti16", scan=True, **kw), models.create("vit_ti16", **kw)
+    variables = filled(template(scanned, 32))
+    run = pretrained.files.Checkpoint({n: np.asarray(x) for n, x in trees.flatten(variables).items()}, ours=True)
+    same(pretrained.load(run, scanned, template(scanned, 32)), variables)
+    loaded = pretrained.load(run, plain, template(plain, 32))
+    image = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
+    outputs = [m.apply(v, image, train=False)[0] for m, v in ((scanned, variables), (plain, loaded))]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
