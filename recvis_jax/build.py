@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from recvis_jax import errors, models
+from recvis_jax import errors, models, pretrained
 from recvis_jax.data import augment as device_augment
 from recvis_jax.data import pipeline, sources, transforms
 from recvis_jax.tasks import TASKS, Task
@@ -250,6 +250,31 @@ def make_run(
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
     )
+
+
+def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> states.State:
+    """Returns the state at step 0, with the model's variables from a checkpoint where one is named.
+
+    Args:
+      run: the run.
+      init_from: a source of `pretrained.load`, or a dict of its arguments, as
+        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}.
+      say: is told what was adapted.
+
+    Raises:
+      BadRequest: the checkpoint cannot be read or does not fit.
+    """
+    state = run.create()
+    if not init_from:
+        return state
+    arguments = {"source": init_from} if isinstance(init_from, str) else dict(init_from)
+    errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=("model", "variables", "say"))
+    variables = {"params": state.params, **state.model_state}
+    variables = dict(pretrained.load(**arguments, model=run.model, variables=variables, say=say))
+    say(f"initialised from {arguments['source']}")
+    params = variables.pop("params")
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, {"params": params, "model_state": variables})
+    return state.replace(params=params, model_state=variables, ema=ema)
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:

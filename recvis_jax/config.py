@@ -63,6 +63,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     c = config.copy_and_resolve_references()
     with c.unlocked():
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
+        c.data.train = "train[:75%]" if c.data.val else "train"
+        c.data.val = "train[75%:]" if c.data.val else ""
         c.batch_size = 16
         c.eval_batch_size = 16
         del c.epochs

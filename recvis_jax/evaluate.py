@@ -16,7 +16,9 @@ from recvis_jax import cli, errors
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _SPLIT = flags.DEFINE_string("split", "test", "train, val or test as the run's config has them, or a split expression.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, last or a step.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
+)
 _METRICS = flags.DEFINE_list("metrics", [], "Further metrics, as per_class_accuracy,confusion_matrix,top_3.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(
-    folder: Path, config: dict[str, Any], split: str, which: str, metrics: list[str], batch_size: int | None = None
+    folder: Path, config: dict[str, Any], split: str, which: str | None, metrics: list[str], batch_size: int | None = None
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
     from recvis_jax import build
@@ -63,7 +65,9 @@ def evaluate(
         )
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
     source = run.data.open(expression)
-    restored = checkpoint.Checkpointer(folder, run.template, run.mesh, read_only=True).restore(which)
+    keeper = checkpoint.Checkpointer(folder, run.template, run.mesh, read_only=True)
+    which = which or ("best" if keeper.best_step() is not None else "last")
+    restored = keeper.restore(which)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
     values = measure(*restored.state.evaluated, build.eval_batches(run, source))
     print(f"checkpoint {which} (step {restored.step:,}) of {folder} on {source.name}, {source.length:,} examples")
@@ -75,7 +79,10 @@ def evaluate(
         summary = json.loads(path.read_text()) if path.exists() else {}
         entry = {"step": restored.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
         summary.setdefault("evaluations", {}).setdefault(split, {})[which] = entry
-        log.write_atomically(path, json.dumps(summary, indent=2) + "\n")
+        try:
+            log.write_atomically(path, json.dumps(summary, indent=2) + "\n")
+        except errors.Failure as e:  # a run on a read-only disk, or someone else's
+            print(f"note: {e}")
     return values
 
 

@@ -6,6 +6,7 @@ The same command given again goes on where the run stopped, and ends bit for bit
 `--config=FILE:smoke` runs a few steps on mock data.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def train(
     eval_every: int | float = 1.0,
     checkpoint_every: int | float = 1.0,
     early_stop: int = 0,
+    init_from: str | dict | None = None,
 ) -> dict[str, Any]:
     """Runs a training from a config's sections and returns the summary; these are a config's top-level keys.
 
@@ -80,6 +82,7 @@ def train(
       metrics: names of further validation metrics.
       log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
+      init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
     """
     from recvis_jax import build, trees
     from recvis_jax.evaluation import classify
@@ -104,7 +107,7 @@ def train(
         resumed = restored.meta if restored else {}
         at = restored.step if restored else 0
         keeper.forget_after(at)
-        state = restored.state if restored else run.create()
+        state = restored.state if restored else build.initial_state(run, init_from)
         writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
         _introduce(writer.say, run, test, model["name"])
         writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
@@ -128,10 +131,15 @@ def train(
                 evaluate=validate if run.data.val else None, best=run.task.best, early_stop=early_stop, **every,
                 fetch=lambda x: steps_of.fetch_state(x, run.mesh, compile), stop=stop,
             )  # fmt: skip
+        except BaseException:
+            with contextlib.suppress(errors.Failure):
+                keeper.wait()  # what is still being saved is good
+            raise
         finally:
             writer.close()
             if distributed.is_main():
-                plot.curves(log.read_records(writer.path), folder / "curves.png")
+                with contextlib.suppress(OSError):  # of a full disk, which is not to hide how the loop ended
+                    plot.curves(log.read_records(writer.path), folder / "curves.png")
         state = steps_of.fetch_state(done.state, run.mesh, compile)
         end = int(state.step)
         if done.reason == "interrupted":
@@ -194,7 +202,8 @@ def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
                 lines.append(f"  {which} (step {summary[which]['step']:,}) {kind}: {shown}")
     lines.append(f"run: {folder}  (summary.json, metrics.jsonl, curves.png, checkpoints/; {seconds:.0f} s this time)")
-    lines.append(f"next: python -m recvis_jax.evaluate --workdir={folder} --split=test")
+    split = next((s for s in ("test", "val") if s in summary["final"]), "train")
+    lines.append(f"next: python -m recvis_jax.evaluate --workdir={folder} --split={split}")
     return "\n".join(lines)
 
 

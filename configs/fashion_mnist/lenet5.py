@@ -14,7 +14,7 @@ def get_config(arg=None):
     arg = config.parse_arg(arg)
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.epochs = 15.0
+    c.epochs = 12.0
     c.batch_size = 256
     c.eval_batch_size = 1000
 
