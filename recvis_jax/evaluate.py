@@ -45,7 +45,12 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(
-    folder: Path, config: dict[str, Any], split: str, which: str | None, metrics: list[str], batch_size: int | None = None
+    folder: Path,
+    config: dict[str, Any],
+    split: str,
+    which: str | None,
+    metrics: list[str],
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
     from recvis_jax import build
