@@ -19,8 +19,12 @@ from recvis_jax.models.ff_only import FFOnly
 from recvis_jax.models.gmlp import GMLP
 from recvis_jax.models.gmlp import VARIANTS as GMLPS
 from recvis_jax.models.googlenet import GoogLeNet
+from recvis_jax.models.hybrid import VARIANTS as HYBRIDS
+from recvis_jax.models.hybrid import HybridViT
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
+from recvis_jax.models.mae import MAE
+from recvis_jax.models.mae import VARIANTS as MAES
 from recvis_jax.models.mixer import VARIANTS as MIXERS
 from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.mlp import MLP
@@ -49,6 +53,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResNet, **kw) for name, kw in RESNETS.items()},
     **{name: partial(BiT, **kw) for name, kw in BITS.items()},
     **{name: partial(ViT, **kw) for name, kw in VITS.items()},
+    **{name: partial(HybridViT, **kw) for name, kw in HYBRIDS.items()},
+    **{name: partial(MAE, **kw) for name, kw in MAES.items()},
     **{name: partial(ConvMixer, **kw) for name, kw in CONVMIXERS.items()},
     **{name: partial(FFOnly, **kw) for name, kw in FF_ONLY.items()},
     **{name: partial(GMLP, **kw) for name, kw in GMLPS.items()},

@@ -4,9 +4,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
+
+# True where a query may attend to a key; of a shape that broadcasts to (b k n m).
+Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -15,7 +19,7 @@ def attention(
     q: Float[Array, "b n k d"],
     k: Float[Array, "b m k d"],
     v: Float[Array, "b m k e"],
-    mask: Bool[Array, "..."] | None = None,
+    mask: Mask | None = None,
 ) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
     """softmax(Q K^T / sqrt(d)) V in every head; the softmax is computed in float32.
 
@@ -68,7 +72,7 @@ class MultiHeadAttention(nn.Module):
         query: Float[Array, "b n d"],
         key: Float[Array, "b m c"] | None = None,
         value: Float[Array, "b m e"] | None = None,
-        mask: Bool[Array, "..."] | None = None,
+        mask: Mask | None = None,
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b k n m"]]:
         """Returns the new tokens and the attention weights.
 

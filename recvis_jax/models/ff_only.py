@@ -10,12 +10,12 @@ from jaxtyping import Array, Float
 from recvis_jax.models.conv_layers import dense_head
 from recvis_jax.models.layers import Acts, activation
 from recvis_jax.models.tokens import (
-    DropPath,
     LayerNorm,
     Mlp,
     PatchEmbed,
     check_rates,
     check_tokens,
+    drop_path,
     prepend,
     stack,
     trunc_normal,
@@ -44,14 +44,15 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rate: Any = None) -> tuple[Float[Array, "b n d"], Acts]:
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Acts]:
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        drop_path = partial(DropPath(), rate=rate if self.train else None)
         inits = dict(kernel_init=trunc_normal, bias_init=nn.initializers.zeros)
         kw = dict(act=activation("gelu"), dropout=self.dropout, train=self.train, dtype=self.dtype, **inits)
-        x = x + drop_path(Mlp(4 * x.shape[-1], name="mlp_channels", **kw)(norm(name="norm1")(x)))
+        x = x + drop_path(Mlp(4 * x.shape[-1], name="mlp_channels", **kw)(norm(name="norm1")(x)), keep, 0)
         x = x.swapaxes(1, 2)
-        x = x + drop_path(Mlp(4 * x.shape[-1], name="mlp_tokens", **kw)(norm(name="norm2")(x)))
+        x = x + drop_path(Mlp(4 * x.shape[-1], name="mlp_tokens", **kw)(norm(name="norm2")(x)), keep, 1)
         x = x.swapaxes(1, 2)
         return x, {"out": x}
 
@@ -103,7 +104,8 @@ class FFOnly(nn.Module):
         x = x + self.param("pos_embed", trunc_normal, (1, *x.shape[1:])).astype(self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         block = partial(Block, dropout=self.dropout, train=train, dtype=self.dtype)
-        x, inner = stack(block, x, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        rate = self.drop_path if train else 0.0
+        x, inner = stack(block, x, self.depth, rate=rate, remat=self.remat, scan=self.scan)
         x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         acts = {**acts, **inner, "tokens": x, "features": x[:, 0]}
         return dense_head(acts, self.num_classes, self.dtype, trunc_normal, nn.initializers.zeros)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.layers import Acts, activation
-from recvis_jax.models.tokens import DropPath, LayerNorm, PatchEmbed, check_rates, check_tokens, stack, zero_head
+from recvis_jax.models.tokens import LayerNorm, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Liu et al. 2021, table 1.
 VARIANTS = {f"gmlp_{size}16": dict(width=width) for size, width in (("ti", 128), ("s", 256), ("b", 512))}
@@ -23,17 +23,16 @@ class Block(nn.Module):
 
     Attributes:
       hidden: width of fc1, that is of u and v together.
-      train: whether it is training.
       dtype: of the computation.
     """
 
     hidden: int
-    train: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rate: Any = None) -> tuple[Float[Array, "b n d"], Acts]:
-        drop_path = partial(DropPath(), rate=rate if self.train else None)
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Acts]:
         dense = partial(nn.Dense, kernel_init=xavier_uniform, dtype=self.dtype)
         small = nn.initializers.normal(1e-6)
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
@@ -41,7 +40,7 @@ class Block(nn.Module):
         v = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="gate_norm")(v).swapaxes(1, 2)
         gate = nn.Dense(x.shape[1], kernel_init=small, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
         y = dense(x.shape[-1], bias_init=small, name="fc2")(u * gate(v).swapaxes(1, 2))
-        x = x + drop_path(y)
+        x = x + drop_path(y, keep, 0)
         return x, {"out": x}
 
 
@@ -84,9 +83,10 @@ class GMLP(nn.Module):
         images = f"{x.shape[1]}x{x.shape[2]} images"
         x = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(x)
         check_tokens(self, x.shape[1], f"params/{'blocks' if self.scan else 'block0'}/gate/kernel", -2, images)
-        block = partial(Block, hidden=6 * self.width, train=train, dtype=self.dtype)
+        block = partial(Block, hidden=6 * self.width, dtype=self.dtype)
         acts = {"stem": x}
-        x, inner = stack(block, x, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        rate = self.drop_path if train else 0.0
+        x, inner = stack(block, x, self.depth, rate=rate, remat=self.remat, scan=self.scan)
         x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         features = x.mean(1, dtype=jnp.float32).astype(self.dtype)
         return zero_head({**acts, **inner, "tokens": x, "features": features}, self.num_classes, self.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.layers import Acts, activation
-from recvis_jax.models.tokens import DropPath, LayerNorm, Mlp, PatchEmbed, check_rates, check_tokens, stack, zero_head
+from recvis_jax.models.tokens import LayerNorm, Mlp, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Tolstikhin et al. 2021, table 1; the gated ones are timm's.
 SIZES = {
@@ -66,9 +66,10 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rate: Any = None) -> tuple[Float[Array, "b n d"], Acts]:
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Acts]:
         norm = partial(LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        drop_path = partial(DropPath(), rate=rate if self.train else None)
         if self.gated:
             mlp = partial(GatedMlp, dtype=self.dtype)
         else:
@@ -76,8 +77,8 @@ class Block(nn.Module):
             kw = dict(act=activation("gelu"), dropout=self.dropout, train=self.train, dtype=self.dtype)
             mlp = partial(Mlp, **inits, **kw)
         y = norm(name="norm1")(x).swapaxes(1, 2)
-        x = x + drop_path(mlp(self.tokens_dim, name="mlp_tokens")(y).swapaxes(1, 2))
-        x = x + drop_path(mlp(self.channels_dim, name="mlp_channels")(norm(name="norm2")(x)))
+        x = x + drop_path(mlp(self.tokens_dim, name="mlp_tokens")(y).swapaxes(1, 2), keep, 0)
+        x = x + drop_path(mlp(self.channels_dim, name="mlp_channels")(norm(name="norm2")(x)), keep, 1)
         return x, {"out": x}
 
 
@@ -134,7 +135,8 @@ class Mixer(nn.Module):
         kw = dict(gated=self.gated, dropout=self.dropout, train=train, dtype=self.dtype)
         block = partial(Block, tokens_dim=self.tokens_dim, channels_dim=self.channels_dim, **kw)
         acts = {"stem": x}
-        x, inner = stack(block, x, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        rate = self.drop_path if train else 0.0
+        x, inner = stack(block, x, self.depth, rate=rate, remat=self.remat, scan=self.scan)
         x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         features = x.mean(1, dtype=jnp.float32).astype(self.dtype)
         return zero_head({**acts, **inner, "tokens": x, "features": features}, self.num_classes, self.dtype)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.models.conv_layers import dense_head
 from recvis_jax.models.layers import Acts, activation
-from recvis_jax.models.tokens import DropPath, Mlp, PatchEmbed, check_rates, check_tokens, stack, trunc_normal
+from recvis_jax.models.tokens import Mlp, PatchEmbed, check_rates, check_tokens, drop_path, stack, trunc_normal
 
 # Touvron et al. 2021, tables 1 and 5; deeper networks start closer to the identity.
 VARIANTS = {
@@ -48,17 +48,18 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rate: Any = None) -> tuple[Float[Array, "b n d"], Acts]:
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Acts]:
         n, d = x.shape[1:]
-        drop_path = partial(DropPath(), rate=rate if self.train else None)
         start = nn.initializers.constant(self.layer_scale)
         scales = [self.param(f"scale{i}", start, (d,)).astype(self.dtype) for i in (1, 2)]
         y = Affine(self.dtype, name="norm1")(x).swapaxes(1, 2)
         y = nn.Dense(n, kernel_init=trunc_normal, dtype=self.dtype, name="linear_tokens")(y).swapaxes(1, 2)
-        x = x + drop_path(scales[0] * y)
+        x = x + drop_path(scales[0] * y, keep, 0)
         kw = dict(kernel_init=trunc_normal, bias_init=nn.initializers.zeros, dtype=self.dtype)
         mlp = Mlp(4 * d, activation("gelu"), self.dropout, self.train, name="mlp_channels", **kw)
-        x = x + drop_path(scales[1] * mlp(Affine(self.dtype, name="norm2")(x)))
+        x = x + drop_path(scales[1] * mlp(Affine(self.dtype, name="norm2")(x)), keep, 1)
         return x, {"out": x}
 
 
@@ -109,7 +110,8 @@ class ResMLP(nn.Module):
         check_tokens(self, x.shape[1], f"params/{first}/linear_tokens/kernel", -2, images)
         block = partial(Block, layer_scale=self.layer_scale, dropout=self.dropout, train=train, dtype=self.dtype)
         acts = {"stem": x}
-        x, inner = stack(block, x, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        rate = self.drop_path if train else 0.0
+        x, inner = stack(block, x, self.depth, rate=rate, remat=self.remat, scan=self.scan)
         x = Affine(self.dtype, name="norm")(x)
         features = x.mean(1, dtype=jnp.float32).astype(self.dtype)
         acts = {**acts, **inner, "tokens": x, "features": features}

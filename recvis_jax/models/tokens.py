@@ -1,4 +1,4 @@
-"""Pieces of the models over tokens: patches, positions, the MLP, stochastic depth, and stacks of equal blocks."""
+"""Pieces of the models over tokens: patches, positions, the MLP, and stacks of equal blocks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -138,20 +138,9 @@ class Mlp(nn.Module):
         return drop()(dense(x.shape[-1], name="fc2")(h))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: a residual branch is left out for random examples, and scaled up for the others.
-
-    Reference: Huang et al. 2016, "Deep networks with stochastic depth".
-    """
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *n"], rate: Any) -> Float[Array, "b *n"]:
-        """Drops x[i] as a whole with probability `rate`, in [0, 1); None is 0 and draws nothing."""
-        if rate is None:
-            return x
-        shape = (len(x),) + (1,) * (x.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, shape)
-        return jnp.where(kept, x / jnp.asarray(1.0 - rate, x.dtype), 0)
+def drop_path(branch: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None, i: int) -> Float[Array, "b n d"]:
+    """Multiplies a residual branch, the first or second of its block (i = 0, 1), by its examples' factors, if any."""
+    return branch if keep is None else branch * keep[:, i, None, None].astype(branch.dtype)
 
 
 def stack(
@@ -159,7 +148,7 @@ def stack(
     x: Float[Array, "b n d"],
     depth: int,
     *,
-    drop_path: float = 0.0,
+    rate: float = 0.0,
     remat: bool = False,
     scan: bool = False,
     name: str = "block",
@@ -167,11 +156,12 @@ def stack(
     """Applies `depth` equal blocks one after the other, inside the compact method of the calling module.
 
     Args:
-      block: a linen class, or a partial of one; its modules are called as `block(x, rate) -> (x, acts)`, with the
-        probability `rate` of dropping a branch (None: never), and with intermediates `{"out": x, ...}`.
+      block: a linen class, or a partial of one; its modules are called as `block(x, keep) -> (x, acts)`, with
+        `drop_path`'s factors (None where there is nothing to drop) and with intermediates `{"out": x, ...}`.
       x: tokens.
       depth: number of blocks.
-      drop_path: probability that the last block's branches are dropped; it grows linearly from 0 in the first.
+      rate: probability that a residual branch of the last block is left out for an example, and scaled up for the
+        others; it grows linearly from 0 in the first block. 0 in evaluation.
       remat: computes intermediates again in the backward pass instead of keeping them.
       scan: compiles one block and loops over it. Its parameters are stacked along a new first axis below
         `{name}s`; otherwise they are below `{name}0`, `{name}1`, ... (`recvis_jax.models.scan` converts).
@@ -179,21 +169,26 @@ def stack(
 
     Returns:
       Tokens, and intermediates: `{name}{i}` the output of block i, `{name}{i}/{key}` those it names.
+
+    Reference: Huang et al. 2016, "Deep networks with stochastic depth", for `rate`.
     """
     if depth < 1:
         raise BadRequest(f"depth must be at least 1, not {depth}.")
     make, kw = (block.func, block.keywords) if isinstance(block, partial) else (block, {})
     if remat:
         make = nn.remat(make, prevent_cse=not scan)
-    rates = np.linspace(0, drop_path, depth, dtype=np.float32) if drop_path else None
+    keep = None
+    if rate:  # drawn outside of the loop, where the rates are constants
+        ones = jnp.ones((len(x), 2))
+        keep = jnp.stack([nn.Dropout(float(r), deterministic=False)(ones) for r in np.linspace(0, rate, depth)])
     if scan:
         axes = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})
-        x, stacked = nn.scan(make, in_axes=0, length=depth, **axes)(**kw, name=f"{name}s")(x, rates)
+        x, stacked = nn.scan(make, in_axes=0, length=depth, **axes)(**kw, name=f"{name}s")(x, keep)
         inner = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
     else:
         inner = []
         for i in range(depth):
-            x, named = make(**kw, name=f"{name}{i}")(x, None if rates is None else rates[i])
+            x, named = make(**kw, name=f"{name}{i}")(x, None if keep is None else keep[i])
             inner.append(named)
     acts = {f"{name}{i}/{key}": a for i, named in enumerate(inner) for key, a in named.items()}
     return x, {key.removesuffix("/out"): a for key, a in acts.items()}

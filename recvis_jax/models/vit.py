@@ -11,12 +11,12 @@ from recvis_jax.errors import BadRequest, choose
 from recvis_jax.models.attention import MultiHeadAttention, check_heads
 from recvis_jax.models.layers import Acts, activation
 from recvis_jax.models.tokens import (
-    DropPath,
     LayerNorm,
     Mlp,
     PatchEmbed,
     check_rates,
     check_tokens,
+    drop_path,
     patch_grid,
     prepend,
     sincos2d,
@@ -58,13 +58,14 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], rate: Any = None) -> tuple[Float[Array, "b n d"], Acts]:
+    def __call__(
+        self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
+    ) -> tuple[Float[Array, "b n d"], Acts]:
         norm = partial(LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        drop_path = partial(DropPath(), rate=rate if self.train else None)
         y, weights = MultiHeadAttention(self.heads, dtype=self.dtype, name="attention")(norm(name="norm1")(x))
-        x = x + drop_path(nn.Dropout(self.dropout, deterministic=not self.train)(y))
+        x = x + drop_path(nn.Dropout(self.dropout, deterministic=not self.train)(y), keep, 0)
         mlp = Mlp(4 * x.shape[-1], self.act, self.dropout, self.train, dtype=self.dtype, name="mlp")
-        x = x + drop_path(mlp(norm(name="norm2")(x)))
+        x = x + drop_path(mlp(norm(name="norm2")(x)), keep, 1)
         return x, {"out": x, "attention": weights}
 
 
@@ -152,19 +153,20 @@ class ViT(nn.Module):
     def embed(self, x: Float[Array, "b h w c"], train: bool) -> tuple[Float[Array, "b n d"], tuple[int, int], Acts]:
         """Returns the tokens of the image, rows and columns of their grid, and named intermediates."""
         grid = patch_grid(x.shape[1:3], self.patch_size)
-        return PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(x), grid, {}
+        x = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(x)
+        return x, grid, {"stem": x}
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
         has_cls, norm_first = POOLS[self.pool]
         act, image = activation(self.activation), x
         x, grid, acts = self.embed(x, train)
-        acts["stem"] = x
         x = self.add_positions(x, grid, has_cls, f"{image.shape[1]}x{image.shape[2]} images")
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         kw = dict(heads=self.heads, act=act, norm_eps=self.norm_eps, dtype=self.dtype)
         block = partial(Block, dropout=self.dropout, train=train, **kw)
-        x, inner = stack(block, x, self.depth, drop_path=self.drop_path, remat=self.remat, scan=self.scan)
+        rate = self.drop_path if train else 0.0
+        x, inner = stack(block, x, self.depth, rate=rate, remat=self.remat, scan=self.scan)
         norm = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")
         acts |= inner
         acts["tokens"] = x = norm(x) if norm_first else x

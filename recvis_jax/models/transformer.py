@@ -1,0 +1,172 @@
+"""The Transformer of Vaswani et al. 2017, on embedded tokens: encoder, decoder, sinusoidal positions."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.models.attention import Mask, MultiHeadAttention, check_heads
+from recvis_jax.models.attention_patterns import causal
+from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.tokens import LayerNorm, Mlp, check_rates
+
+
+def sinusoidal(n: int, width: int) -> Float[np.ndarray, "n d"]:
+    """Position embeddings: sin(p / 10000^(2 i / d)) in column 2 i, the cosine in column 2 i + 1.
+
+    Raises:
+      BadRequest: an odd width.
+
+    Reference: Vaswani et al. 2017, "Attention is all you need", section 3.5.
+    """
+    if width % 2:
+        raise BadRequest(f"sinusoidal positions need an even width, not {width}.")
+    angles = np.arange(n)[:, None] / 10_000 ** (np.arange(0, width, 2) / width)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(n, width).astype(np.float32)
+
+
+class Layer(nn.Module):
+    """Self-attention, attention to a memory where one is given, and an MLP; each with a residual and a norm.
+
+    Attributes:
+      heads: of every attention.
+      hidden: width inside the MLP.
+      act: elementwise function of the MLP.
+      pre_norm: x + f(norm(x)) instead of norm(x + f(x)).
+      norm_eps: added to the variance in layer norms.
+      dropout: probability that a unit of a branch, or inside the MLP, is dropped, in training.
+      train: whether it is training.
+      dtype: of the computation.
+    """
+
+    heads: int
+    hidden: int
+    act: Any
+    pre_norm: bool = False
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        mask: Mask | None = None,
+        memory: Float[Array, "b m c"] | None = None,
+        memory_mask: Mask | None = None,
+    ) -> tuple[Float[Array, "b n d"], Acts]:
+        attention = partial(MultiHeadAttention, self.heads, dtype=self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        acts: Acts = {}
+
+        def attend(name: str, y: Array, memory: Array | None, mask: Array | None) -> Array:
+            y, acts[name] = attention(name=name)(y, memory, mask=mask)
+            return drop(y)
+
+        branches = [partial(attend, "attention", memory=None, mask=mask)]
+        if memory is not None:
+            branches.append(partial(attend, "cross_attention", memory=memory, mask=memory_mask))
+        inits = dict(bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp")
+        branches.append(Mlp(self.hidden, self.act, self.dropout, self.train, **inits))
+        for i, branch in enumerate(branches, 1):
+            norm = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=f"norm{i}")
+            x = x + branch(norm(x)) if self.pre_norm else norm(x + branch(x))
+        return x, acts
+
+
+class Transformer(nn.Module):
+    """An encoder of the source, and a decoder of the target that attends to it and, causally, to itself.
+
+    Tokens in, tokens out: embeddings before and the output layer after are the caller's. Both stacks end with a norm.
+
+    Attributes:
+      width: of the tokens.
+      heads: of every attention.
+      encoder_depth, decoder_depth: numbers of layers.
+      hidden: width inside the MLPs.
+      pre_norm: norms before the branches, instead of after the sums as in the paper.
+      positions: 'sinusoidal' adds them to source and target, 'none' leaves that to the caller.
+      activation: elementwise function of the MLPs.
+      norm_eps: added to the variance in layer norms.
+      dropout: probability that a unit is dropped in training, of the tokens with positions, of branches, inside MLPs.
+      dtype: of the computation.
+
+    Raises:
+      BadRequest: tokens of another width; heads that do not divide the width; unknown positions or activation; a
+        probability outside [0, 1).
+
+    Reference: Vaswani et al. 2017, "Attention is all you need"; Xiong et al. 2020, "On layer normalization in the
+    transformer architecture", for `pre_norm`.
+    """
+
+    width: int = 512
+    heads: int = 8
+    encoder_depth: int = 6
+    decoder_depth: int = 6
+    hidden: int = 2048
+    pre_norm: bool = False
+    positions: str = "sinusoidal"
+    activation: str = "relu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.1
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_heads(self.width, self.heads)
+        check_rates(dropout=self.dropout)
+        activation(self.activation)
+        if self.positions not in ("sinusoidal", "none"):
+            raise BadRequest(f"unknown positions {self.positions!r}. There are: none, sinusoidal.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        source: Float[Array, "b m d"],
+        target: Float[Array, "b n d"],
+        source_mask: Bool[Array, "b m"] | None = None,
+        target_mask: Bool[Array, "b n"] | None = None,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b n d"], Acts]:
+        """Returns the decoder's tokens and intermediates, among them the attention weights (b k n m).
+
+        Args:
+          source, target: embedded tokens.
+          source_mask, target_mask: true for a token, false for padding, which no query attends to.
+          train: whether dropout is on.
+        """
+        acts: Acts = {}
+        keys = None if source_mask is None else source_mask[:, None, None, :]
+        x = self.start(source, train)
+        for i in range(self.encoder_depth):
+            x, inner = self.layer(train, f"encoder{i}")(x, keys)
+            acts |= {f"encoder{i}": x, **{f"encoder{i}/{k}": a for k, a in inner.items()}}
+        acts["memory"] = memory = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
+        past = jnp.asarray(causal(target.shape[1]))
+        past = past if target_mask is None else past & target_mask[:, None, None, :]
+        x = self.start(target, train)
+        for i in range(self.decoder_depth):
+            x, inner = self.layer(train, f"decoder{i}")(x, past, memory, keys)
+            acts |= {f"decoder{i}": x, **{f"decoder{i}/{k}": a for k, a in inner.items()}}
+        x = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="decoder_norm")(x)
+        return x.astype(jnp.float32), acts
+
+    def start(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+        """Returns the tokens with their positions."""
+        if x.shape[-1] != self.width:
+            raise BadRequest(f"tokens of width {x.shape[-1]} where the model has {self.width}.")
+        x = x.astype(self.dtype)
+        if self.positions == "sinusoidal":
+            x = x + jnp.asarray(sinusoidal(x.shape[1], self.width), self.dtype)
+        return nn.Dropout(self.dropout, deterministic=not train)(x)
+
+    def layer(self, train: bool, name: str) -> Layer:
+        """Returns the layer of that name."""
+        kw = dict(pre_norm=self.pre_norm, norm_eps=self.norm_eps, dropout=self.dropout, train=train, dtype=self.dtype)
+        return Layer(self.heads, self.hidden, activation(self.activation), name=name, **kw)
