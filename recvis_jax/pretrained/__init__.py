@@ -13,7 +13,20 @@ import numpy as np
 
 from recvis_jax import models, trees
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.pretrained import adapt, big_transfer, files, rules, safetensors, timm, torchvision
+from recvis_jax.models import scan
+from recvis_jax.pretrained import (
+    adapt,
+    big_transfer,
+    big_vision,
+    files,
+    mae,
+    rules,
+    safetensors,
+    timm,
+    torch_nn,
+    torchvision,
+    transformers,
+)
 
 # A module of names has TABLES: class of our model -> table, or function of the model that returns one;
 # NAMES: their name -> (our name, attributes); RENAMES: (regular expression, replacement) for what older files wrote.
@@ -21,6 +34,10 @@ LIBRARIES: dict[str, ModuleType] = {
     "torchvision": torchvision,
     "timm": timm,
     "big_transfer": big_transfer,
+    "big_vision": big_vision,
+    "mae": mae,
+    "transformers": transformers,
+    "torch": torch_nn,
 }
 
 # What torch's wrappers for several devices and for compilation put before every name.
@@ -50,7 +67,7 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
 
 
 def load(
-    source: str | Path | Mapping[str, Any],
+    source: str | Path | Mapping[str, Any] | files.Checkpoint,
     model: nn.Module,
     variables: Mapping[str, Any],
     *,
@@ -65,7 +82,7 @@ def load(
 
     Args:
       source: a file (.safetensors, .npz, or .pth where torch is installed), `hf://owner/repo[/file]`, the folder of a
-        run of our own, or a dict from name to array. Nothing in it is executed.
+        run of our own, a dict from their name to array, or what `files.read` returns. Nothing in it is executed.
       model: the model that `variables` belong to.
       variables: its variables, or their `jax.eval_shape`: the template.
       library: whose names the checkpoint has; found out by the names where not given.
@@ -80,13 +97,16 @@ def load(
       BadRequest: the source cannot be read or does not fit; the message lists the missing names, the unexpected ones
         and the differing shapes.
     """
-    where = "the checkpoint" if isinstance(source, Mapping) else str(source)
-    checkpoint = files.Checkpoint(source) if isinstance(source, Mapping) else files.read(str(source))
-    template = trees.flatten(_unstacked(model, variables))
+    where = str(source) if isinstance(source, str | Path) else "the checkpoint"
+    if isinstance(source, str | Path):
+        checkpoint = files.read(str(source))
+    else:
+        checkpoint = source if isinstance(source, files.Checkpoint) else files.Checkpoint(source)
+    template = trees.flatten(scan.unstack(variables))
     heads = {n: x for n, x in trees.flatten(variables).items() if re.search(adapt.HEAD, n)}
     dropped = ("params/head/kernel", "params/head/bias") if new_head else ()
     if checkpoint.ours:
-        tensors = trees.flatten(_unstacked(model, trees.unflatten(checkpoint.tensors)))
+        tensors = trees.flatten(scan.unstack(trees.unflatten(checkpoint.tensors)))
         planned = [rules.Move(n, (n,), rules.LAYOUTS[""]) for n in dict.fromkeys([*template, *dropped])]
     else:
         tensors, planned = _recognise(checkpoint.tensors, model, [*template], dropped, library, where)
@@ -98,7 +118,8 @@ def load(
     if adapt_stem:
         found = adapt.adapt_channels(found, template, say)
     rules.check(found, template, where)
-    values = _restacked(model, trees.unflatten({n: np.asarray(found.values[n]) for n in template}))
+    values = trees.unflatten({n: np.asarray(found.values[n]) for n in template})
+    values = scan.stack(values) if getattr(model, "scan", False) else values
     return jax.tree.map(jnp.array, trees.merge(variables, values))
 
 
@@ -122,7 +143,7 @@ def export(
     """
     if path is not None and Path(path).suffix not in (".safetensors", ".npz"):
         raise BadRequest(f"{path} is of no known kind: .safetensors and .npz are written.")
-    flat = trees.flatten(_unstacked(model, variables))
+    flat = trees.flatten(scan.unstack(variables))
     state = rules.export(moves(model, flat, library), flat)
     if path is not None and Path(path).suffix == ".npz":
         np.savez(path, **state)
@@ -147,7 +168,12 @@ def _recognise(
     candidates = [library] if library else [n for n, m in LIBRARIES.items() if type(model) in m.TABLES]
     best: tuple[int, Mapping[str, Any], list[rules.Move]] = (0, {}, [])
     for candidate in candidates:
-        planned = moves(model, names, candidate, optional)
+        try:
+            planned = moves(model, names, candidate, optional)
+        except BadRequest:  # this library has no such variant
+            if library:
+                raise
+            continue
         renamed = rules.Renamed(source, (*_WRAPPERS, *LIBRARIES[candidate].RENAMES))
         best = max(best, (sum(m.theirs in renamed for m in planned), renamed, planned), key=lambda b: b[0])
     if not best[0]:
@@ -156,13 +182,3 @@ def _recognise(
             f"{type(model).__name__}; it holds {trees.shorten(list(source), 4) or 'nothing'}. Is it of another family?"
         )
     return best[1:]
-
-
-def _unstacked(model: nn.Module, variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the variables with a name for every block, whether or not the model stacks equal blocks."""
-    return variables
-
-
-def _restacked(model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns the variables as the model has them."""
-    return variables

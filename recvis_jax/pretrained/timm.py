@@ -8,14 +8,10 @@ from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.vgg import VARIANTS as VGGS
 from recvis_jax.models.vgg import VGG
+from recvis_jax.pretrained import timm_tokens
 from recvis_jax.pretrained.rules import Table, linear_as_conv
+from recvis_jax.pretrained.timm_tokens import norm
 from recvis_jax.pretrained.torchvision import RESNET, linear, vgg_features
-
-
-def norm(theirs: str, ours: str) -> Table:
-    """Returns the rows of a layer or group norm."""
-    return ((f"{theirs}.weight", f"params/{ours}/scale", ""), (f"{theirs}.bias", f"params/{ours}/bias", ""))
-
 
 # The head is a 1x1 convolution.
 BIT: Table = (
@@ -38,11 +34,12 @@ def vgg(model: VGG) -> Table:
     )
 
 
-TABLES = {BiT: BIT, ResNet: RESNET, VGG: vgg}
+TABLES = {BiT: BIT, ResNet: RESNET, VGG: vgg, **timm_tokens.TABLES}
 
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name.replace("bit_r", "resnetv2_") + "_bit": (name, {}) for name in BITS},
     **{name: (name, {}) for name in (*RESNETS, *VGGS)},
+    **timm_tokens.NAMES,
 }
 
 RENAMES: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,182 @@
+"""Names of timm's checkpoints of Vision Transformers, hybrids, MLP networks and ConvMixer."""
+
+from typing import Any
+
+from recvis_jax.models.convmixer import VARIANTS as CONVMIXERS
+from recvis_jax.models.convmixer import ConvMixer
+from recvis_jax.models.gmlp import GMLP
+from recvis_jax.models.gmlp import VARIANTS as GMLPS
+from recvis_jax.models.hybrid import HybridViT
+from recvis_jax.models.mixer import VARIANTS as MIXERS
+from recvis_jax.models.mixer import Mixer
+from recvis_jax.models.resmlp import VARIANTS as RESMLPS
+from recvis_jax.models.resmlp import ResMLP
+from recvis_jax.models.vit import ViT
+from recvis_jax.pretrained.rules import Table, squeeze
+from recvis_jax.pretrained.torchvision import batch_norm, conv, linear
+
+_QKV = ("query", "key", "value")
+
+
+def norm(theirs: str, ours: str) -> Table:
+    """Returns the rows of a layer or group norm."""
+    return ((f"{theirs}.weight", f"params/{ours}/scale", ""), (f"{theirs}.bias", f"params/{ours}/bias", ""))
+
+
+def fused(weight: str, bias: str, ours: str, parts: tuple[str, ...] = _QKV) -> Table:
+    """Returns the rows of linear layers `parts` below `ours` that theirs holds as one."""
+    return (
+        (weight, tuple(f"params/{ours}/{p}/kernel" for p in parts), "split_linear"),
+        (bias, tuple(f"params/{ours}/{p}/bias" for p in parts), "split"),
+    )
+
+
+def mlp(theirs: str, ours: str) -> Table:
+    """Returns the rows of two fully connected layers."""
+    return (*linear(f"{theirs}.fc1", f"{ours}/fc1"), *linear(f"{theirs}.fc2", f"{ours}/fc2"))
+
+
+def vit_block(theirs: str, ours: str) -> Table:
+    """Returns the rows of a block of attention and MLP."""
+    return (
+        *norm(f"{theirs}.norm1", f"{ours}/norm1"),
+        *fused(f"{theirs}.attn.qkv.weight", f"{theirs}.attn.qkv.bias", f"{ours}/attention"),
+        *linear(f"{theirs}.attn.proj", f"{ours}/attention/out"),
+        *norm(f"{theirs}.norm2", f"{ours}/norm2"),
+        *mlp(f"{theirs}.mlp", f"{ours}/mlp"),
+    )
+
+
+def vit(model: ViT) -> Table:
+    """Returns the rows of a Vision Transformer; a norm after the mean has another name than one before."""
+    return (
+        ("cls_token", "params/cls_token", ""),
+        ("pos_embed", "params/pos_embed", ""),
+        *conv("patch_embed.proj", "patch_embed/proj"),
+        *vit_block("blocks.{i}", "block{i}"),
+        *norm("fc_norm" if model.pool == "gap_norm" else "norm", "norm"),
+        ("attn_pool.latent", "params/pool/probe", ""),
+        *linear("attn_pool.q", "pool/attention/query"),
+        *fused("attn_pool.kv.weight", "attn_pool.kv.bias", "pool/attention", ("key", "value")),
+        *linear("attn_pool.proj", "pool/attention/out"),
+        *norm("attn_pool.norm", "pool/norm"),
+        *mlp("attn_pool.mlp", "pool/mlp"),
+        *linear("pre_logits.fc", "pre_logits"),
+        *linear("head", "head"),
+    )
+
+
+def hybrid(model: HybridViT) -> Table:
+    """Returns the rows of a hybrid; without stages the stem is the whole backbone."""
+    backbone, block = "patch_embed.backbone", "patch_embed.backbone.stages.{i}.blocks.{j}"
+    stem = f"{backbone}.stem" if model.stages else backbone
+    return (
+        (f"{stem}.conv.weight", "params/stem/kernel", "conv"),
+        *norm(f"{stem}.norm", "stem_norm"),
+        (f"{block}.conv{{k}}.weight", "params/stage{i+1}_block{j+1}/conv{k}/kernel", "conv"),
+        *norm(f"{block}.norm{{k}}", "stage{i+1}_block{j+1}/norm{k}"),
+        (f"{block}.downsample.conv.weight", "params/stage{i+1}_block{j+1}/proj/kernel", "conv"),
+        *norm(f"{block}.downsample.norm", "stage{i+1}_block{j+1}/norm_proj"),
+        *vit(model),
+    )
+
+
+# Of the gated one too, whose fc1 holds the units and then their gates, as ours does.
+MIXER: Table = (
+    *conv("stem.proj", "patch_embed/proj"),
+    *norm("blocks.{i}.norm{k}", "block{i}/norm{k}"),
+    *mlp("blocks.{i}.mlp_tokens", "block{i}/mlp_tokens"),
+    *mlp("blocks.{i}.mlp_channels", "block{i}/mlp_channels"),
+    *norm("norm", "norm"),
+    *linear("head", "head"),
+)
+
+
+def _affine(theirs: str, ours: str) -> Table:
+    return (
+        (f"{theirs}.alpha", f"params/{ours}/scale", squeeze(2)),
+        (f"{theirs}.beta", f"params/{ours}/bias", squeeze(2)),
+    )
+
+
+RESMLP: Table = (
+    *conv("stem.proj", "patch_embed/proj"),
+    ("blocks.{i}.ls{k}", "params/block{i}/scale{k}", ""),
+    *_affine("blocks.{i}.norm{k}", "block{i}/norm{k}"),
+    *linear("blocks.{i}.linear_tokens", "block{i}/linear_tokens"),
+    *mlp("blocks.{i}.mlp_channels", "block{i}/mlp_channels"),
+    *_affine("norm", "norm"),
+    *linear("head", "head"),
+)
+
+GATED_MLP: Table = (
+    *conv("stem.proj", "patch_embed/proj"),
+    *norm("blocks.{i}.norm", "block{i}/norm"),
+    *mlp("blocks.{i}.mlp_channels", "block{i}"),
+    *norm("blocks.{i}.mlp_channels.gate.norm", "block{i}/gate_norm"),
+    *linear("blocks.{i}.mlp_channels.gate.proj", "block{i}/gate"),
+    *norm("norm", "norm"),
+    *linear("head", "head"),
+)
+
+# Convolutions, activations and norms are numbered; the activation has no tensors.
+CONVMIXER: Table = (
+    *conv("stem.0", "stem"),
+    *batch_norm("stem.2", "stem_norm"),
+    *conv("blocks.{i}.0.fn.0", "block{i}/depthwise"),
+    *batch_norm("blocks.{i}.0.fn.2", "block{i}/norm1"),
+    *conv("blocks.{i}.1", "block{i}/pointwise"),
+    *batch_norm("blocks.{i}.3", "block{i}/norm2"),
+    *linear("head", "head"),
+)
+
+TABLES = {ViT: vit, HybridViT: hybrid, Mixer: MIXER, ResMLP: RESMLP, GMLP: GATED_MLP, ConvMixer: CONVMIXER}
+
+_SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
+_IN21K = dict(num_classes=21_843)
+_HYBRIDS = {
+    "vit_tiny_r_s16_p8": ("vit_ti_r_s16", {}),
+    "vit_small_r_s16_p8": ("vit_ti_r_s16", dict(width=384, heads=6)),
+    "vit_small_r20_s16_p2": ("vit_s_r26_s32", dict(stages=(2, 4), patch_size=2)),
+    "vit_small_r20_s16": ("vit_s_r26_s32", dict(stages=(2, 2, 2))),
+    "vit_small_r26_s32": ("vit_s_r26_s32", {}),
+    "vit_base_r20_s16": ("vit_b_r50_s16", dict(stages=(2, 2, 2))),
+    "vit_base_r26_s32": ("vit_b_r50_s16", dict(stages=(2, 2, 2, 2))),
+    "vit_base_r50_s16": ("vit_b_r50_s16", {}),
+    "vit_base_resnet50": ("vit_b_r50_s16", {}),
+    "vit_large_r50_s32": ("vit_l_r50_s32", {}),
+}
+
+NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        f"vit_{theirs}_patch{p}_{size}{suffix}": (f"vit_{ours}{p}", attributes)
+        for theirs, ours in _SIZES.items()
+        for p in (8, 14, 16, 32)
+        for size in (224, 384)
+        for suffix, attributes in (("", {}), ("_in21k", _IN21K))
+    },
+    **{
+        f"deit_{theirs}_patch16_{size}": (f"vit_{_SIZES[theirs]}16", {})
+        for theirs in ("tiny", "small", "base")
+        for size in (224, 384)
+    },
+    # Image towers of SigLIP: a feature a picture, by attention or by the mean.
+    **{
+        f"vit_{theirs}_patch{p}_siglip_{kind}{size}": (f"vit_{_SIZES[theirs]}{p}", dict(pool=pool, num_classes=0))
+        for theirs in ("base", "large")
+        for p in (16, 32)
+        for kind, pool in (("", "map"), ("gap_", "gap"))
+        for size in (224, 256, 384, 512)
+    },
+    **{
+        f"{name}_{size}{suffix}": (ours, {**kw, **more})
+        for name, (ours, kw) in _HYBRIDS.items()
+        for size in (224, 384)
+        for suffix, more in (("", {}), ("_in21k", _IN21K))
+    },
+    **{f"{name}_224": (name, {}) for name in (*MIXERS, *GMLPS)},
+    **{f"{name}_224_in21k": (name, _IN21K) for name in ("mixer_b16", "mixer_l16")},
+    **{name.replace("_b", "_big_") + f"{kind}_224": (name, {}) for name in RESMLPS for kind in ("", "_distilled")},
+    **{name: (name, {}) for name in CONVMIXERS},
+    "convmixer_1024_20_ks9_p14": ("convmixer_1024_20", {}),
+}
