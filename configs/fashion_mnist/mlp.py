@@ -20,8 +20,8 @@ def get_config(arg=None):
 
     c.data = dict(name="fashion_mnist", train="train[:57000]", val="train[57000:]", test="test")
     c.data.statistics = "fashion_mnist"
-    c.data.augment = "pad_crop(1)|flip"
+    c.data.augment = "flip"
     c.model = dict(name="mlp", hidden=(512, 256), activation="relu", dropout=0.1)
     c.task = dict(name="classify", loss="softmax")
-    c.optim = dict(name="adamw", lr=2e-3, schedule="cosine", warmup=0.05, weight_decay=1e-2)
+    c.optim = dict(name="muon", lr=0.005, schedule="cosine", warmup=0.05, weight_decay=1e-2)
     return config.finish(c, arg)
