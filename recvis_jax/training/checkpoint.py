@@ -60,13 +60,16 @@ class Checkpointer:
         self._best = _manager(self.root / "best", keep=1, read_only=read_only)
 
     def save(self, state: State, meta: dict[str, Any], *, best: bool) -> None:
-        """Starts saving `state`, at once a copy: the caller may donate it. `best` also makes it the best one.
+        """Starts saving `state` and `meta`, at once copies: the caller may donate the one and change the other.
+
+        `best` also makes it the best one.
 
         Raises:
           Failure: an earlier save failed in the background, for instance because the disk is full.
         """
         step = int(state.step)
         meta = {**meta, "step": step, "fingerprint": trees.fingerprint(state)}
+        meta = json.loads(json.dumps(meta))  # a copy to the bottom: it is written while the caller goes on
         meta["digest"] = _digest(meta)
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # on CPU the writer may share memory with a donated buffer

@@ -4,6 +4,7 @@ In the workdir: `config.json`, `metrics.jsonl` (one record a line: step, split, 
 `tensorboard/`, `summary.json` and `curves.png`. Only the main process writes.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -20,13 +21,22 @@ TIMES = ("seconds", "images_per_second")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file at `path` as a whole: a reader, or a crash, sees the old text or the new."""
+    """Replaces the file at `path` as a whole: a reader, or a crash, sees the old text or the new.
+
+    Raises:
+      Failure: it cannot be written, for instance because the disk is full.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    try:
+        with part.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise errors.Failure(f"cannot write {path}: {e.strerror or e}.") from e
 
 
 def open_workdir(workdir: str | Path, config: dict[str, Any], differences: Any) -> Path:
@@ -89,7 +99,12 @@ class Log:
         try:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)
+            # Files are named by the second; two lives may begin in the same one.
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"),
+                purge_step=resumed_at + 1 if resumed_at else None,
+                filename_suffix=f".{resumed_at}",
+            )
         except ImportError:
             self.say("note: no TensorBoard events, as tensorboardX is not installed: pip install 'recvis_jax[plot]'.")
         if sys.stderr.isatty():
@@ -124,11 +139,20 @@ class Log:
             self._progress.update(self._task, completed=step)
 
     def record(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Writes one record and shows it."""
+        """Writes one record and shows it.
+
+        Raises:
+          Failure: it cannot be written.
+        """
         if not self.main:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.flush()
+        except OSError as e:
+            raise errors.Failure(
+                f"cannot write {self.path}: {e.strerror or e}. The same command goes on from the last checkpoint."
+            ) from e
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
@@ -146,7 +170,8 @@ class Log:
         if self._progress:
             self._progress.stop()
         if self.main:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a record that was reported as not written
+                self._file.close()
         if self._board:
             self._board.close()
 

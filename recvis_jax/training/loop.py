@@ -143,6 +143,7 @@ def run(
     def evaluated() -> bool:
         """Evaluates; returns whether this is the best so far. Nothing is noted where a signal came in between."""
         nonlocal since
+        look()
         paused = time.monotonic()
         metrics = evaluate(fetch(state), stop)
         if metrics is None:
@@ -151,7 +152,7 @@ def run(
         since = since[0] + time.monotonic() - paused, since[1]
         own["evaluated"], own["last"] = step, {"step": step, "metrics": metrics}
         value, sign = metrics[best[0]], 1 if best[1] == "max" else -1
-        is_best = own["best"] is None or sign * value > sign * own["best"]["value"]
+        is_best = math.isfinite(value) and (own["best"] is None or sign * value > sign * own["best"]["value"])
         own["waited"] = 0 if is_best else own["waited"] + 1
         if is_best:
             own["best"] = {"step": step, "value": value, "metrics": metrics}

@@ -90,6 +90,17 @@ def test_a_saved_state_may_be_donated_at_once(opened):
     assert equal(opened(size=512).restore("best").state, make(1, 512))
 
 
+def test_the_record_beside_a_state_is_that_of_its_moment(opened):
+    """It is written in the background, while the loop adds to its sums."""
+    keeper, sums = opened(), {"loss": [1.0, 1.0]}
+    keeper.save(make(1), {"loop": {"sums": sums}}, best=True)
+    sums["loss"][0] = 2.0
+    sums["accuracy"] = [0.0, 1.0]
+    keeper.wait()
+    for which in ("last", "best"):
+        assert opened().restore(which).meta["loop"] == {"sums": {"loss": [1.0, 1.0]}}
+
+
 def test_best_checkpoints_of_a_life_that_was_cut_short_are_forgotten(opened):
     keeper = opened()
     fill(keeper, (10, 20), best=(20,))
