@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "tasks": (),
     "evaluation": (),
     "pretrained": ("trees", "models"),
-    "pretrained.run": ("trees", "training.checkpoint"),
+    "pretrained.run": ("trees", "training.checkpoint", "training.state"),
     "training": ("trees",),
     "training.loop": (),
     "training.step": ("tasks.task",),

@@ -45,13 +45,13 @@ def read(source: str) -> Checkpoint:
         raise BadRequest(f"{path} is a folder without checkpoints/: a run of ours has one; or give a file in it.")
     if not path.is_file():
         raise BadRequest(f"there is no file {path}.")
-    if path.suffix == ".safetensors":
-        return Checkpoint(safetensors.File(path))
-    if path.suffix == ".npz":
-        return Checkpoint(Npz(path))
-    if path.suffix in PTH:
-        return Checkpoint(_read_pth(path))
-    raise BadRequest(f"{path} is of no known kind: .safetensors, .npz and {', '.join(PTH)} are read.")
+    readers = {".safetensors": safetensors.File, ".npz": Npz, **dict.fromkeys(PTH, _read_pth)}
+    if path.suffix not in readers:
+        raise BadRequest(f"{path} is of no known kind: {', '.join(readers)} are read.")
+    try:
+        return Checkpoint(readers[path.suffix](path))
+    except OSError as e:
+        raise BadRequest(f"{path} cannot be read ({_line(e)}).") from None
 
 
 class Npz(Mapping[str, np.ndarray]):
@@ -64,7 +64,7 @@ class Npz(Mapping[str, np.ndarray]):
                 self._entries = {
                     info.filename.removesuffix(".npy"): self._check(archive, info) for info in archive.infolist()
                 }
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError) as e:
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
             raise BadRequest(f"{path} is damaged or no .npz archive: {' '.join(str(e).split())[:120]}.") from None
 
     @staticmethod

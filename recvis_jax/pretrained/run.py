@@ -7,8 +7,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from recvis_jax import trees
-from recvis_jax.errors import BadRequest
+from recvis_jax.errors import BadRequest, Failure
 from recvis_jax.training import checkpoint
+from recvis_jax.training.state import State
 
 
 def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
@@ -38,14 +39,16 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
     if not found:
         there = sorted({step for _, step in saved})
         raise BadRequest(f"no checkpoint {wanted!r} in {workdir}: there are the steps {there}.")
-    with ocp.StandardCheckpointer() as reader:
-        described = reader.metadata(saved[found[-1]] / "state").item_metadata
-    template = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), described.tree)
+    place = saved[found[-1]]
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            described = reader.metadata(place / "state").item_metadata.tree
+        template = State(**jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), described))
+    except Exception as e:  # whatever a damaged description leads to
+        raise Failure(f"the checkpoint {place} cannot be read ({' '.join(str(e).split())[:200]})") from e
     reader = checkpoint.Checkpointer(workdir, template, mesh, read_only=True)
     try:
-        state = reader.restore(wanted).state
+        params, model_state = reader.restore(wanted).state.evaluated
     finally:
         reader.close()
-    if state.get("ema"):
-        state = state["ema"]
-    return {n: np.asarray(x) for n, x in trees.flatten({"params": state["params"], **state["model_state"]}).items()}
+    return {name: np.asarray(x) for name, x in trees.flatten({"params": params, **model_state}).items()}

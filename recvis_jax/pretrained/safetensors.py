@@ -96,9 +96,9 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
     if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
         raise ValueError(f"shape {shape} and offsets {offsets} of {name!r} are not whole numbers of at least 0")
-    if entry["dtype"] not in DTYPES:
+    dtype = DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
         raise ValueError(f"{name!r} is of unknown dtype {entry['dtype']!r}; there are {', '.join(DTYPES)}")
-    dtype = DTYPES[entry["dtype"]]
     need = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != need:
         raise ValueError(f"{name!r} needs {need} bytes, and its offsets are {offsets}")

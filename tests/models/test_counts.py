@@ -11,6 +11,11 @@ SMALL_IMAGES = {
     "linear": (784 * 10 + 10, 3072 * 10 + 10),
     "mlp": (784 * 512 + 512 + 512 * 256 + 256 + 2570, 3072 * 512 + 512 + 512 * 256 + 256 + 2570),
     "lenet5": (61_706, 456 + 2416 + 16 * 36 * 120 + 120 + 10_164 + 850),
+    # stem 5x5, and by stage: convolution, residual convolution; norms with scale and bias; head without bias.
+    "speednet": tuple(
+        25 * c * 64 + 9 * (64 * 64 + 64**2 + 64 * 128 + 128**2 + 128 * 256) + 2 * (64 * 3 + 128 * 2 + 256) + 2560
+        for c in (1, 3)
+    ),
     "convnet": (21_840, 760 + 5020 + 500 * 50 + 50 + 510),
     "resnet20": (269_434, 269_722),
     "resnet32": (463_866, 464_154),
@@ -60,8 +65,67 @@ BIT = {
     "bit_r152x2": 236_335_208,
     "bit_r152x4": 936_533_224,
 }
-# Families of tokens follow here, one dict each; list it in IMAGENET.
-IMAGENET = {**ALEXNET, **VGG_M, **VGG, **GOOGLENET, **RESNET, **BIT}
+
+
+def vit(width, depth, patch):
+    """Kernel and bias of patches, class token and positions, blocks, norm, head."""
+    tokens = (224 // patch) ** 2 + 1
+    embedding = (3 * patch**2 + 1) * width + (1 + tokens) * width
+    return embedding + depth * (12 * width**2 + 13 * width) + 2 * width + 1000 * (width + 1)
+
+
+SIZES = {"ti": (192, 12), "s": (384, 12), "b": (768, 12), "l": (1024, 24), "h": (1280, 32)}
+# By the formula, and those that google-research/vision_transformer lists in its tests.
+VIT = {f"vit_{size}{patch}": vit(*wd, patch) for size, wd in SIZES.items() for patch in (8, 14, 16, 32)} | {
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_s32": 22_878_952,
+    "vit_b8": 86_576_872,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
+    "vit_l32": 306_535_400,
+    "vit_h14": 632_045_800,
+}
+HYBRID = {
+    "vit_ti_r_s16": 6_337_704,
+    "vit_s_r26_s32": 36_431_912,
+    "vit_b_r50_s16": 98_659_112,
+    "vit_l_r50_s32": 328_994_856,
+}
+# As published, without the position embeddings, which are fixed.
+MAE = {
+    "mae_b16": 111_907_840 - 197 * (768 + 512),
+    "mae_l16": 329_541_888 - 197 * (1024 + 512),
+    "mae_h14": 657_074_508 - 257 * (1280 + 512),
+}
+MIXER = {
+    "mixer_s16": 18_528_264,
+    "mixer_s32": 19_104_624,
+    "mixer_b16": 59_880_472,
+    "mixer_b32": 60_293_428,
+    "mixer_l16": 208_196_168,
+    "mixer_l32": 206_939_264,
+    "gmixer_12": 12_701_080,
+    "gmixer_24": 24_721_096,
+}
+RESMLP = {
+    "resmlp_12": 15_350_872,
+    "resmlp_24": 30_020_680,
+    "resmlp_36": 44_690_488,
+    "resmlp_b24": 129_138_280,
+}
+GMLP = {"gmlp_ti16": 5_867_328, "gmlp_s16": 19_422_656, "gmlp_b16": 73_075_392}
+# Published as 7.7, 62 and 206 million.
+FF_ONLY = {"ff_only_ti16": 7_676_332, "ff_only_b16": 61_943_020, "ff_only_l32": 206_213_048}
+CONVMIXER = {
+    "convmixer_768_32": 21_110_248,
+    "convmixer_1024_20": 24_383_464,
+    "convmixer_1536_20": 51_625_960,
+}
+TOKENS = {**VIT, **HYBRID, **MAE, **MIXER, **RESMLP, **GMLP, **FF_ONLY, **CONVMIXER}
+
+IMAGENET = {**ALEXNET, **VGG_M, **VGG, **GOOGLENET, **RESNET, **BIT, **TOKENS}
 
 # Variants by attributes.
 OTHERS = [

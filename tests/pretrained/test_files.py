@@ -97,6 +97,7 @@ BROKEN = {
     "overlapping tensors": (raw({"x": entry(), "y": entry(offsets=(4, 12))}, bytes(12)), "'y' begins at byte 4"),
     "a gap": (raw({"x": entry(), "y": entry(offsets=(12, 20))}, bytes(20)), "'y' begins at byte 12"),
     "an unknown dtype": (raw({"x": entry(dtype="O")}, bytes(8)), "unknown dtype 'O'"),
+    "a dtype that is no name": (raw({"x": entry(dtype=["F32"])}, bytes(8)), "unknown dtype"),
     "a pickle under a false name": (pickle.dumps({"x": 1}), "truncated or no safetensors"),
 }
 
