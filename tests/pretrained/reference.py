@@ -10,6 +10,7 @@ import numpy as np
 from golden import fill
 
 from recvis_jax import pretrained, trees
+from recvis_jax.models import scan
 from recvis_jax.pretrained import rules
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -50,7 +51,7 @@ class Fixture:
 
     def compare_gradients(self, run, grads, moves):
         """Holds the norms of the gradients (a tree like params) against the stored ones."""
-        theirs = rules.export(moves, trees.flatten({"params": grads}))
+        theirs = rules.export(moves, trees.flatten(scan.unstack({"params": grads})))
         names = self.manifest["grad_norm_parameters"]
         got = np.array([np.linalg.norm(theirs[n].astype(np.float64)) for n in names])
         want, rtol = self.arrays[f"{run}grad_norms"], np.array(self.expected[f"{run}grad_norms"]["rtol"])
@@ -112,7 +113,7 @@ def check_training(name, library, theirs, **kw):
         for key, out in zip(("logits", "aux_logits1", "aux_logits2"), outputs, strict=False):
             fixture.compare(f"{run}{key}", out)
         fixture.compare(f"{run}loss", loss)
-        flat = trees.flatten({"params": params, **state})
+        flat = trees.flatten(scan.unstack({"params": params, **state}))
         moves = pretrained.moves(model, flat, library)
         used = [m for m in moves if m.ours[0].startswith("params/")]
         fixture.compare_gradients(run, grads, used)
