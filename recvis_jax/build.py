@@ -140,6 +140,11 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if "name" not in kw:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
     kw.setdefault("num_classes", data.train.num_classes or 1)
+    if isinstance(kw["num_classes"], int) and kw["num_classes"] < data.train.num_classes:
+        raise errors.BadRequest(
+            f"config.model.num_classes={kw['num_classes']} is less than the {data.train.num_classes} classes of "
+            f"{data.train.name}; left out, it is that number."
+        )
     return models.create(kw.pop("name"), dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
 
 

@@ -37,7 +37,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         except Exception as e:
             return _report(e, 1)
 
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings are not the user's concern
+    # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
+    logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     app.run(guarded, flags_parser=_parse)
 
 

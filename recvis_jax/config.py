@@ -67,7 +67,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         c.data.val = "train[75%:]" if c.data.val else ""
         c.batch_size = 16
         c.eval_batch_size = 16
-        del c.epochs
+        if "epochs" in c:
+            del c.epochs
         c.steps = 4
         c.log_every = 2
         c.eval_every = 2

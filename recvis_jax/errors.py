@@ -92,6 +92,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value is None
     if origin in (tuple, list) or hint in (tuple, list):
         return isinstance(value, (tuple, list))
+    if origin is dict or hint is dict:
+        return isinstance(value, Mapping)
     if hint is bool:
         return isinstance(value, bool)
     if hint is int:

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ def start(*command: str | Path, **env: str) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:
     """Waits for a program, checks its exit code and returns what it printed."""
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=900)
     assert process.returncode == code, text[-3000:]
     return text
 
@@ -39,7 +41,69 @@ def run(*command: str | Path, code: int = 0, **env: str) -> str:
     return finish(start(*command, **env), code)
 
 
-def wait_for(condition, process: subprocess.Popen, what: str, timeout: float = 120) -> None:
+# Starting a program takes seconds, most of them for imports: one process imports, and runs each program in a fork.
+_SERVER = """
+import json, os, runpy, sys
+import jax, flax, optax, orbax.checkpoint, grain, cv2, tensorflow_datasets, sklearn.datasets
+from recvis_jax import cli, errors
+for line in sys.stdin:
+    case = json.loads(line)
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{case['to']}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        os.environ.update(case["env"])
+        sys.argv = [case["program"], *case["flags"]]
+        code = 1
+        try:
+            runpy.run_module("recvis_jax." + case["program"], run_name="__main__", alter_sys=True)
+        except SystemExit as e:
+            code = e.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Server:
+    """Runs programs one after the other, each as if started anew, but without the wait for imports."""
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory()
+        self._count = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV
+        )
+
+    def __call__(self, program: str, *flags: str | Path, **env: str) -> Ended:
+        self._count += 1
+        to = Path(self._folder.name) / str(self._count)
+        case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to)}
+        self._process.stdin.write(json.dumps(case) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        return Ended(code, *(to.with_suffix(f".{stream}").read_text() for stream in (1, 2)))
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._folder.cleanup()
+
+
+def write_config(path: Path, sections: dict) -> str:
+    """Writes a config file of plain values, and returns the flag that names it."""
+    path.write_text(f"import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({sections!r})\n")
+    return f"--config={path}"
+
+
+def wait_for(condition, process: subprocess.Popen, what: str, timeout: float = 600) -> None:
     """Returns as soon as `condition()` holds; fails where the program ends before."""
     end = time.monotonic() + timeout
     while not condition():

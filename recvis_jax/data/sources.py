@@ -70,14 +70,10 @@ def open_split(
         split or feature, or the split is empty.
     """
     if mock:
-        source = _mock(name, split, mock)
-    elif name in DATASETS and DATASETS[name].embedded:
-        source = _digits(split)
-    else:
-        source = _tfds(name, split, data_dir, image_key, label_key)
-    if source.length == 0:
-        raise errors.BadRequest(f"the split {split!r} of {name} is empty.")
-    return source
+        return _mock(name, split, mock)
+    if name in DATASETS and DATASETS[name].embedded:
+        return _digits(split)
+    return _tfds(name, split, data_dir, image_key, label_key)
 
 
 def overlap(a: Source, b: Source) -> int:
@@ -87,7 +83,7 @@ def overlap(a: Source, b: Source) -> int:
 
 
 def _parts(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, int, int], ...]:
-    """Resolves a tfds split expression to stretches (split, first, last + 1)."""
+    """Resolves a tfds split expression to stretches (split, first, last + 1), of which there is at least one."""
     import tensorflow_datasets as tfds
 
     try:
@@ -98,7 +94,10 @@ def _parts(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, i
             f"{name} has no split {split!r}; its splits: {', '.join(lengths)}. ({_first(e)})"
         ) from e
     ends = ((p.splitname, *slice(p.from_, p.to).indices(lengths[p.splitname])[:2]) for p in found)
-    return tuple((name, first, max(first, last)) for name, first, last in ends)
+    parts = tuple((part, first, last) for part, first, last in ends if first < last)
+    if not parts:
+        raise errors.BadRequest(f"the split {split!r} of {name} is empty.")
+    return parts
 
 
 def _rows(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,91 @@
+"""Every config: it loads, its keys are known, its header is true, and its smoke run goes from end to end."""
+
+import importlib.util
+import json
+import re
+
+import ml_collections
+import programs
+import pytest
+
+from recvis_jax import build, config, errors, train
+
+CONFIGS = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
+# Networks that take long to compile.
+SLOW = ("imagenet", "folder", "resnet", "depth", "speedrun")
+
+
+def load(path, arg=None):
+    spec = importlib.util.spec_from_file_location("a_config", programs.ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg), module.__doc__
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_config(path):
+    found, text = load(path)
+    errors.check_kwargs(train.train, config.plain(found), "config", given=("workdir", "config"))
+    errors.check_kwargs(build.open_data, config.plain(found.data), "config.data")
+    assert {"data", "model", "optim", "task"} <= set(found)
+    assert json.loads(json.dumps(config.plain(found))) == config.plain(found)
+    commands = re.findall(r"python -m recvis_jax\.train --config=(\S+?)(?::\S+)? --workdir=runs/\S+", text)
+    assert path in commands, "the header says how to run it"
+    small = load(path, "smoke")[0]
+    assert small.steps <= 4 and small.data.mock and "epochs" not in small
+    assert small.data.name == found.data.name and small.optim.name == found.optim.name
+    with pytest.raises(errors.BadRequest, match=r"unknown config argument 'smok'\. Did you mean 'smoke'"):
+        load(path, "smok")
+
+
+def marked(path):
+    return pytest.param(path, marks=[pytest.mark.slow] if any(name in path for name in SLOW) else [])
+
+
+@pytest.mark.parametrize("path", map(marked, CONFIGS))
+def test_smoke_run(path, program, tmp_path):
+    ended = program("train", f"--config={programs.ROOT / path}:smoke", f"--workdir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    there = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*")}
+    assert {"config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints/last/4", "tensorboard"} <= there
+    assert any(name.startswith("tensorboard/events.out.tfevents") for name in there)
+    assert not [name for name in there if name.endswith(".part")]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["step"] == 4 and summary["reason"] == "done" and summary["seconds"] > 0
+    assert summary["parameters"] > 100 and f"{summary['parameters']:,} parameters" in ended.out
+    data = load(path, "smoke")[0].data
+    assert set(summary["final"]) == {"step", *(split for split in ("val", "test") if data[split])}
+    if data.val:
+        assert set(summary["best"]) == set(summary["final"])
+        assert programs.steps(tmp_path / "run", "best") == [summary["best"]["step"]]
+    assert [(r["step"], r["split"]) for r in programs.records(tmp_path / "run")] == [
+        (step, split) for step in (2, 4) for split in ("train", "val") if split == "train" or data.val
+    ]
+    assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "next: python -m recvis_jax.evaluate --workdir=" in ended.out
+
+
+def test_arguments():
+    assert config.parse_arg(None, depth=20) == ml_collections.ConfigDict({"smoke": False, "depth": 20})
+    found = config.parse_arg("smoke,depth=56,plain=True,name=vit_b16", depth=20, plain=False, name="vit_s16")
+    assert found.to_dict() == {"smoke": True, "depth": 56, "plain": True, "name": "vit_b16"}
+    with pytest.raises(errors.BadRequest, match=r"unknown config argument 'dept'\. Did you mean 'depth'\? There are: "):
+        config.parse_arg("dept=56", depth=20)
+    with pytest.raises(errors.BadRequest, match=r"config argument depth='deep' should be int"):
+        config.parse_arg("depth=deep", depth=20)
+
+
+def test_differences_name_keys_at_every_level():
+    old = {"a": 1, "b": {"c": [1, 2], "d": {"e": None}}, "gone": 3}
+    new = {"a": 1, "b": {"c": [1, 3], "d": {"e": 0, "f": 1}}, "new": {"g": 4}}
+    assert config.differences(old, new) == [
+        "b.c: [1, 2] -> [1, 3]", "b.d.e: None -> 0", "b.d.f: None -> 1", "gone: 3 -> None", "new.g: None -> 4",
+    ]  # fmt: skip
+    assert config.differences(old, json.loads(json.dumps(old))) == []
+
+
+def test_references_are_resolved_and_tuples_are_lists():
+    c = ml_collections.ConfigDict(dict(epochs=3, data=dict(splits=("a", "b"))))
+    c.half = c.get_ref("epochs") / 2
+    plain = config.plain(c.copy_and_resolve_references())
+    assert plain == {"epochs": 3, "half": 1.5, "data": {"splits": ["a", "b"]}} and type(plain["data"]) is dict
