@@ -14,7 +14,7 @@ train: setup
 	$(BIN)/python -m recvis_jax.train --config=configs/fashion_mnist/lenet5.py --workdir=$(RUN)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

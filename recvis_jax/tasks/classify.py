@@ -1,6 +1,7 @@
 """Classification: one class an image, or several (multi-label)."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def classify(
     loss: str | None = None,
     label_smoothing: float = 0.0,
     delta: float = 1.0,
-    mirror: bool = False,
+    views: Literal["one", "mirror", "mirror_shift"] = "one",
 ) -> Task:
     """Pairs a model of `num_classes` outputs with a classification loss.
 
@@ -41,7 +42,9 @@ def classify(
         "huber" the outputs are regressed on the one-hot label, as the early perceptrons were trained.
       label_smoothing: in [0, 1), for "softmax" and "sigmoid".
       delta: where Huber's loss turns linear.
-      mirror: predictions are the mean of the outputs for an image and its mirror image.
+      views: predictions are the mean of the outputs for several views of an image: "one" is the image itself, "mirror"
+        adds its mirror image, "mirror_shift" also both of them moved by one pixel up and left, and down and right, at
+        half the weight (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
     """
     loss = loss or ("sigmoid" if multi_label else "softmax")
     function = errors.choose(losses.LOSSES, loss, "loss")
@@ -69,11 +72,8 @@ def classify(
         return train_loss(logits, batch["label"]), new, {"accuracy": correct(logits, batch["label"])}
 
     def predict(params, model_state, batch):
-        image = batch["image"]
-        logits = apply_eval(model, params, model_state, image)[0]
-        if mirror:
-            logits = (logits + apply_eval(model, params, model_state, image[:, :, ::-1])[0]) / 2
-        return {"logits": logits}
+        seen = [(apply_eval(model, params, model_state, x)[0], w) for x, w in _views(batch["image"], views)]
+        return {"logits": sum(logits * w for logits, w in seen)}
 
     metrics = ("mean_average_precision",) if multi_label else ("accuracy", "top_5" if num_classes > 5 else "accuracy")
     return Task(
@@ -84,3 +84,17 @@ def classify(
         metrics=tuple(dict.fromkeys(metrics)),
         best=("mean_average_precision", "max") if multi_label else ("accuracy", "max"),
     )
+
+
+def _views(image: jax.Array, kind: str) -> list[tuple[jax.Array, float]]:
+    """Returns the views of images (b h w c) and their weights, which sum to 1."""
+    views = [(image, 1.0)]
+    if kind != "one":
+        views = [(image, 0.5), (image[:, :, ::-1], 0.5)]
+    if kind == "mirror_shift":
+        h, w = image.shape[1:3]
+        for x, weight in list(views):
+            padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+            views += [(padded[:, i : i + h, i : i + w], weight / 4) for i in (0, 2)]
+        views[:2] = [(x, weight / 2) for x, weight in views[:2]]
+    return views

@@ -16,14 +16,26 @@ def make(**kw):
     return classify(models.create("lenet5", num_classes=5), image_shape=(12, 12, 1), num_classes=5, **kw)
 
 
-def test_mirror_averages_the_image_and_its_mirror_image():
-    plain, mirrored = make(), make(mirror=True)
-    variables = plain.init(jax.random.key(0))
+def test_views_average_the_image_its_mirror_image_and_both_moved_by_a_pixel():
+    task = make()
+    variables = task.init(jax.random.key(0))
     params = variables.pop("params")
-    a, b = (plain.predict(params, variables, {"image": x})["logits"] for x in (IMAGES, IMAGES[:, :, ::-1]))
-    got = mirrored.predict(params, variables, {"image": IMAGES})["logits"]
-    np.testing.assert_allclose(got, (a + b) / 2, rtol=1e-6)
-    assert not np.allclose(got, a)
+
+    def predict(x, **kw):
+        return np.asarray(make(**kw).predict(params, variables, {"image": x})["logits"])
+
+    def both(x):
+        return (predict(x) + predict(x[:, :, ::-1])) / 2
+
+    # Edges are repeated, so an image with a margin of two constant pixels moves as a whole.
+    framed = jnp.pad(IMAGES[:, 2:-2, 2:-2], ((0, 0), (2, 2), (2, 2), (0, 0)))
+    moved = [jnp.roll(framed, (i, i), (1, 2)) for i in (-1, 1)]
+    np.testing.assert_allclose(predict(framed, views="mirror"), both(framed), rtol=1e-5)
+    mirrored = [jnp.roll(framed, (i, -i), (1, 2)) for i in (-1, 1)]  # the mirror image moves the other way
+    shifted = [(predict(m) + predict(n[:, :, ::-1])) / 2 for m, n in zip(moved, mirrored, strict=True)]
+    expected = both(framed) / 2 + sum(shifted) / 4
+    np.testing.assert_allclose(predict(framed, views="mirror_shift"), expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(predict(framed, views="mirror"), predict(framed))
 
 
 def test_smoothing_is_for_training_alone():
