@@ -61,7 +61,7 @@ def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) ->
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
     c = config.copy_and_resolve_references()
-    with c.unlocked():
+    with c.unlocked(), c.ignore_type():  # an int means steps where the config may have a float, epochs
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
         c.data.train = "train[:75%]" if c.data.val else "train"
         c.data.val = "train[75%:]" if c.data.val else ""

@@ -80,7 +80,8 @@ def train(
       dtype: type of the computation; parameters stay float32.
       ema_decay: decay of the moving average of parameters and batch statistics, which is then what is evaluated.
       metrics: names of further validation metrics.
-      log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float.
+      log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float. On the command line a number
+        takes the type that it has in the config file.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
     """

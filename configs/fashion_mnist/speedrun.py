@@ -3,8 +3,8 @@
   python -m recvis_jax.train --config=configs/fashion_mnist/speedrun.py --workdir=runs/speedrun
 
 What it is made of: a network whose convolutions run near the machine's peak, muon, large batches, one cycle of the
-learning rate, label smoothing, an average of the weights, and predictions averaged over six views of an image. All 60,000
-training images are trained on; the recipe was chosen with the last 3,000 (`:val=True`) kept apart.
+learning rate, label smoothing, an average of the weights, and predictions averaged over six views of an image. All
+60,000 training images are trained on; the recipe was chosen with the last 3,000 (`:val=True`) kept apart.
 
 Time here, result: TODO
 """
