@@ -61,18 +61,17 @@ def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) ->
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
     c = config.copy_and_resolve_references()
-    with c.unlocked(), c.ignore_type():  # an int means steps where the config may have a float, epochs
+    with c.unlocked():
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
         c.data.train = "train[:75%]" if c.data.val else "train"
         c.data.val = "train[75%:]" if c.data.val else ""
         c.batch_size = 16
         c.eval_batch_size = 16
-        if "epochs" in c:
-            del c.epochs
+        for key in ("epochs", "log_every", "eval_every", "checkpoint_every"):
+            if key in c:  # else an int, steps, would become a float, epochs, where the config has one
+                del c[key]
         c.steps = 4
-        c.log_every = 2
-        c.eval_every = 2
-        c.checkpoint_every = 2
+        c.log_every = c.eval_every = c.checkpoint_every = 2
         if c.optim.get("warmup_epochs"):  # longer than the run
             c.optim.warmup_epochs = 0
             c.optim.warmup = 0.25
