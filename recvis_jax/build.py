@@ -1,5 +1,6 @@
 """Turns the sections of a config, already plain keyword arguments, into the parts that programs work with."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ def make_run(
     net = make_model(parts, dtype, **model)
     objective = make_task(parts, net, **(task or {}))
     per_epoch = parts.train.length / batch_size
-    total = steps if steps is not None else round(epochs * per_epoch)
+    total = steps if steps is not None else round((epochs or 0) * per_epoch)
     if total < 1:
         raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
@@ -279,7 +280,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     say(f"initialised from {arguments['source']}")
     params = variables.pop("params")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, {"params": params, "model_state": variables})
-    return state.replace(params=params, model_state=variables, ema=ema)
+    return dataclasses.replace(state, params=params, model_state=variables, ema=ema)
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
@@ -288,10 +289,11 @@ def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
     if first >= run.total_steps:
         return iter(())  # nothing to read, or to keep, for a run that is done
     placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(run.mesh)
-    kept, transform = data.train, data.transform
+    kept: sources.Source | pipeline.Arrays = data.train
+    transform = data.transform
     if data.cache != "none":
-        kept = pipeline.materialise(data.train, None if data.random else transform)
-        kept = placement.keep(kept) if data.cache == "device" else kept
+        arrays = pipeline.materialise(data.train, None if data.random else transform)
+        kept = placement.keep(arrays) if data.cache == "device" else arrays
         transform = transform if data.random else None
     return pipeline.train_batches(
         kept,

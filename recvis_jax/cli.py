@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -39,7 +40,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
+    if "--debug" not in sys.argv:
+        sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=_parse)
+
+
+def _unraisable(found: Any) -> None:
+    """Shows an exception that nobody waits for, unless it comes from what is left of a save that failed anyway."""
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _parse(argv: list[str]) -> list[str]:

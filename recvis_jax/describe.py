@@ -149,12 +149,9 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _bytes(n: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:,.3g} {unit}" if n < 1000 else f"{n:,.0f} {unit}"
-        n /= 1000
-    return ""
+def _bytes(n: float) -> str:
+    unit = next((i for i in range(3) if n < 1000 ** (i + 1)), 3)
+    return f"{n / 1000**unit:,.3g} {('B', 'kB', 'MB', 'GB')[unit]}"
 
 
 if __name__ == "__main__":

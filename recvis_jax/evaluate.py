@@ -74,7 +74,7 @@ def evaluate(
     which = which or ("best" if keeper.best_step() is not None else "last")
     restored = keeper.restore(which)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-    values = measure(*restored.state.evaluated, build.eval_batches(run, source))
+    values = measure(*restored.state.evaluated, build.eval_batches(run, source)) or {}
     print(f"checkpoint {which} (step {restored.step:,}) of {folder} on {source.name}, {source.length:,} examples")
     names = source.class_names
     for name, value in values.items():

@@ -100,7 +100,7 @@ def of_run(config: Path) -> Predictor:
     spec, statistics = data.get("eval_transform", ""), data.get("statistics", "none")
 
     def apply(variables: Any, images: Any) -> Any:
-        found = run.task.predict(*variables, {"image": images})
+        found = run.task.predict(variables[0], variables[1], {"image": images})
         return found.get("logits", found.get("prediction"))
 
     return _predictor(apply, state.evaluated, spec, statistics, run.data.image_shape, run.data.train.class_names)

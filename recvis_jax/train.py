@@ -148,7 +148,7 @@ def train(
             print(f"stopped by SIGTERM at step {end}, saved; the same command goes on.", flush=True)
             return {}
 
-        summary = {
+        summary: dict[str, Any] = {
             "parameters": trees.count(state.params), "step": end, "epochs": end / run.steps_per_epoch,
             "seconds": done.seconds, "reason": done.reason, "seed": seed, "final": {"step": end},
         }  # fmt: skip

@@ -23,5 +23,5 @@ def get_config(arg=None):
     c.data.augment = "flip"
     c.model = dict(name="mlp", hidden=(512, 256), activation="relu", dropout=0.1)
     c.task = dict(name="classify", loss="softmax")
-    c.optim = dict(name="muon", lr=0.005, schedule="cosine", warmup=0.05, weight_decay=1e-2)
+    c.optim = dict(name="adamw", lr=1.5e-3, schedule="cosine", warmup=0.05, weight_decay=1e-2)
     return config.finish(c, arg)

@@ -146,7 +146,7 @@ def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
     return iter(data)
 
 
-class _Positions(Sequence):
+class _Positions:
     """This host's positions from batch `start` to batch `stop`, without writing them down."""
 
     def __init__(self, start, stop, batch_size, host):
@@ -193,12 +193,12 @@ def train_batches(
     slots = np.arange(host * local, (host + 1) * local, dtype=np.int32)
     order = functools.partial(_examples, seed, source.length)
 
-    def device_cached() -> Iterator[Batch]:
+    def device_cached(kept: Arrays) -> Iterator[Batch]:
         for i in range(start, stop):
-            yield placement.take(data, order(i * batch_size + slots.astype(np.int64)).astype(np.int32), slots)
+            yield placement.take(kept, order(i * batch_size + slots.astype(np.int64)).astype(np.int32), slots)
 
     if isinstance(data, Arrays) and not isinstance(data.image, np.ndarray):
-        yield from _ahead(device_cached())
+        yield from _ahead(device_cached(data))
         return
     if isinstance(data, Arrays) and transform is None:
 

@@ -183,7 +183,7 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
             for key in inner:
                 target = target[key]
             if multi:
-                target = np.bincount(np.asarray(target, int), minlength=classes).clip(0, 1).astype(np.float32)
+                target = np.bincount(np.asarray(target, int), minlength=classes or 0).clip(0, 1).astype(np.float32)
             picture = decode(example[image_key], channels, f"example {index} of {name}/{split}")
             out.append({"image": picture, "label": target})
         return out

@@ -75,7 +75,7 @@ class Block(nn.Module):
         else:
             inits = dict(kernel_init=nn.initializers.lecun_normal(), bias_init=nn.initializers.zeros)
             kw = dict(act=activation("gelu"), dropout=self.dropout, train=self.train, dtype=self.dtype)
-            mlp = partial(Mlp, **inits, **kw)
+            mlp = partial(Mlp, **inits, **kw)  # type: ignore[assignment]
         y = norm(name="norm1")(x).swapaxes(1, 2)
         x = x + drop_path(mlp(self.tokens_dim, name="mlp_tokens")(y).swapaxes(1, 2), keep, 0)
         x = x + drop_path(mlp(self.channels_dim, name="mlp_channels")(norm(name="norm2")(x)), keep, 1)

@@ -105,6 +105,7 @@ def load(
     template = trees.flatten(scan.unstack(variables))
     heads = {n: x for n, x in trees.flatten(variables).items() if re.search(adapt.HEAD, n)}
     dropped = ("params/head/kernel", "params/head/bias") if new_head else ()
+    tensors: Mapping[str, Any]
     if checkpoint.ours:
         tensors = trees.flatten(scan.unstack(trees.unflatten(checkpoint.tensors)))
         planned = [rules.Move(n, (n,), rules.LAYOUTS[""]) for n in dict.fromkeys([*template, *dropped])]

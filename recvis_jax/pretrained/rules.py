@@ -118,7 +118,8 @@ class Renamed(Mapping[str, Any]):
     """A checkpoint under other names: each of `renames` (regular expression, replacement) is applied in turn."""
 
     def __init__(self, source: Mapping[str, Any], renames: Sequence[tuple[str, str]]):
-        self._source, self._names = source, {}
+        self._source = source
+        self._names: dict[str, str] = {}
         for name in source:
             new = name
             for pattern, replacement in renames:

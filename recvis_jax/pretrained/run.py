@@ -29,7 +29,7 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
       Failure: it is damaged.
     """
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    saved = {}
+    saved: Any = {}
     for kind in ("best", "last"):
         folder = workdir.absolute() / "checkpoints" / kind
         steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]

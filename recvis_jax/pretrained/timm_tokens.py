@@ -169,7 +169,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         for size in (224, 256, 384, 512)
     },
     **{
-        f"{name}_{size}{suffix}": (ours, {**kw, **more})
+        f"{name}_{size}{suffix}": (ours, {**kw, **more})  # type: ignore[dict-item]
         for name, (ours, kw) in _HYBRIDS.items()
         for size in (224, 384)
         for suffix, more in (("", {}), ("_in21k", _IN21K))

@@ -70,7 +70,7 @@ def apply_train(
 
 def apply_eval(model: nn.Module, params: Any, model_state: Any, image: jax.Array) -> tuple[jax.Array, dict]:
     """Applies `model` in evaluation mode and returns (output, acts); nothing is mutable."""
-    return model.apply({"params": params, **model_state}, image, train=False)
+    return model.apply({"params": params, **model_state}, image, train=False)  # type: ignore[return-value]
 
 
 def _dropout_by_slot(slots: jax.Array) -> Callable:

@@ -99,8 +99,9 @@ class Checkpointer:
             steps = managers[which].all_steps()
             if not steps:
                 raise errors.BadRequest(f"no checkpoint {which!r} in {self.root}; has the run saved one yet?")
-            if which == "last":
-                return self.restore_newest()
+            newest = self.restore_newest() if which == "last" else None
+            if newest:
+                return newest
             return self._read(self._best, max(steps))
         try:
             step = int(which)

@@ -145,7 +145,7 @@ def run(
         nonlocal since
         look()
         paused = time.monotonic()
-        metrics = evaluate(fetch(state), stop)
+        metrics = evaluate(fetch(state), stop) if evaluate else None
         if metrics is None:
             return False
         log.record(step, "val", {**metrics, "seconds": elapsed()})

@@ -16,7 +16,7 @@ EVERYTHING = "everything"
 class Axis(NamedTuple):
     """Where the entries of an array lie along one axis of the image; `dim` is None where the dimension is gone."""
 
-    dim: int | None
+    dim: Any
     jump: int = 1
     low: int = 0
     high: int = 0
