@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
 
 from recvis_jax import cli
 
@@ -83,4 +83,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

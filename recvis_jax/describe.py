@@ -73,7 +73,9 @@ def describe(model: Any, image_shape: tuple[int, int, int]) -> dict[str, Any]:
 def _of_model(name: str, image_shape: tuple[int, int, int], num_classes: int) -> dict[str, Any]:
     from recvis_jax import models
 
-    found = describe(models.create(name, num_classes=num_classes), image_shape)
+    takes = errors.keywords(errors.choose(models.MODELS, name, "model"))
+    kw = {"num_classes": num_classes} if "num_classes" in takes else {}  # a masked autoencoder has no classes
+    found = describe(models.create(name, **kw), image_shape)
     numbers = 4 * found["parameters"]
     return found | {"state": {"sgd": numbers, "momentum": 2 * numbers, "adam": 3 * numbers}}
 
