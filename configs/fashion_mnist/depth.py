@@ -6,7 +6,8 @@
 To take minutes instead of days: 20,000 images of 14x14; 8, 16 and 32 channels; 6 epochs.
 depth is 20 or 56 (or 32, 44, 110).
 
-Time here, result: TODO
+1 to 4 minutes each on one CPU core (AVX2), one seed. Training and test error of the last checkpoint, in percent:
+plain-20 12.71, 15.25; plain-56 44.59, 44.61; residual-20 10.41, 12.81; residual-56 12.67, 14.57.
 """
 
 import ml_collections
