@@ -754,7 +754,10 @@ def test_program(tmp_path):
     done = run("--dataset=folder", f"--source={source}", "--name=mine", RECVIS_DATA_DIR=str(tmp_path / "data"))
     assert done.returncode == 0, done.stderr
     assert f"mine 1.0.0 in {tmp_path / 'data/mine/1.0.0'}" in done.stdout
-    assert "2 classes: a, b" in done.stdout and "--config=configs/folder/resnet18.py:name=mine --workdir=runs/mine" in done.stdout
+    assert (
+        "2 classes: a, b" in done.stdout
+        and "--config=configs/folder/resnet18.py:name=mine --workdir=runs/mine" in done.stdout
+    )
     (source / "a" / "1.png").touch()
     (source / "a" / "1.png").write_bytes(b"")
     done = run("--dataset=folder", f"--source={source}", "--name=other", f"--data_dir={tmp_path / 'data'}")
