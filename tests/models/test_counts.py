@@ -46,8 +46,8 @@ TORCHVISION = {
     "wide_resnet101_2": 126_886_696,
     "wide_resnet50_2": 68_883_240,
 }
-# timm 1.0.31: our name -> what was created, with `num_classes=1000`, and the sum of its parameters' sizes. A patch size is
-# given where timm has no model of that name.
+# timm 1.0.31: our name -> what was created with `num_classes=1000`, and the sum of its parameters' sizes; with a patch
+# size where timm has no model of that name.
 TIMM = {
     "vit_ti8": ("vit_tiny_patch16_224, patch_size=8", 5_719_720),
     "vit_ti14": ("vit_tiny_patch16_224, patch_size=14", 5_694_376),
