@@ -1,8 +1,8 @@
 """Turns the sections of a config, already plain keyword arguments, into the parts that programs work with."""
 
 import dataclasses
-import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from recvis_jax import errors, models, pretrained
+from recvis_jax import errors, models, pretrained, trees
 from recvis_jax.data import augment as device_augment
-from recvis_jax.data import pipeline, sources, transforms
+from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed
 from recvis_jax.training import optim as optimisers
@@ -71,6 +71,9 @@ def open_data(
     threads: int = 8,
     workers: int = 0,
     mock: int = 0,
+    classes: tuple | list = (),
+    per_class: int = 0,
+    subset_seed: int = 0,
 ) -> Data:
     """Opens the data of a run; these are the keys of a config's `data` section.
 
@@ -86,11 +89,16 @@ def open_data(
       threads: threads that read.
       workers: processes that read, each with that many threads; 0 reads in this process.
       mock: that many made-up examples a split instead of the real ones.
+      classes: numbers or names of the only classes kept, in every split; they become 0, 1, ...
+      per_class: training examples of each class, for learning from few labels; 0 for all.
+      subset_seed: of their choice.
     """
-    opener = functools.partial(
-        sources.open_split, name, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock
-    )
-    train_source = opener(train)
+
+    def opener(split: str) -> sources.Source:
+        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
+        return subset.subset(found, classes)
+
+    train_source = subset.subset(opener(train), (), per_class, subset_seed)
     val_source = opener(val) if val else None
     if val_source and (shared := sources.overlap(train_source, val_source)):
         raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
@@ -140,13 +148,17 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     """Builds the model of a config's `model` section; the number of classes comes from the data unless given."""
     if "name" not in kw:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
-    kw.setdefault("num_classes", data.train.num_classes or 1)
-    if isinstance(kw["num_classes"], int) and kw["num_classes"] < data.train.num_classes:
+    name = kw.pop("name")
+    if "num_classes" in errors.keywords(
+        errors.choose(models.MODELS | models.AROUND, name, "model")
+    ):  # an autoencoder has none
+        kw.setdefault("num_classes", data.train.num_classes or 1)
+    if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.train.num_classes:
         raise errors.BadRequest(
             f"config.model.num_classes={kw['num_classes']} is less than the {data.train.num_classes} classes of "
             f"{data.train.name}; left out, it is that number."
         )
-    return models.create(kw.pop("name"), dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
+    return models.create(name, dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
 
 
 def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
@@ -234,6 +246,7 @@ def make_run(
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
     errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
+    optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
     optimizer = optimisers.make_optimizer(
         **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
     )
@@ -258,8 +271,18 @@ def make_run(
     )
 
 
+def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple | None:
+    """Returns the patterns of frozen parameters: the user's, and those that the model itself keeps still."""
+    own = getattr(model, "frozen_parameters", None)
+    found = own and any(re.search(own, name) for name in trees.flatten(params))
+    given = (freeze,) if isinstance(freeze, str) else tuple(freeze or ())
+    return (*given, *((own,) if found else ())) or None
+
+
 def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> states.State:
     """Returns the state at step 0, with the model's variables from a checkpoint where one is named.
+
+    The checkpoint of a `probe` is that of its backbone, whose own head is not needed.
 
     Args:
       run: the run.
@@ -276,7 +299,13 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     arguments = {"source": init_from} if isinstance(init_from, str) else dict(init_from)
     errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=("model", "variables", "say"))
     variables = {"params": state.params, **state.model_state}
-    variables = dict(pretrained.load(**arguments, model=run.model, variables=variables, say=say))
+    if isinstance(run.model, models.Probe):
+        inner = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
+        arguments.setdefault("new_head", True)
+        inner = pretrained.load(**arguments, model=run.model.backbone, variables=inner, say=say)
+        variables |= {kind: {**variables[kind], "backbone": tree} for kind, tree in inner.items()}
+    else:
+        variables = dict(pretrained.load(**arguments, model=run.model, variables=variables, say=say))
     say(f"initialised from {arguments['source']}")
     params = variables.pop("params")
     ema = None if state.ema is None else jax.tree.map(jnp.copy, {"params": params, "model_state": variables})

@@ -30,14 +30,12 @@ def main(argv: list[str]) -> int:
     if not _WORKDIR.value:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/lenet5.")
     folder = Path(_WORKDIR.value).expanduser().absolute()
-    path = folder / "config.json"
-    if not path.exists():
+    if not (folder / "config.json").exists():  # at once, before JAX starts
         raise errors.BadRequest(f"{folder} is not the folder of a run: it has no config.json.")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as e:
-        raise errors.BadRequest(f"{path} is not valid JSON ({e}).") from e
     cli.start_jax(_CACHE.value)
+    from recvis_jax import trained
+
+    config = trained.read_config(folder)
     if _DATA_DIR.value:
         config["data"]["data_dir"] = _DATA_DIR.value
     evaluate(folder, config, _SPLIT.value, _CHECKPOINT.value, _METRICS.value, _BATCH.value)
@@ -53,15 +51,14 @@ def evaluate(
     batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
-    from recvis_jax import build
+    from recvis_jax import build, trained
     from recvis_jax.evaluation import classify
-    from recvis_jax.training import checkpoint, distributed, log
+    from recvis_jax.training import distributed, log
 
-    keys = errors.keywords(build.make_run)
-    config = {k: v for k, v in config.items() if k in keys}
     if batch_size:
-        config["eval_batch_size"] = batch_size
-    run = build.make_run(**config)
+        config = {**config, "eval_batch_size": batch_size}
+    model = trained.of_run(folder, config, which)
+    run = model.run
     splits = {"train": config["data"].get("train", "train"), "val": config["data"].get("val"), "test": run.data.test}
     expression = splits.get(split, split)
     if expression is None:
@@ -70,20 +67,17 @@ def evaluate(
         )
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
     source = run.data.open(expression)
-    keeper = checkpoint.Checkpointer(folder, run.template, run.mesh, read_only=True)
-    which = which or ("best" if keeper.best_step() is not None else "last")
-    restored = keeper.restore(which)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-    values = measure(*restored.state.evaluated, build.eval_batches(run, source)) or {}
-    print(f"checkpoint {which} (step {restored.step:,}) of {folder} on {source.name}, {source.length:,} examples")
+    values = measure(model.params, model.model_state, build.eval_batches(run, source)) or {}
+    print(f"checkpoint {model.name} (step {model.step:,}) of {folder} on {source.name}, {source.length:,} examples")
     names = source.class_names
     for name, value in values.items():
         print(_show(name, value, names))
     if distributed.is_main():
         path = folder / "summary.json"
         summary = json.loads(path.read_text()) if path.exists() else {}
-        entry = {"step": restored.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
-        summary.setdefault("evaluations", {}).setdefault(split, {})[which] = entry
+        entry = {"step": model.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
+        summary.setdefault("evaluations", {}).setdefault(split, {})[model.name] = entry
         try:
             log.write_atomically(path, json.dumps(summary, indent=2) + "\n")
         except errors.Failure as e:  # a run on a read-only disk, or someone else's

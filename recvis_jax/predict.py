@@ -7,7 +7,6 @@ A model is one of ours, as vit_b16, or another library's by its own name, as tim
 file, hf://owner/repo[/file], or the folder of a run of our own, which knows its model, classes and preprocessing.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,22 +87,22 @@ def of_library(name: str, weights: str, size: int | None = None, statistics: str
 
 def of_run(config: Path) -> Predictor:
     """Loads the best checkpoint of a run of our own, the last where it never evaluated."""
-    from recvis_jax import build
-    from recvis_jax.training import checkpoint
+    from recvis_jax import trained
 
-    content = json.loads(config.read_text())
-    keys = errors.keywords(build.make_run)
-    run = build.make_run(**{k: v for k, v in content.items() if k in keys})
-    keeper = checkpoint.Checkpointer(config.parent, run.template, run.mesh, read_only=True)
-    state = keeper.restore("best" if keeper.best_step() is not None else "last").state
-    data = content["data"]
+    content = trained.read_config(config.parent)
+    model = trained.of_run(config.parent, content)
+    run, data = model.run, content["data"]
+    if run.task.losses is None:
+        raise errors.BadRequest(f"{config.parent} was pretrained without labels: fine-tune it or probe it first.")
     spec, statistics = data.get("eval_transform", ""), data.get("statistics", "none")
 
     def apply(variables: Any, images: Any) -> Any:
         found = run.task.predict(variables[0], variables[1], {"image": images})
         return found.get("logits", found.get("prediction"))
 
-    return _predictor(apply, state.evaluated, spec, statistics, run.data.image_shape, run.data.train.class_names)
+    return _predictor(
+        apply, (model.params, model.model_state), spec, statistics, run.data.image_shape, run.data.train.class_names
+    )
 
 
 def _predictor(

@@ -12,7 +12,8 @@ FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sort
 PROGRAMS = {name for name, path in FILES.items() if 'if __name__ == "__main__":' in path.read_text()}
 
 # Of ours, what a room may import besides itself, `errors` and the bare package; the longest name that fits decides.
-# What is in no row may import nothing else of ours; the programs, and `build` that works for them, everything.
+# What is in no row may import nothing else of ours; the programs, and `build` and `trained` that work for
+# them, everything.
 MAY_IMPORT = {
     "models": (),
     "classical": (),
@@ -27,6 +28,7 @@ MAY_IMPORT = {
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
     "build": ("",),
+    "trained": ("build", "training.checkpoint"),
     **dict.fromkeys(PROGRAMS, ("",)),
 }
 # These stand alone: not even their siblings, but for the parts that they were cut into.

@@ -1,5 +1,6 @@
 """Sources: random access to the examples of one split, decoded, without TensorFlow."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ class Source(NamedTuple):
       class_names: one name a class.
       parts: (split, first, last + 1) of every stretch of examples that the split expression names.
       multi_label: whether `label` is a multi-hot vector.
+      digest: changes with the examples: of the data set's description and the sizes of its files.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Source(NamedTuple):
     class_names: tuple[str, ...]
     parts: tuple[tuple[str, int, int], ...]
     multi_label: bool = False
+    digest: str = ""
 
 
 def default_data_dir() -> Path:
@@ -127,7 +130,7 @@ def _digits(split: str) -> Source:
     def read(indices: Indices) -> list[Example]:
         return [{"image": parts[s][0][i], "label": parts[s][1][i]} for s, i in rows[np.asarray(indices, int)].tolist()]
 
-    return Source(f"digits/{split}", len(rows), read, (8, 8, 1), 10, tuple("0123456789"), stretches)
+    return Source(f"digits/{split}", len(rows), read, (8, 8, 1), 10, tuple("0123456789"), stretches, digest="digits")
 
 
 def _mock(name: str, split: str, count: int) -> Source:
@@ -150,7 +153,9 @@ def _mock(name: str, split: str, count: int) -> Source:
         return [one(s, i) for s, i in rows[np.asarray(indices, int)].tolist()]
 
     names = tuple(str(k) for k in range(row.num_classes))
-    return Source(f"mock {name}/{split}", len(rows), read, row.image_shape, row.num_classes, names, stretches)
+    return Source(
+        f"mock {name}/{split}", len(rows), read, row.image_shape, row.num_classes, names, stretches, digest="mock"
+    )
 
 
 def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key: str) -> Source:
@@ -189,7 +194,16 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
         return out
 
     shape = tuple(image.shape or (None, None, channels))
-    return Source(f"{name}/{split}", len(data), read, shape, int(classes or 0), tuple(names), stretches, multi)
+    return Source(
+        f"{name}/{split}", len(data), read, shape, int(classes or 0), tuple(names), stretches, multi, _digest(builder)
+    )
+
+
+def _digest(builder: Any) -> str:
+    """Returns a hash of a prepared data set: what it says of itself, and its files' names and sizes."""
+    folder = Path(builder.data_dir)
+    files = sorted((p.name, p.stat().st_size) for p in folder.iterdir() if p.is_file())
+    return hashlib.sha256(f"{(folder / 'dataset_info.json').read_text()}{files}".encode()).hexdigest()[:16]
 
 
 def _builder(tfds: Any, name: str, root: Path) -> Any:

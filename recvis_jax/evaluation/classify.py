@@ -33,7 +33,7 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]
 
 def make_evaluate(
     predict: Callable[[Any, Any, dict], dict],
-    losses: Callable[[jax.Array, jax.Array], jax.Array],
+    losses: Callable[[jax.Array, jax.Array], jax.Array] | None,
     metrics: dict[str, m.Metric],
     preprocess: Callable[[dict], dict],
     mesh: Mesh,

@@ -229,11 +229,16 @@ def mean_squared_error() -> Metric:
     return _mean_error("mean_squared_error", jnp.square)
 
 
-def loss(fn: Callable[[jax.Array, jax.Array], jax.Array], *, name: str = "loss") -> Metric:
-    """The mean over examples of a per-example loss, `fn(output, label) -> (b,)`, reported as `name`."""
+def loss(fn: Callable[[jax.Array, jax.Array], jax.Array] | None, *, name: str = "loss") -> Metric:
+    """The mean over examples of a per-example loss, reported as `name`.
+
+    Args:
+      fn: (output, label) -> (b,); None where the outputs hold it as 'loss' (b), as that of an objective without labels.
+      name: what to report it as.
+    """
 
     def update(outputs: Arrays, batch: Arrays) -> PyTree:
-        losses = fn(_output(outputs), jnp.asarray(batch["label"]))
+        losses = jnp.asarray(outputs["loss"]) if fn is None else fn(_output(outputs), jnp.asarray(batch["label"]))
         return _mean_state(losses.astype(jnp.float32), jnp.asarray(batch["mask"], bool))
 
     return Metric(update, "sum", lambda state: {name: _mean(state)})

@@ -1,12 +1,13 @@
 """Models: flax modules, x (b h w c) -> (logits (b k), named intermediates). `MODELS` is the table of contents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from recvis_jax.errors import check_kwargs, choose
+from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords
 from recvis_jax.models.alexnet import AlexNet
 from recvis_jax.models.bit import VARIANTS as BITS
 from recvis_jax.models.bit import BiT
@@ -28,6 +29,7 @@ from recvis_jax.models.mae import VARIANTS as MAES
 from recvis_jax.models.mixer import VARIANTS as MIXERS
 from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.mlp import MLP
+from recvis_jax.models.probe import Probe
 from recvis_jax.models.resmlp import VARIANTS as RESMLPS
 from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
@@ -62,9 +64,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResMLP, **kw) for name, kw in RESMLPS.items()},
 }
 
+# Models around a model, their attribute `backbone`: a dict of its name and attributes, or a built one.
+AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
+
 
 def create(name: str, **kw: Any) -> nn.Module:
-    """Returns the model `name` of `MODELS`, built with the attributes `kw`.
+    """Returns the model `name` of `MODELS` or `AROUND`, built with the attributes `kw`.
 
     Raises:
       BadRequest: an unknown name or attribute, or a value of another type than the attribute's.
@@ -74,6 +79,13 @@ def create(name: str, **kw: Any) -> nn.Module:
       >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
       >>> logits, acts = model.apply(variables, images, train=False)
     """
-    constructor = choose(MODELS, name, "model")
+    constructor = choose(MODELS | AROUND, name, "model")
     check_kwargs(constructor, kw, "model")
+    backbone = kw.get("backbone")
+    if isinstance(backbone, Mapping):
+        if "name" not in backbone:
+            raise BadRequest(f"model.backbone.name is missing; there are: {', '.join(MODELS)}.")
+        inner = keywords(choose(MODELS, backbone["name"], "model.backbone.name"))
+        given = {"num_classes": 0, "dtype": kw.get("dtype", jnp.float32)}  # its own head would not be used
+        kw["backbone"] = create(**{**{k: v for k, v in given.items() if k in inner}, **backbone})
     return constructor(**kw)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, global_avg_pool, he_normal, make_norm
+from recvis_jax.models.layers import Acts, activation, global_avg_pool, he_normal, linear_head, make_norm
 
 
 class BasicBlock(nn.Module):
@@ -61,7 +61,7 @@ class CifarResNet(nn.Module):
     Stages have `width`, 2 `width` and 4 `width` channels; the second and third start with stride 2.
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       depth: number of layers with weights, 6n + 2.
       width: channels of the first stage.
       shortcut: 'A' (no parameters; the paper's choice for small images), 'B' (projection), or 'none' (plain network).
@@ -115,5 +115,4 @@ class CifarResNet(nn.Module):
                 )(x, train=train)
                 acts[f"stage{stage}/block{block}"] = x
         acts["features"] = x = global_avg_pool(x)
-        acts["logits"] = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
-        return acts["logits"], acts
+        return linear_head(acts, x, self.num_classes, self.dtype)

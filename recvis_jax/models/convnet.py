@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, flatten, max_pool
+from recvis_jax.models.layers import Acts, activation, flatten, linear_head, max_pool
 
 
 class ConvNet(nn.Module):
@@ -16,7 +16,7 @@ class ConvNet(nn.Module):
     21,840 parameters for 28x28x1.
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       activation: name of the elementwise function.
       dropout: probability that a channel, and a hidden unit, is dropped in training, in [0, 1).
       dtype: of the computation.
@@ -44,5 +44,4 @@ class ConvNet(nn.Module):
         acts["stage1/block1"] = x = act(max_pool(x, 2))
         acts["features"] = x = act(nn.Dense(50, dtype=self.dtype, name="fc1")(flatten(x)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        acts["logits"] = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
-        return acts["logits"], acts
+        return linear_head(acts, x, self.num_classes, self.dtype)

@@ -290,3 +290,21 @@ def global_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 def flatten(x: Array) -> Float[Array, "b n"]:
     """All axes but the first as one, rows slowest, channels fastest."""
     return x.reshape(len(x), -1)
+
+
+def linear_head(acts: Acts, x: Float[Array, "b d"], num_classes: int, dtype: Any) -> tuple[Float[Array, "b k"], Acts]:
+    """Ends a network with a dense layer on `x`; called inside a compact method.
+
+    Args:
+      acts: intermediates, among them `features` (b d).
+      x: the features, perhaps after dropout.
+      num_classes: number of outputs; 0 returns the features.
+      dtype: of the computation.
+
+    Returns:
+      Output in float32, and `acts` with `logits` where there is a head.
+    """
+    if not num_classes:
+        return acts["features"].astype(jnp.float32), acts
+    logits = nn.Dense(num_classes, dtype=dtype, name="head")(x).astype(jnp.float32)
+    return logits, {**acts, "logits": logits}

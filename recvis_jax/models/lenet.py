@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.models.layers import POOLS, Acts, activation, flatten
+from recvis_jax.models.layers import POOLS, Acts, activation, flatten, linear_head
 
 
 class LeNet5(nn.Module):
@@ -20,7 +20,7 @@ class LeNet5(nn.Module):
     at least 6 rows and columns, else (images under 12x12, such as 8x8 digits) padded by 2.
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       activation: 'tanh' as in 1998, or 'relu', ...
       pool: 'avg' as in 1998, or 'max'.
       dtype: of the computation.
@@ -48,5 +48,4 @@ class LeNet5(nn.Module):
         acts["stage1/block1"] = x = pool(act(x), 2)
         acts["stage2/block1"] = x = act(nn.Dense(120, dtype=self.dtype, name="fc1")(flatten(x)))
         acts["features"] = x = act(nn.Dense(84, dtype=self.dtype, name="fc2")(x))
-        acts["logits"] = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
-        return acts["logits"], acts
+        return linear_head(acts, x, self.num_classes, self.dtype)

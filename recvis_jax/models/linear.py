@@ -13,7 +13,7 @@ class Linear(nn.Module):
     """Linear classifier on the pixels, act(W x + b).
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       activation: function on the outputs; with 'identity' and cross-entropy this is softmax regression, with another
         one and a squared loss Rosenblatt's or Widrow's unit with a smooth threshold.
       dtype: of the computation.
@@ -29,6 +29,8 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
         x = flatten(x).astype(self.dtype)
         acts = {"stem": x, "features": x}
+        if not self.num_classes:
+            return x.astype(jnp.float32), acts
         x = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         acts["logits"] = activation(self.activation)(x).astype(jnp.float32)
         return acts["logits"], acts

@@ -74,6 +74,8 @@ class MAE(nn.Module):
       width, depth, heads: of the encoder.
       decoder_width, decoder_depth, decoder_heads: of the decoder.
       mask_ratio: part of the patches that the encoder does not see, in [0, 1).
+      encoder_mask_tokens: the encoder is given a mask token in the place of every masked patch, and so has as many
+        tokens as the decoder; the dearer and worse form of the ablation (table 1c, "encoder w/ [M]").
       norm_eps: added to the variance in layer norms.
       remat: computes the blocks' intermediates again in the backward pass instead of keeping them.
       scan: compiles one block and loops over stacked parameters (`recvis_jax.models.scan` converts them).
@@ -94,6 +96,7 @@ class MAE(nn.Module):
     decoder_depth: int = 8
     decoder_heads: int = 16
     mask_ratio: float = 0.75
+    encoder_mask_tokens: bool = False
     norm_eps: float = 1e-6
     remat: bool = False
     scan: bool = False
@@ -140,16 +143,21 @@ class MAE(nn.Module):
         embed = PatchEmbed(self.width, self.patch_size, patch_xavier, dtype=self.dtype, name="patch_embed")
         acts: Acts = {"mask": mask, "ids_restore": ids_restore, "stem": (x := embed(x))}
         positions = self.positions("pos_embed", grid, self.width, images)
-        x = jnp.take_along_axis(x + positions[:, 1:], ids_keep[..., None], axis=1)
+        if self.encoder_mask_tokens:
+            token = self.param("mask_token", small, (1, 1, self.width)).astype(self.dtype)
+            x = jnp.where(mask[..., None] > 0, token, x) + positions[:, 1:]
+        else:
+            x = jnp.take_along_axis(x + positions[:, 1:], ids_keep[..., None], axis=1)
         x = prepend(self.param("cls_token", small, (1, 1, self.width)).astype(self.dtype) + positions[:, :1], x)
         acts["latent"] = x = norm(name="norm")(self.blocks("block", x, self.depth, self.heads, train, acts))
         acts["features"] = x[:, 0]
 
         acts["decoder_embed"] = x = dense(self.decoder_width, name="decoder_embed")(x)
-        token = self.param("mask_token", small, (1, 1, self.decoder_width)).astype(self.dtype)
-        patches = jnp.concatenate([x[:, 1:], jnp.broadcast_to(token, (b, n - keep, self.decoder_width))], axis=1)
-        patches = jnp.take_along_axis(patches, ids_restore[..., None], axis=1)
-        x = jnp.concatenate([x[:, :1], patches], axis=1)
+        if not self.encoder_mask_tokens:
+            token = self.param("mask_token", small, (1, 1, self.decoder_width)).astype(self.dtype)
+            patches = jnp.concatenate([x[:, 1:], jnp.broadcast_to(token, (b, n - keep, self.decoder_width))], axis=1)
+            patches = jnp.take_along_axis(patches, ids_restore[..., None], axis=1)
+            x = jnp.concatenate([x[:, :1], patches], axis=1)
         x = x + self.positions("decoder_pos_embed", grid, self.decoder_width, images)
         x = norm(name="decoder_norm")(
             self.blocks("decoder_block", x, self.decoder_depth, self.decoder_heads, train, acts)

@@ -6,14 +6,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recvis_jax.models.layers import Acts, activation, flatten, he_normal, make_norm
+from recvis_jax.models.layers import Acts, activation, flatten, he_normal, linear_head, make_norm
 
 
 class MLP(nn.Module):
     """Fully connected layers on the pixels, each followed by norm, activation and dropout.
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       hidden: widths of the hidden layers.
       activation: name of the elementwise function.
       dropout: probability that a hidden unit is dropped in training, in [0, 1).
@@ -44,5 +44,4 @@ class MLP(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             acts[f"stage1/block{i}"] = x
         acts["features"] = x
-        acts["logits"] = nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
-        return acts["logits"], acts
+        return linear_head(acts, x, self.num_classes, self.dtype)

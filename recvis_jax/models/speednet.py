@@ -18,7 +18,7 @@ class SpeedNet(nn.Module):
     norm and activation.
 
     Attributes:
-      num_classes: number of outputs.
+      num_classes: number of outputs; 0 leaves the head out, and the features are the output.
       widths: channels of the stem and of each stage.
       blocks: number of residual convolutions at the end of each stage.
       stem_size: rows and columns of the stem's kernel; its stride is 2.
@@ -68,6 +68,8 @@ class SpeedNet(nn.Module):
                 acts[f"stage{stage}/block{block}"] = x
             acts[f"stage{stage}"] = x
         acts["features"] = x = global_max_pool(x)
+        if not self.num_classes:
+            return x.astype(jnp.float32), acts
         x = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")(x)
         acts["logits"] = x.astype(jnp.float32) * self.head_scale
         return acts["logits"], acts

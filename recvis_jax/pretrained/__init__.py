@@ -108,6 +108,7 @@ def load(
     tensors: Mapping[str, Any]
     if checkpoint.ours:
         tensors = trees.flatten(scan.unstack(trees.unflatten(checkpoint.tensors)))
+        tensors = adapt.encoder_alone(tensors, template, say)
         planned = [rules.Move(n, (n,), rules.LAYOUTS[""]) for n in dict.fromkeys([*template, *dropped])]
     else:
         tensors, planned = _recognise(checkpoint.tensors, model, [*template], dropped, library, where)

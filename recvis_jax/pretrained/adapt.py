@@ -124,3 +124,28 @@ def adapt_channels(found: Fit, template: Mapping[str, Any], say: Callable[[str],
             values[name] = wide
             say(f"{name} adapted from 3 to {c} input channel{'s' * (c > 1)}")
     return found._replace(values=values)
+
+
+def encoder_alone(
+    tensors: Mapping[str, Any], template: Mapping[str, Any], say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Turns a masked autoencoder's variables, where they are for another model, into those of its encoder as a ViT's.
+
+    Its fixed positions become the values at which learnt ones start; without a class token theirs goes too.
+
+    Args:
+      tensors: our name -> array; what is no masked autoencoder, or is for one, stays as it is.
+      template: our name -> array or shape, of the model.
+      say: is told.
+    """
+    if "params/decoder_embed/kernel" not in tensors or "params/decoder_embed/kernel" in template:
+        return tensors
+    out = {n: x for n, x in tensors.items() if not re.match(r"(params|constants)/(decoder_|mask_token)", n)}
+    positions = out.pop("constants/pos_embed")
+    if "params/cls_token" not in template:
+        out.pop("params/cls_token")
+        positions = positions[:, 1:]
+    if "params/pos_embed" in template:
+        out["params/pos_embed"] = positions
+    say("a masked autoencoder: its encoder is taken, its decoder is not")
+    return out

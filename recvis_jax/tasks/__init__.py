@@ -1,9 +1,10 @@
 """Objectives: each pairs a built model with a loss and gives a `Task` of pure functions."""
 
 from recvis_jax.tasks.classify import classify
+from recvis_jax.tasks.mae import mae
 from recvis_jax.tasks.regress import regress
 from recvis_jax.tasks.task import Task
 
-TASKS = {"classify": classify, "regress": regress}
+TASKS = {"classify": classify, "mae": mae, "regress": regress}
 
-__all__ = ["TASKS", "Task", "classify", "regress"]
+__all__ = ["TASKS", "Task", "classify", "mae", "regress"]

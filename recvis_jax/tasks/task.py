@@ -18,7 +18,8 @@ class Task(NamedTuple):
       loss: (params, model_state, batch, key) -> (loss (b,) float32, new model_state, metrics {name: (b,)}), in
         training mode. Per example; nobody has masked or averaged anything yet.
       predict: (params, model_state, batch) -> {"logits" or "prediction": (b k), ...}, in evaluation mode.
-      losses: (logits or prediction (b k), label) -> (b,), the same objective for evaluation.
+      losses: (logits or prediction (b k), label) -> (b,), the same objective for evaluation; None where `predict`
+        gives it too, as "loss" (b), for objectives without labels.
       metrics: names in `evaluation.metrics.METRICS` that suit the objective.
       best: the validation metric that decides which checkpoint is best, and "max" or "min".
     """
@@ -26,7 +27,7 @@ class Task(NamedTuple):
     init: Callable[[jax.Array], dict[str, Any]]
     loss: Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, Any, dict[str, jax.Array]]]
     predict: Callable[[Any, Any, Batch], dict[str, jax.Array]]
-    losses: Callable[[jax.Array, jax.Array], jax.Array]
+    losses: Callable[[jax.Array, jax.Array], jax.Array] | None
     metrics: tuple[str, ...]
     best: tuple[str, str]
 

@@ -79,7 +79,10 @@ def step_body(
         one = jax.tree.map(lambda x: x[0], parts)
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, model_state, one, key))
         (grads, (new, sums)), _ = jax.lax.scan(add, zero, parts)
-        return grads, (jax.tree.map(lambda x: x / accumulate, new), sums)
+        new = jax.tree.map(lambda x: x / accumulate, new)
+        if "constants" in model_state:  # a mean of equal numbers may be off by a rounding
+            new = {**new, "constants": model_state["constants"]}
+        return grads, (new, sums)
 
     def step(state: State, batch: dict) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

@@ -1,0 +1,93 @@
+"""A head on any layer of any model: linear probes and adaptation layers."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from recvis_jax.errors import BadRequest, choose, nearest
+from recvis_jax.models.layers import Acts, BatchNorm
+
+# What is made of a layer (b ... d): of tokens (b n d) or of maps (b h w d).
+POOLS = {
+    "mean": lambda x: x.mean(1),
+    "max": lambda x: x.max(1),
+    "first": lambda x: x[:, 0],
+    "rest": lambda x: x[:, 1:].mean(1),
+    "first_rest": lambda x: jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1),
+    "flatten": lambda x: x.reshape(len(x), -1),
+}
+
+
+def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
+    """Returns one vector an image of a layer's activations, in float32.
+
+    Args:
+      acts: a model's named intermediates.
+      layer: the name of one.
+      pool: of activations (b n d) or (b h w d); vectors (b d) stay as they are. 'mean', 'max' over all places; 'first'
+        the first token (the class token's, where there is one), 'rest' the mean of the others, 'first_rest' both side
+        by side; 'flatten' all numbers.
+
+    Raises:
+      BadRequest: an unknown pool, or a layer that the model does not have, with those it has.
+    """
+    take = choose(POOLS, pool, "pool")
+    if layer not in acts:
+        raise BadRequest(f"the model has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
+    x = acts[layer].astype(jnp.float32)
+    return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
+
+
+class Probe(nn.Module):
+    """head(norm(pool(layer of the backbone))), the backbone frozen and in evaluation mode.
+
+    No gradient reaches the backbone, its batch norms neither use nor change the statistics of a batch, and the
+    optimizer leaves it alone (`frozen_parameters`), so that every byte of it stays as it was.
+
+    Attributes:
+      backbone: `__call__(image, *, train) -> (output, acts)`, whose own output is not used.
+      num_classes: number of outputs.
+      layer: name in `acts` of what the head reads.
+      pool: how it becomes a vector; see `pooled`.
+      norm: a batch norm without scale and bias before the head (He et al. 2022, appendix A.1), which makes one
+        learning rate fit features of any scale.
+      hidden: widths of layers with ReLU before the last; one of them is the adaptation layer FCa of Oquab et al. 2014.
+      frozen: whether the backbone is; otherwise it is trained with the head, from what it was initialised from.
+      dtype: of the computation.
+
+    Reference: He et al. 2022, "Masked autoencoders are scalable vision learners", appendix A.1; Oquab et
+    al. 2014, "Learning and transferring mid-level image representations using convolutional neural networks".
+    """
+
+    backbone: nn.Module
+    num_classes: int
+    layer: str = "features"
+    pool: str = "mean"
+    norm: bool = True
+    hidden: tuple[int, ...] = ()
+    frozen: bool = True
+    dtype: Any = jnp.float32
+
+    @property
+    def frozen_parameters(self) -> str | None:
+        """Regular expression of the parameters that no optimizer may touch."""
+        return r"^backbone/" if self.frozen else None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
+        _, acts = self.backbone(x, train=train and not self.frozen)
+        if self.frozen:
+            acts = jax.lax.stop_gradient(acts)
+        features = pooled(acts, self.layer, self.pool)
+        x = features
+        if self.norm:
+            x = BatchNorm(use_scale=False, use_bias=False, epsilon=1e-6, name="norm")(x, train=train)
+        x = x.astype(self.dtype)
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"hidden{i}")(x))
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name="head")
+        logits = head(x).astype(jnp.float32)
+        return logits, {**acts, "features": features, "logits": logits}
