@@ -1,6 +1,8 @@
 """Classification: one class an image, or several (multi-label)."""
 
 import functools
+import math
+import re
 from typing import Literal
 
 import jax
@@ -18,6 +20,8 @@ _TAKES = {
     "l2": (),
     "huber": ("delta",),
 }
+_AUX_WEIGHT = 0.3
+_AUX_HEAD = re.compile(r"aux\d+/logits")
 
 
 def classify(
@@ -29,6 +33,7 @@ def classify(
     loss: str | None = None,
     label_smoothing: float = 0.0,
     delta: float = 1.0,
+    aux_weight: float = _AUX_WEIGHT,
     views: Literal["one", "mirror", "mirror_shift"] = "one",
 ) -> Task:
     """Pairs a model of `num_classes` outputs with a classification loss.
@@ -42,6 +47,9 @@ def classify(
         "huber" the outputs are regressed on the one-hot label, as the early perceptrons were trained.
       label_smoothing: in [0, 1), for "softmax" and "sigmoid".
       delta: where Huber's loss turns linear.
+      aux_weight: of the losses of auxiliary heads, which a model with the attribute `aux_logits` (GoogLeNet) has: acts
+        "aux1/logits", "aux2/logits", ... (b k). Added to the loss in training; evaluation leaves those heads out
+        (Szegedy et al. 2015, "Going deeper with convolutions", section 5).
       views: predictions are the mean of the outputs for several views of an image: "one" is the image itself, "mirror"
         adds its mirror image, "mirror_shift" also both of them moved by one pixel up and left, and down and right, at
         half the weight (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
@@ -57,6 +65,12 @@ def classify(
             raise errors.BadRequest(f"task.{name}={value} has no meaning for task.loss={loss!r}.")
     if not 0 <= label_smoothing < 1:
         raise errors.BadRequest(f"task.label_smoothing={label_smoothing} is outside [0, 1).")
+    # Asked of the model, not of its acts: a probe's have the auxiliary heads of its backbone, which are not its own.
+    auxiliary = bool(getattr(model, "aux_logits", False))
+    if not 0 <= aux_weight < math.inf:
+        raise errors.BadRequest(f"task.aux_weight={aux_weight} is not a number of at least 0.")
+    if aux_weight != _AUX_WEIGHT and not auxiliary:
+        raise errors.BadRequest(f"task.aux_weight={aux_weight}: {type(model).__name__} has no auxiliary heads.")
     train_loss = functools.partial(function, **{k: given[k] for k in _TAKES[loss]})
     eval_loss = functools.partial(function, **{k: given[k] for k in _TAKES[loss] if k != "label_smoothing"})
 
@@ -68,8 +82,12 @@ def classify(
         return ((logits.argmax(-1) == truth) & ~jnp.isnan(logits).any(-1)).astype(jnp.float32)
 
     def train(params, model_state, batch, key):
-        logits, _, new = apply_train(model, params, model_state, batch, key)
-        return train_loss(logits, batch["label"]), new, {"accuracy": correct(logits, batch["label"])}
+        logits, acts, new = apply_train(model, params, model_state, batch, key)
+        total = train_loss(logits, batch["label"])
+        for name, head in acts.items():
+            if auxiliary and _AUX_HEAD.fullmatch(name):
+                total = total + aux_weight * train_loss(head, batch["label"])
+        return total, new, {"accuracy": correct(logits, batch["label"])}
 
     def predict(params, model_state, batch):
         seen = [(apply_eval(model, params, model_state, x)[0], w) for x, w in _views(batch["image"], views)]
