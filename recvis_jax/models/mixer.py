@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.layers import Acts, Dense, activation
 from recvis_jax.models.tokens import LayerNorm, Mlp, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Tolstikhin et al. 2021, table 1; the gated ones are timm's.
@@ -41,7 +41,7 @@ class GatedMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         a, b = jnp.split(dense(2 * self.hidden, name="fc1")(x), 2, axis=-1)
         return dense(x.shape[-1], name="fc2")(a * nn.silu(b))
 
@@ -52,6 +52,7 @@ class Block(nn.Module):
     Attributes:
       tokens_dim: hidden width of the MLP over tokens.
       channels_dim: hidden width of the MLP over channels.
+      act: elementwise function of MLPs that are not gated.
       gated: whether the MLPs are gated.
       dropout: probability that a unit of an MLP is dropped, in training.
       train: whether it is training.
@@ -60,6 +61,7 @@ class Block(nn.Module):
 
     tokens_dim: int
     channels_dim: int
+    act: Any
     gated: bool = False
     dropout: float = 0.0
     train: bool = False
@@ -74,7 +76,7 @@ class Block(nn.Module):
             mlp = partial(GatedMlp, dtype=self.dtype)
         else:
             inits = dict(kernel_init=nn.initializers.lecun_normal(), bias_init=nn.initializers.zeros)
-            kw = dict(act=activation("gelu"), dropout=self.dropout, train=self.train, dtype=self.dtype)
+            kw = dict(act=self.act, dropout=self.dropout, train=self.train, dtype=self.dtype)
             mlp = partial(Mlp, **inits, **kw)  # type: ignore[assignment]
         y = norm(name="norm1")(x).swapaxes(1, 2)
         x = x + drop_path(mlp(self.tokens_dim, name="mlp_tokens")(y).swapaxes(1, 2), keep, 0)
@@ -92,7 +94,8 @@ class Mixer(nn.Module):
       depth: number of blocks.
       tokens_dim: hidden width of the MLPs across tokens.
       channels_dim: hidden width of the MLPs across channels.
-      gated: whether the MLPs are gated; these know no dropout of units.
+      activation: elementwise function of the MLPs; published JAX weights were trained with 'gelu_tanh'.
+      gated: whether the MLPs are gated, by silu; these know no dropout of units.
       dropout: probability that a unit of an MLP is dropped, in training.
       drop_path: probability that the last block's branches are dropped for an example in training, growing linearly
         from 0 in the first block.
@@ -101,8 +104,8 @@ class Mixer(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; a
-        probability outside [0, 1).
+      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; an
+        unknown activation; a probability outside [0, 1).
 
     Reference: Tolstikhin et al. 2021, "MLP-Mixer: an all-MLP architecture for vision".
     """
@@ -113,6 +116,7 @@ class Mixer(nn.Module):
     depth: int = 8
     tokens_dim: int = 256
     channels_dim: int = 2048
+    activation: str = "gelu"
     gated: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -122,8 +126,11 @@ class Mixer(nn.Module):
 
     def __post_init__(self):
         check_rates(dropout=self.dropout, drop_path=self.drop_path)
+        activation(self.activation)
         if self.gated and self.dropout:
             raise BadRequest("gated MLPs have no dropout of units; drop_path drops branches.")
+        if self.gated and self.activation != "gelu":
+            raise BadRequest(f"gated MLPs have silu for their gates, not activation={self.activation!r}.")
         super().__post_init__()
 
     @nn.compact
@@ -132,7 +139,8 @@ class Mixer(nn.Module):
         x = PatchEmbed(self.width, self.patch_size, dtype=self.dtype, name="patch_embed")(x)
         first = "blocks" if self.scan else "block0"
         check_tokens(self, x.shape[1], f"params/{first}/mlp_tokens/fc1/kernel", -2, images)
-        kw = dict(gated=self.gated, dropout=self.dropout, train=train, dtype=self.dtype)
+        act = activation(self.activation)
+        kw = dict(act=act, gated=self.gated, dropout=self.dropout, train=train, dtype=self.dtype)
         block = partial(Block, tokens_dim=self.tokens_dim, channels_dim=self.channels_dim, **kw)
         acts = {"stem": x}
         rate = self.drop_path if train else 0.0

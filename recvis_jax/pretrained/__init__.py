@@ -18,6 +18,7 @@ from recvis_jax.pretrained import (
     adapt,
     big_transfer,
     big_vision,
+    deit,
     files,
     mae,
     rules,
@@ -36,6 +37,7 @@ LIBRARIES: dict[str, ModuleType] = {
     "big_transfer": big_transfer,
     "big_vision": big_vision,
     "mae": mae,
+    "deit": deit,
     "transformers": transformers,
     "torch": torch_nn,
 }

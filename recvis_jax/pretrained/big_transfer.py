@@ -33,11 +33,23 @@ BIT: Table = (
 
 TABLES = {BiT: BIT}
 
-# The file BiT-M-R50x1.npz holds the model R50x1; S, M and L are the sizes of the data that it was trained on.
+_SIZES = [name.removeprefix("bit_").upper().replace("X", "x") for name in BITS]
+
+# Names of the files without .npz. S was trained on ImageNet, M on ImageNet-21k and perhaps then on ImageNet. Those that
+# end with the size of their images come from distillation, T being its teachers.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    f"{prefix}{name.removeprefix('bit_').upper().replace('X', 'x')}": (name, {})
-    for name in BITS
-    for prefix in ("", "BiT-S-", "BiT-M-", "BiT-L-")
+    **{
+        name.format(size): (f"bit_{size.lower()}", attributes)
+        for size in _SIZES
+        for name, attributes in (
+            ("{}", {}),
+            ("BiT-S-{}", {}),
+            ("BiT-M-{}", dict(num_classes=21_843)),
+            ("BiT-M-{}-ILSVRC2012", {}),
+        )
+    },
+    **{f"R50x1_{size}": ("bit_r50x1", {}) for size in (160, 224)},
+    **{f"R152x2_T_{size}": ("bit_r152x2", {}) for size in (224, 384)},
 }
 
 # Some files number the convolutions.

@@ -1,14 +1,9 @@
 """Names of timm's checkpoints (`timm.create_model`)."""
 
-from typing import Any
-
-from recvis_jax.models.bit import VARIANTS as BITS
 from recvis_jax.models.bit import BiT
-from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
-from recvis_jax.models.vgg import VARIANTS as VGGS
 from recvis_jax.models.vgg import VGG
-from recvis_jax.pretrained import timm_tokens
+from recvis_jax.pretrained import timm_names, timm_tokens
 from recvis_jax.pretrained.rules import Table, linear_as_conv
 from recvis_jax.pretrained.timm_tokens import norm
 from recvis_jax.pretrained.torchvision import RESNET, linear, vgg_features
@@ -36,10 +31,6 @@ def vgg(model: VGG) -> Table:
 
 TABLES = {BiT: BIT, ResNet: RESNET, VGG: vgg, **timm_tokens.TABLES}
 
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name.replace("bit_r", "resnetv2_") + "_bit": (name, {}) for name in BITS},
-    **{name: (name, {}) for name in (*RESNETS, *VGGS)},
-    **timm_tokens.NAMES,
-}
+NAMES = timm_names.NAMES
 
 RENAMES: tuple[tuple[str, str], ...] = ()

@@ -1,15 +1,9 @@
 """Names of timm's checkpoints of Vision Transformers, hybrids, MLP networks and ConvMixer."""
 
-from typing import Any
-
-from recvis_jax.models.convmixer import VARIANTS as CONVMIXERS
 from recvis_jax.models.convmixer import ConvMixer
 from recvis_jax.models.gmlp import GMLP
-from recvis_jax.models.gmlp import VARIANTS as GMLPS
 from recvis_jax.models.hybrid import HybridViT
-from recvis_jax.models.mixer import VARIANTS as MIXERS
 from recvis_jax.models.mixer import Mixer
-from recvis_jax.models.resmlp import VARIANTS as RESMLPS
 from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.vit import ViT
 from recvis_jax.pretrained.rules import Table, squeeze
@@ -131,52 +125,3 @@ CONVMIXER: Table = (
 )
 
 TABLES = {ViT: vit, HybridViT: hybrid, Mixer: MIXER, ResMLP: RESMLP, GMLP: GATED_MLP, ConvMixer: CONVMIXER}
-
-_SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
-_IN21K = dict(num_classes=21_843)
-_HYBRIDS = {
-    "vit_tiny_r_s16_p8": ("vit_ti_r_s16", {}),
-    "vit_small_r_s16_p8": ("vit_ti_r_s16", dict(width=384, heads=6)),
-    "vit_small_r20_s16_p2": ("vit_s_r26_s32", dict(stages=(2, 4), patch_size=2)),
-    "vit_small_r20_s16": ("vit_s_r26_s32", dict(stages=(2, 2, 2))),
-    "vit_small_r26_s32": ("vit_s_r26_s32", {}),
-    "vit_base_r20_s16": ("vit_b_r50_s16", dict(stages=(2, 2, 2))),
-    "vit_base_r26_s32": ("vit_b_r50_s16", dict(stages=(2, 2, 2, 2))),
-    "vit_base_r50_s16": ("vit_b_r50_s16", {}),
-    "vit_base_resnet50": ("vit_b_r50_s16", {}),
-    "vit_large_r50_s32": ("vit_l_r50_s32", {}),
-}
-
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{
-        f"vit_{theirs}_patch{p}_{size}{suffix}": (f"vit_{ours}{p}", attributes)
-        for theirs, ours in _SIZES.items()
-        for p in (8, 14, 16, 32)
-        for size in (224, 384)
-        for suffix, attributes in (("", {}), ("_in21k", _IN21K))
-    },
-    **{
-        f"deit_{theirs}_patch16_{size}": (f"vit_{_SIZES[theirs]}16", {})
-        for theirs in ("tiny", "small", "base")
-        for size in (224, 384)
-    },
-    # Image towers of SigLIP: a feature a picture, by attention or by the mean.
-    **{
-        f"vit_{theirs}_patch{p}_siglip_{kind}{size}": (f"vit_{_SIZES[theirs]}{p}", dict(pool=pool, num_classes=0))
-        for theirs in ("base", "large")
-        for p in (16, 32)
-        for kind, pool in (("", "map"), ("gap_", "gap"))
-        for size in (224, 256, 384, 512)
-    },
-    **{
-        f"{name}_{size}{suffix}": (ours, {**kw, **more})  # type: ignore[dict-item]
-        for name, (ours, kw) in _HYBRIDS.items()
-        for size in (224, 384)
-        for suffix, more in (("", {}), ("_in21k", _IN21K))
-    },
-    **{f"{name}_224": (name, {}) for name in (*MIXERS, *GMLPS)},
-    **{f"{name}_224_in21k": (name, _IN21K) for name in ("mixer_b16", "mixer_l16")},
-    **{name.replace("_b", "_big_") + f"{kind}_224": (name, {}) for name in RESMLPS for kind in ("", "_distilled")},
-    **{name: (name, {}) for name in CONVMIXERS},
-    "convmixer_1024_20_ks9_p14": ("convmixer_1024_20", {}),
-}

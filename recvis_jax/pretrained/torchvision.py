@@ -106,12 +106,22 @@ RESNET: Table = (
 
 TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET}
 
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "alexnet": ("alexnet", {}),
     **{name: (name, {}) for name in VGGS},
     # As its published weights are: with both auxiliary heads, and made for images in [-1, 1].
     "googlenet": ("googlenet", dict(aux_logits=True, transform_input=True)),
     **{name: (name, {}) for name in RESNETS},
+}
+
+# The models that were trained twice; what is called DEFAULT is the second.
+RETRAINED = ("resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+
+# Their name, or name.WEIGHTS as in timm's way of writing: resnet50.IMAGENET1K_V2.
+NAMES = {
+    **_MODELS,
+    **{f"{name}.{weights}": model for name, model in _MODELS.items() for weights in ("IMAGENET1K_V1", "DEFAULT")},
+    **{f"{name}.IMAGENET1K_V2": _MODELS[name] for name in RETRAINED},
 }
 
 RENAMES: tuple[tuple[str, str], ...] = ()
