@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
+from recvis_jax.models.layers import Dense
 
 # True where a query may attend to a key; of a shape that broadcasts to (b k n m).
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
@@ -88,12 +89,12 @@ class MultiHeadAttention(nn.Module):
         check_heads(width, self.heads)
 
         def project(x: Array, name: str) -> Array:
-            x = nn.Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name=name)(x)
+            x = Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, width // self.heads)
 
         heads = project(query, "query"), project(key, "key"), project(value, "value")
         out, weights = attention(*heads, mask)
-        out = nn.Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name="out")(out.reshape(query.shape))
+        out = Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name="out")(out.reshape(query.shape))
         return out, weights
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.models.attention import xavier_uniform
-from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.layers import Acts, Dense, activation
 from recvis_jax.models.tokens import LayerNorm, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Liu et al. 2021, table 1.
@@ -33,12 +33,12 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "b n d"], keep: Float[Array, "b 2"] | None = None
     ) -> tuple[Float[Array, "b n d"], Acts]:
-        dense = partial(nn.Dense, kernel_init=xavier_uniform, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=xavier_uniform, dtype=self.dtype)
         small = nn.initializers.normal(1e-6)
         y = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         u, v = jnp.split(activation("gelu")(dense(self.hidden, bias_init=small, name="fc1")(y)), 2, axis=-1)
         v = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="gate_norm")(v).swapaxes(1, 2)
-        gate = nn.Dense(x.shape[1], kernel_init=small, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
+        gate = Dense(x.shape[1], kernel_init=small, bias_init=nn.initializers.ones, dtype=self.dtype, name="gate")
         y = dense(x.shape[-1], bias_init=small, name="fc2")(u * gate(v).swapaxes(1, 2))
         x = x + drop_path(y, keep, 0)
         return x, {"out": x}

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import check_heads, xavier_uniform
-from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.layers import Acts, Dense, activation
 from recvis_jax.models.tokens import LayerNorm, PatchEmbed, check_tokens, patch_grid, prepend, sincos2d, stack
 from recvis_jax.models.vit import SIZES, Block
 
@@ -138,7 +138,7 @@ class MAE(nn.Module):
         ids_keep, mask, ids_restore = random_masking(noise, keep)
         small = nn.initializers.normal(0.02)
         norm = partial(LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        dense = partial(nn.Dense, kernel_init=xavier_uniform, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=xavier_uniform, dtype=self.dtype)
 
         embed = PatchEmbed(self.width, self.patch_size, patch_xavier, dtype=self.dtype, name="patch_embed")
         acts: Acts = {"mask": mask, "ids_restore": ids_restore, "stem": (x := embed(x))}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.models.conv_layers import dense_head
-from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.layers import Acts, Dense, activation
 from recvis_jax.models.tokens import Mlp, PatchEmbed, check_rates, check_tokens, drop_path, stack, trunc_normal
 
 # Touvron et al. 2021, tables 1 and 5; deeper networks start closer to the identity.
@@ -55,7 +55,7 @@ class Block(nn.Module):
         start = nn.initializers.constant(self.layer_scale)
         scales = [self.param(f"scale{i}", start, (d,)).astype(self.dtype) for i in (1, 2)]
         y = Affine(self.dtype, name="norm1")(x).swapaxes(1, 2)
-        y = nn.Dense(n, kernel_init=trunc_normal, dtype=self.dtype, name="linear_tokens")(y).swapaxes(1, 2)
+        y = Dense(n, kernel_init=trunc_normal, dtype=self.dtype, name="linear_tokens")(y).swapaxes(1, 2)
         x = x + drop_path(scales[0] * y, keep, 0)
         kw = dict(kernel_init=trunc_normal, bias_init=nn.initializers.zeros, dtype=self.dtype)
         mlp = Mlp(4 * d, activation("gelu"), self.dropout, self.train, name="mlp_channels", **kw)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.conv_layers import dense_head
-from recvis_jax.models.layers import Acts
+from recvis_jax.models.layers import Acts, Dense
 
 # Variance in two passes: in float32, E[x^2] - E[x]^2 loses the small variances that the epsilon is there for.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
@@ -132,7 +132,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        dense = partial(nn.Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype)
         drop = partial(nn.Dropout, self.dropout, deterministic=not self.train)
         h = drop()(self.act(dense(self.hidden, name="fc1")(x)))
         return drop()(dense(x.shape[-1], name="fc2")(h))
