@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from recvis_jax import errors, models, pretrained, trees
 from recvis_jax.data import augment as device_augment
 from recvis_jax.data import pipeline, sources, subset, transforms
+from recvis_jax.data import windows as sliding
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed
 from recvis_jax.training import optim as optimisers
@@ -34,6 +35,7 @@ class Data(NamedTuple):
       eval_transform: the same for evaluation.
       augment: (key, batch) -> batch on the device, normalised; for training.
       preprocess: batch -> batch on the device, normalised; for evaluation.
+      denormalise: normalised images -> images in [0, 1], for figures.
       image_shape: (h, w, c) of what a model is given in training.
       cache: resolved cache of the training data.
       threads, workers: for reading.
@@ -48,6 +50,7 @@ class Data(NamedTuple):
     eval_transform: Callable | None
     augment: Callable
     preprocess: Callable
+    denormalise: Callable
     image_shape: tuple[int, int, int]
     cache: str
     threads: int
@@ -74,6 +77,7 @@ def open_data(
     classes: tuple | list = (),
     per_class: int = 0,
     subset_seed: int = 0,
+    windows: dict | None = None,
 ) -> Data:
     """Opens the data of a run; these are the keys of a config's `data` section.
 
@@ -92,12 +96,15 @@ def open_data(
       classes: numbers or names of the only classes kept, in every split; they become 0, 1, ...
       per_class: training examples of each class, for learning from few labels; 0 for all.
       subset_seed: of their choice.
+      windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
     """
 
     def opener(split: str) -> sources.Source:
         found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
-        return subset.subset(found, classes)
+        return subset.subset(sliding.labelled(found, **windows) if windows else found, classes)
 
+    if windows:
+        errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
     train_source = subset.subset(opener(train), (), per_class, subset_seed)
     val_source = opener(val) if val else None
     if val_source and (shared := sources.overlap(train_source, val_source)):
@@ -126,6 +133,7 @@ def open_data(
         eval_transform=eval_host.fn if eval_transform else None,
         augment=lambda key, batch: normalise(device(key, batch)),
         preprocess=normalise,
+        denormalise=lambda images: device_augment.denormalise(images, statistics),
         image_shape=first["image"].shape,
         cache=pipeline.choose_cache(cache, train_source, host.random),
         threads=threads,

@@ -114,3 +114,9 @@ def about_jax() -> str:
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     return f"jax {jax.__version__} on {kinds}; XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"
+
+
+def progress(name: str, done: int, length: int) -> None:
+    """Shows on a terminal how far something is that goes over `length` examples."""
+    if sys.stderr.isatty():
+        print(f"\r{name}: {done:,} of {length:,}", end="\n" if done >= length else "", file=sys.stderr, flush=True)

@@ -61,6 +61,7 @@ def train(
     checkpoint_every: int | float = 1.0,
     early_stop: int = 0,
     init_from: str | dict | None = None,
+    probe: dict | None = None,
 ) -> dict[str, Any]:
     """Runs a training from a config's sections and returns the summary; these are a config's top-level keys.
 
@@ -84,8 +85,9 @@ def train(
         takes the type that it has in the config file.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
+      probe: probes of the features during training; see `trained.make_prober`.
     """
-    from recvis_jax import build, trees
+    from recvis_jax import build, trained, trees
     from recvis_jax.evaluation import classify
     from recvis_jax.training import checkpoint, distributed, log, loop
     from recvis_jax.training import step as steps_of
@@ -100,6 +102,11 @@ def train(
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
     test = build.open_test(run.data)
+    prober = None
+    if probe:
+        errors.check_kwargs(trained.make_prober, probe, "config.probe", extra=("every",), given=("run",))
+        probe_every = _steps("probe.every", probe.get("every", eval_every), run.steps_per_epoch)
+        prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"})
 
     folder = log.open_workdir(workdir, config or {}, configs.differences)
     with loop.StopSignal() as stop:
@@ -116,9 +123,19 @@ def train(
         evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
         val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
 
+        draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
+
         def validate(state, stop):
             found = evaluate(*state.evaluated, val_batches, stop)
-            return found if found is None else classify.scalars(found)
+            if found is None:
+                return None
+            found = classify.scalars(found)
+            if draw:
+                draw(*state.evaluated)
+            step, each = int(state.step), every["eval_every"]
+            if prober and (step // probe_every > max(0, step - each) // probe_every or step == run.total_steps):
+                found |= prober(*state.evaluated)
+            return found
 
         step_fn = steps_of.make_train_step(
             run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
@@ -167,6 +184,33 @@ def train(
             log.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
             print(_report(summary, folder, time.monotonic() - began), flush=True)
         return summary
+
+
+def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], None]:
+    """Returns `(params, model_state) -> None`, which draws the task's figure of the first validation examples."""
+    import jax
+    import numpy as np
+
+    from recvis_jax.training import distributed
+    from recvis_jax.vis import plot
+
+    found = run.data.val.read(np.arange(min(examples, run.data.val.length)))
+    if run.data.eval_transform:
+        found = [run.data.eval_transform(np.random.default_rng(0), e) for e in found]
+    batch = {"image": np.stack([e["image"] for e in found])}
+
+    @jax.jit
+    def columns(params, model_state, batch):
+        images = run.task.figure(params, model_state, run.data.preprocess(batch))
+        return {title: run.data.denormalise(x) for title, x in images.items()}
+
+    def draw(params: Any, model_state: Any) -> None:
+        images = jax.device_get(columns(params, model_state, batch))
+        if distributed.is_main():
+            with contextlib.suppress(OSError):  # as for the curves
+                plot.image_rows(images, path)
+
+    return draw
 
 
 def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> None:

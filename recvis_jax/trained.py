@@ -1,11 +1,17 @@
-"""A trained model as programs look at it: a checkpoint of a run, or a config with published weights."""
+"""A trained model as programs look at it: a checkpoint of a run or published weights, and the features it makes."""
 
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recvis_jax import build, errors
+import numpy as np
+
+from recvis_jax import build, errors, trees
+from recvis_jax.data.sources import Source
+from recvis_jax.evaluation import features, probes
+from recvis_jax.models import probe
 from recvis_jax.training import checkpoint
 
 
@@ -87,3 +93,153 @@ def of_config(config: dict[str, Any], which: str | None = None, say: Callable[[s
         )
     state = run.create() if which else build.initial_state(run, source, say)
     return Trained(run, state.params, state.model_state, 0, which or "published", config)
+
+
+def open_either(
+    workdir: str | None, config: dict[str, Any] | None, out: str | None, which: str | None
+) -> tuple[Trained, Path]:
+    """Opens the run in `workdir`, or the weights that a config names; returns it and the folder for what is found.
+
+    Raises:
+      BadRequest: a config without `out`, and what `of_run` and `of_config` refuse.
+    """
+    if workdir is not None:
+        folder = Path(workdir).expanduser().absolute()
+        return of_run(folder, read_config(folder), which), Path(out).expanduser().absolute() if out else folder
+    if out is None:
+        raise errors.BadRequest("with --config, --out=FOLDER says where the results go.")
+    return of_config(config or {}, which), Path(out).expanduser().absolute()
+
+
+def open_named(data: build.Data, split: str) -> Source:
+    """Returns the split that a user names: train, val or test as the config has them, or a split expression."""
+    chosen = {"train": data.train, "val": data.val, "test": data.test}.get(split, split)
+    if not chosen:
+        raise errors.BadRequest(f"there is no {split} split; give a split expression, such as 'train[90%:]'.")
+    return data.open(chosen) if isinstance(chosen, str) else chosen
+
+
+PIXELS = "pixels"  # the layer before the first: the image as the model is given it, flattened
+
+
+def make_layers(run: build.Run, layers: Sequence[str], pool: str) -> Callable[[Any, dict], Mapping[str, Any]]:
+    """Returns the compiled `extract(variables, batch) -> {layer: (b d)}` of a run's model; `PIXELS` needs none."""
+
+    def layers_of(variables: Any, batch: dict) -> dict[str, Any]:
+        acts = {PIXELS: batch["image"].reshape(len(batch["image"]), -1)}
+        if set(layers) != {PIXELS}:
+            acts |= run.model.apply(variables, batch["image"], train=False)[1]
+        return {layer: probe.pooled(acts, layer, pool) for layer in layers}
+
+    return features.make_extract(layers_of, run.data.preprocess, run.mesh)
+
+
+def make_prober(
+    run: build.Run,
+    protocols: Sequence[str] = ("knn",),
+    layer: str = "features",
+    pool: str = "mean",
+    train: str | None = None,
+) -> Callable[[Any, Any], dict[str, float]]:
+    """Returns `(params, model_state) -> {"probe_knn": accuracy, ...}` on validation data; a config's section `probe`.
+
+    What there is to choose is chosen on the last tenth of the training examples, so that the numbers are those of
+    unseen data. A further key of the section, `every`, says how often, in steps or epochs as `eval_every`; it waits for
+    the next evaluation.
+
+    Args:
+      run: the run.
+      protocols: names of `evaluation.probes.PROTOCOLS`.
+      layer: name of an intermediate.
+      pool: see `models.probe.pooled`.
+      train: split expression of the training examples; None for all of the run's.
+
+    Raises:
+      BadRequest: no validation data, an unknown name, or data without classes.
+    """
+    if run.data.val is None or not run.data.train.num_classes:
+        raise errors.BadRequest("config.probe needs validation data, of classes.")
+    for name in protocols:
+        errors.choose(probes.PROTOCOLS, name, "protocol")
+    compiled = make_layers(run, [layer], pool)
+    sources = [run.data.open(train) if train else run.data.train, run.data.val]
+
+    def prober(params: Any, model_state: Any) -> dict[str, float]:
+        variables = {"params": params, **model_state}
+        sets = []
+        for source in sources:
+            rows = build.eval_batches(run, source)
+            values, labels = features.collect(rows, lambda batch: compiled(variables, batch))
+            sets.append(probes.Set(values[layer], labels))
+        (fit, val), cut = sets, len(sets[0].labels) * 9 // 10
+        parts = (probes.Set(fit.values[:cut], fit.labels[:cut]), probes.Set(fit.values[cut:], fit.labels[cut:]))
+        found: dict[str, list[float]] = {}
+        for r in probes.run(protocols, *parts, val, num_classes=run.data.train.num_classes):
+            found.setdefault(f"probe_{r.name}", []).append(r.accuracy)
+        return {name: float(np.mean(a)) for name, a in found.items()}
+
+    return prober
+
+
+def write_features(
+    trained: Trained,
+    folder: Path,
+    source: Source,
+    split: str,
+    layers: Sequence[str],
+    pool: str,
+    *,
+    overwrite: bool = False,
+    reuse: bool = False,
+    say: Callable[[str, int, int], None] = lambda name, done, length: None,
+) -> dict[str, features.Features]:
+    """Returns {layer: features} of a split: from disk where `reuse` allows it, else computed and written.
+
+    Args:
+      trained: the model.
+      folder: where `features/` lies.
+      source: the split.
+      split: what the user calls it, for the files' names.
+      layers: names of intermediates, or `PIXELS`.
+      pool: see `models.probe.pooled`.
+      overwrite: replaces what is there.
+      reuse: takes what is there.
+      say: is told (name of the split, examples done, examples in all).
+
+    Raises:
+      BadRequest: an unknown layer or pool; features that are there and stale, or there at all where neither `reuse` nor
+        `overwrite` allows them.
+    """
+    section = trained.config["data"]
+    weights = trained.name if trained.name in ("random", "published") else f"step{trained.step}"
+    sums = sorted(trees.fingerprint(trained.variables).items())
+    origins, paths = {}, {}
+    for layer in dict.fromkeys(layers):
+        raw = layer == PIXELS
+        paths[layer] = features.path_of(folder, split, layer, "flatten" if raw else pool, "" if raw else weights)
+        origins[layer] = {
+            "layer": layer,
+            "pool": "flatten" if raw else pool,
+            "model": {} if raw else trained.config["model"],
+            "weights": {} if raw else {"step": trained.step, "checksum": f"{zlib.crc32(repr(sums).encode()):08x}"},
+            "preprocessing": {k: section.get(k, d) for k, d in (("eval_transform", ""), ("statistics", "none"))},
+            "data": {"name": source.name, "examples": source.length, "hash": source.digest},
+        }
+    found: dict[str, features.Features] = {}
+    if not overwrite:
+        found = {layer: f for layer in paths if (f := features.read(paths[layer], origins[layer])) is not None}
+        if found and not reuse:
+            there = ", ".join(str(paths[layer]) for layer in found)
+            raise errors.BadRequest(f"these features are there already: {there}. --overwrite computes them again.")
+    rest = [layer for layer in paths if layer not in found]
+    if rest:
+        compiled = make_layers(trained.run, rest, pool)
+        rows = features.rows_of(
+            build.eval_batches(trained.run, source), lambda batch: compiled(trained.variables, batch)
+        )
+        features.write(
+            {layer: paths[layer] for layer in rest}, origins, rows, source.length,
+            lambda done: say(source.name, done, source.length),
+        )  # fmt: skip
+        found |= {layer: f for layer in rest if (f := features.read(paths[layer], origins[layer]))}
+    return {layer: found[layer] for layer in paths}

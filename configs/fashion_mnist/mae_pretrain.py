@@ -12,7 +12,7 @@ def get_config(arg=None):
     arg = config.parse_arg(arg)
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.epochs = 40.0
+    c.epochs = 24.0
     c.batch_size = 256
     c.eval_batch_size = 500
     c.log_every = 50
@@ -24,6 +24,6 @@ def get_config(arg=None):
     c.model = dict(name="mae_b16", patch_size=4, width=128, depth=6, heads=4, mask_ratio=0.75)
     c.model.update(decoder_width=64, decoder_depth=2, decoder_heads=4)
     c.task = dict(name="mae", norm_targets=True, sampling="random")
-    c.optim = dict(name="adamw", lr=1.5e-4, base_batch=256, schedule="cosine", warmup_epochs=2.0)
+    c.optim = dict(name="adamw", lr=2e-3, base_batch=256, schedule="cosine", warmup_epochs=2.0)
     c.optim.update(b1=0.9, b2=0.95, weight_decay=0.05, decay=r"kernel$")
     return config.finish(c, arg)

@@ -39,14 +39,14 @@ def subset(source: Source, classes: Sequence[int | str] = (), per_class: int = 0
             for i in range(0, source.length, _CHUNK)
         ]
     )
-    rng = np.random.default_rng(seed)
     rows = []
-    for c in kept:
+    for i, c in enumerate(kept):
         members = np.flatnonzero(labels == c)
         if len(members) < max(per_class, 1):
             name = source.class_names[c] if source.class_names else c
             raise errors.BadRequest(f"{source.name} has {len(members)} examples of class {name}, not {per_class or 1}.")
-        rows.append(rng.permutation(members)[: per_class or None])
+        # A generator a class: as `evaluation.fewshot.draw`, so that probes and training see the same few.
+        rows.append(np.random.default_rng((seed, i)).permutation(members)[: per_class or None])
     order = np.sort(np.concatenate(rows))
     new = {c: i for i, c in enumerate(kept)}
 

@@ -5,7 +5,7 @@ Of every layer there are three files in the folder `features/` of a run: `NAME.n
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,58 +50,71 @@ def path_of(folder: Path, split: str, layer: str, pool: str, weights: str) -> Pa
     return folder / "features" / ("".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".npy")
 
 
+def rows_of(
+    batches: Iterable[dict], extract: Callable[[dict], Mapping[str, jax.Array]]
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yields (labels, {layer: features}) of each batch, in numpy and without padding, the same on every host.
+
+    Args:
+      batches: of a split, in its order; `mask` says where the last one is padded.
+      extract: batch -> {layer: (b d)}.
+    """
+    whole: Any = None
+    for batch in batches:
+        label, keep = batch["label"], batch["mask"]
+        if jax.process_count() > 1:  # they are split over the hosts
+            whole = whole or jax.jit(lambda x: x, out_shardings=NamedSharding(keep.sharding.mesh, PartitionSpec()))
+            label, keep = whole((label, keep))
+        label, keep, found = jax.device_get((label, keep, dict(extract(batch))))
+        yield label[keep], {layer: np.asarray(x, np.float32)[keep] for layer, x in found.items()}
+
+
+def collect(
+    batches: Iterable[dict], extract: Callable[[dict], Mapping[str, jax.Array]]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Returns ({layer: (n d)}, labels (n)) of all batches, in memory."""
+    labels, rows = zip(*rows_of(batches, extract), strict=True)
+    return {layer: np.concatenate([r[layer] for r in rows]) for layer in rows[0]}, np.concatenate(labels)
+
+
 def write(
     paths: Mapping[str, Path],
     origins: Mapping[str, dict[str, Any]],
-    batches: Iterable[dict],
-    extract: Callable[[dict], Mapping[str, jax.Array]],
+    rows: Iterable[tuple[np.ndarray, dict[str, np.ndarray]]],
     length: int,
     say: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Computes the features of a whole split, several layers in one pass.
+    """Writes the features of a whole split, several layers in one pass; the first host does.
 
     Args:
       paths: layer -> `.npy` file; what is there is replaced when the new one is whole.
       origins: layer -> what the features are computed from, for the JSON.
-      batches: of the split, in its order, the last one padded; `mask` says where.
-      extract: batch -> {layer: (b d)}.
+      rows: what `rows_of` yields.
       length: number of examples.
       say: is told how many examples are done, after each batch.
     """
     files: dict[str, np.memmap] = {}
     labels: list[np.ndarray] = []
-    main = jax.process_index() == 0
-    done = 0
+    main, done = jax.process_index() == 0, 0
     parts = {layer: path.with_suffix(".part") for layer, path in paths.items()}
-    whole: Any = None
-    for batch in batches:
-        if jax.process_count() > 1:  # labels and mask are split over the hosts
-            whole = whole or jax.jit(
-                lambda x: x, out_shardings=NamedSharding(batch["mask"].sharding.mesh, PartitionSpec())
-            )
-            label, keep = jax.device_get(whole((batch["label"], batch["mask"])))
-        else:
-            label, keep = jax.device_get((batch["label"], batch["mask"]))
-        found = extract(batch)
-        labels.append(np.asarray(label)[keep])
-        if main:
-            for layer, x in found.items():
-                rows = np.asarray(x, np.float32)[keep]
-                if layer not in files:
-                    paths[layer].parent.mkdir(parents=True, exist_ok=True)
-                    files[layer] = np.lib.format.open_memmap(parts[layer], "w+", np.float32, (length, rows.shape[1]))
-                files[layer][done : done + len(rows)] = rows
-        done += int(keep.sum())
+    for label, found in rows:
+        labels.append(label)
+        for layer, x in found.items() if main else ():
+            if layer not in files:
+                paths[layer].parent.mkdir(parents=True, exist_ok=True)
+                files[layer] = np.lib.format.open_memmap(parts[layer], "w+", np.float32, (length, x.shape[1]))
+            files[layer][done : done + len(x)] = x
+        done += len(label)
         say(done)
     if done != length:
         raise errors.Failure(f"{done} examples were read where {length} were expected.")
-    if not main:
-        return
-    for layer, path in paths.items():
+    for layer, path in paths.items() if main else ():
         files[layer].flush()
         path.with_suffix(".json").unlink(missing_ok=True)  # nothing vouches for the files while they are replaced
-        np.save(path.with_suffix(".labels.part.npy"), np.concatenate(labels))
-        path.with_suffix(".labels.part.npy").replace(path.with_suffix(".labels.npy"))
+        part = path.with_suffix(".labels.part")
+        with part.open("wb") as file:
+            np.save(file, np.concatenate(labels))
+        part.replace(path.with_suffix(".labels.npy"))
         parts[layer].replace(path)
         part = path.with_suffix(".json.part")
         part.write_text(json.dumps(origins[layer], indent=2) + "\n")
@@ -142,11 +155,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         elif a != b:
             out.append(f"{prefix}{key}: {a!r} there, {b!r} now")
     return out
-
-
-def check_finite(features: Sequence[Features], where: str) -> None:
-    """Raises `BadRequest` where any feature is no finite number."""
-    for f in features:
-        for i in range(0, len(f.values), 4096):
-            if not np.isfinite(f.values[i : i + 4096]).all():
-                raise errors.BadRequest(f"{where}: example {i} or one after it has features that are not finite.")

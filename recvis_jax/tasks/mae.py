@@ -55,8 +55,24 @@ def mae(
         target = target_patches(image, p, norm_targets)
         return {"prediction": pred, "mask": acts["mask"], "loss": patch_loss(pred, target, acts["mask"])}
 
+    def figure(params, model_state, batch):
+        image = batch["image"]
+        found = predict(params, model_state, batch)
+        raw, pred = target_patches(image, p, False), found["prediction"]
+        if norm_targets:  # what is missing to a picture, the patch itself says
+            pred = pred * jnp.sqrt(raw.var(-1, keepdims=True, ddof=1) + 1e-6) + raw.mean(-1, keepdims=True)
+        seen = jnp.where(found["mask"][..., None] > 0, 0.0, raw)
+        size = image.shape[1:3]
+        return {"masked": to_images(seen, p, size), "reconstruction": to_images(pred, p, size), "original": image}
+
     return Task(
-        init=initialiser(model, image_shape), loss=loss, predict=predict, losses=None, metrics=(), best=("loss", "min")
+        init=initialiser(model, image_shape),
+        loss=loss,
+        predict=predict,
+        losses=None,
+        metrics=(),
+        best=("loss", "min"),
+        figure=figure,
     )
 
 
@@ -74,6 +90,13 @@ def target_patches(image: Float[Array, "b h w c"], patch_size: int, norm: bool) 
     if norm:
         x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True, ddof=1) + 1e-6)
     return x
+
+
+def to_images(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int, int]) -> Float[Array, "b h w c"]:
+    """Puts patches, row by row, together to images of `size` (h, w)."""
+    (h, w), b = size, len(patches)
+    x = patches.reshape(b, h // patch_size, w // patch_size, patch_size, patch_size, -1)
+    return x.swapaxes(2, 3).reshape(b, h, w, -1)
 
 
 def patch_loss(

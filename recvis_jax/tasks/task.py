@@ -22,6 +22,8 @@ class Task(NamedTuple):
         gives it too, as "loss" (b), for objectives without labels.
       metrics: names in `evaluation.metrics.METRICS` that suit the objective.
       best: the validation metric that decides which checkpoint is best, and "max" or "min".
+      figure: (params, model_state, batch) -> {title: images (b h w c) as the model is given them}, columns of a figure
+        that shows what was learned; None where there is nothing to see.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
@@ -30,6 +32,7 @@ class Task(NamedTuple):
     losses: Callable[[jax.Array, jax.Array], jax.Array] | None
     metrics: tuple[str, ...]
     best: tuple[str, str]
+    figure: Callable[[Any, Any, Batch], dict[str, jax.Array]] | None = None
 
 
 def initialiser(model: nn.Module, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], dict[str, Any]]:

@@ -1,8 +1,11 @@
 """The one file that draws."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def curves(records: list[dict[str, Any]], path: Path) -> bool:
@@ -34,9 +37,42 @@ def curves(records: list[dict[str, Any]], path: Path) -> bool:
         axes.set_title(name.replace("_", " "))
         axes.grid(alpha=0.3)
         axes.legend()
+    _save(figure, path)
+    return True
+
+
+def image_rows(columns: Mapping[str, np.ndarray], path: Path) -> bool:
+    """Draws images side by side, a row for each example.
+
+    Args:
+      columns: title -> images (b h w c) in [0, 1], of 1 or 3 channels.
+      path: PNG file, replaced atomically.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    count = len(next(iter(columns.values())))
+    figure = Figure(figsize=(1.3 * len(columns), 1.3 * count + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    places = figure.subplots(count, len(columns), squeeze=False)
+    for j, (title, images) in enumerate(columns.items()):
+        places[0, j].set_title(title, fontsize=9)
+        for i, image in enumerate(images):
+            shown = image[..., 0] if image.shape[-1] == 1 else image
+            places[i, j].imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            places[i, j].set_axis_off()
+    _save(figure, path)
+    return True
+
+
+def _save(figure: Any, path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)
     part = path.with_suffix(".part")
     part.write_bytes(data.getvalue())
     part.replace(path)
-    return True
