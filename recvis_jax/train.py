@@ -199,16 +199,19 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
         found = [run.data.eval_transform(np.random.default_rng(0), e) for e in found]
     batch = {"image": np.stack([e["image"] for e in found])}
 
+    titles: list[str] = []  # in the task's order, which jit would forget
+
     @jax.jit
     def columns(params, model_state, batch):
         images = run.task.figure(params, model_state, run.data.preprocess(batch))
-        return {title: run.data.denormalise(x) for title, x in images.items()}
+        titles[:] = images
+        return [run.data.denormalise(x) for x in images.values()]
 
     def draw(params: Any, model_state: Any) -> None:
         images = jax.device_get(columns(params, model_state, batch))
         if distributed.is_main():
             with contextlib.suppress(OSError):  # as for the curves
-                plot.image_rows(images, path)
+                plot.image_rows(dict(zip(titles, images, strict=True)), path)
 
     return draw
 

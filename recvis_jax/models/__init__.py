@@ -81,6 +81,7 @@ def create(name: str, **kw: Any) -> nn.Module:
     """
     constructor = choose(MODELS | AROUND, name, "model")
     check_kwargs(constructor, kw, "model")
+    kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, of JSON, have no hash
     backbone = kw.get("backbone")
     if isinstance(backbone, Mapping):
         if "name" not in backbone:

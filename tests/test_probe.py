@@ -1,0 +1,167 @@
+"""Features and probes of trained models: what is written, reused and refused; and that a probe changes nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import programs
+import pytest
+import small
+from sklearn.linear_model import LogisticRegression
+
+from recvis_jax import build, errors, trained, trees
+from recvis_jax.evaluation import features
+from recvis_jax.models.probe import POOLS, pooled
+
+MODEL = small.SECTIONS["model"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, program):
+    """A short run of a small net with batch norm and dropout, on digits."""
+    folder = tmp_path_factory.mktemp("run")
+    config = programs.write_config(folder / "config.py", small.sections())
+    done = program("train", config, f"--workdir={folder}/run")
+    assert done.code == 0, done.err
+    return folder / "run"
+
+
+def test_features_are_what_the_model_computes_one_image_at_a_time(run, program):
+    done = program("features", f"--workdir={run}", "--split=val", "--layers=features,stage1/block1")
+    assert done.code == 0, done.err
+    model = trained.of_run(run, trained.read_config(run))
+    source = model.run.data.val
+    for layer in ("features", "stage1/block1"):
+        path = features.path_of(run, "val", layer, "mean", f"step{model.step}")
+        found, labels = np.load(path, mmap_mode="r"), np.load(path.with_suffix(".labels.npy"))
+        assert isinstance(found, np.memmap) and found.dtype == np.float32 and len(found) == source.length
+        for i in (0, 1, source.length - 1):
+            example = source.read([i])[0]
+            image = model.run.data.preprocess({"image": jnp.asarray(example["image"][None])})["image"]
+            act = model.run.model.apply(model.variables, image, train=False)[1][layer]
+            expected = np.asarray(act[0])
+            np.testing.assert_allclose(found[i], expected, rtol=2e-4, atol=2e-5)
+            assert labels[i] == example["label"]
+    origin = json.loads(path.with_suffix(".json").read_text())
+    assert origin["weights"]["step"] == model.step and origin["data"]["examples"] == source.length
+
+
+def test_what_is_there_is_not_overwritten_and_what_is_stale_is_refused(run, program):
+    args = ("features", f"--workdir={run}", "--split=train[:40]", "--layers=stem")
+    assert program(*args).code == 0
+    again = program(*args)
+    assert again.code == 2 and "--overwrite" in again.err
+    assert program(*args, "--overwrite").code == 0
+    model = trained.of_run(run, trained.read_config(run))
+    source = trained.open_named(model.run.data, "train[:40]")
+    kept = trained.write_features(model, run, source, "train[:40]", ["stem"], "mean", reuse=True)
+    assert kept["stem"].values.shape == (40, 64)
+    other = model._replace(params=jax.tree.map(lambda x: x + 1e-6, model.params))
+    with pytest.raises(errors.BadRequest, match=r"stale \(weights.checksum"):
+        trained.write_features(other, run, source, "train[:40]", ["stem"], "mean", reuse=True)
+    changed = source._replace(digest="other")
+    with pytest.raises(errors.BadRequest, match=r"stale \(data.hash"):
+        trained.write_features(model, run, changed, "train[:40]", ["stem"], "mean", reuse=True)
+
+
+def test_the_table_of_probes_is_right(run, program):
+    done = program(
+        "probe", f"--workdir={run}", "--protocols=linear,knn", "--baselines=random,pixels", "--per_class=0,10"
+    )
+    assert done.code == 0, done.err
+    assert "| features (random weights)" in done.out and "| pixels" in done.out
+    assert "100 labels" in done.out and "±" in done.out
+    results = json.loads((run / "probe.json").read_text())["results"]
+    linear = next(r for r in results if r["layer"] == "pixels" and r["name"] == "linear" and not r["per_class"])
+    model = trained.of_run(run, trained.read_config(run))
+    sets = {}
+    for split in ("train", "val", "test"):
+        source = trained.open_named(model.run.data, split)
+        examples = source.read(np.arange(source.length))
+        sets[split] = np.stack([e["image"].reshape(-1) for e in examples]) / 255.0, [e["label"] for e in examples]
+    x, y = (np.concatenate([sets["train"][i], sets["val"][i]]) for i in (0, 1))
+    std = x.std(0)
+    x, test = ((v - x.mean(0)) / np.where(std > 0, std, np.inf) for v in (x, sets["test"][0]))
+    reference = LogisticRegression(C=1 / (linear["details"]["l2"] * len(x)), max_iter=5000, tol=1e-6).fit(x, y)
+    assert linear["accuracy"] == pytest.approx(reference.score(test, sets["test"][1]), abs=0.006)
+    few = [r for r in results if r["per_class"] == 10 and r["layer"] == "pixels" and r["name"] == "knn"]
+    assert [r["seed"] for r in few] == [0, 1, 2] and len({r["accuracy"] for r in few}) > 1
+
+
+def test_pooling_by_hand():
+    acts = {"tokens": jnp.arange(24.0).reshape(2, 3, 4), "maps": jnp.arange(16.0).reshape(1, 2, 2, 4)}
+    x = np.arange(24.0).reshape(2, 3, 4)
+    expected = {
+        "mean": x.mean(1), "max": x.max(1), "first": x[:, 0], "rest": x[:, 1:].mean(1), "flatten": x.reshape(2, 12),
+        "first_rest": np.concatenate([x[:, 0], x[:, 1:].mean(1)], 1),
+    }  # fmt: skip
+    assert expected.keys() == POOLS.keys()
+    for pool, value in expected.items():
+        np.testing.assert_allclose(pooled(acts, "tokens", pool), value)
+    np.testing.assert_allclose(pooled(acts, "maps"), [[6, 7, 8, 9]])
+    np.testing.assert_allclose(pooled({"x": jnp.ones((2, 3))}, "x", "flatten"), np.ones((2, 3)))
+    with pytest.raises(errors.BadRequest, match="Did you mean 'first_rest'"):
+        pooled(acts, "tokens", "firstrest")
+
+
+def test_a_wrong_layer_is_answered_with_all(run, program):
+    done = program("probe", f"--workdir={run}", "--layers=stage1/blok2")
+    assert done.code == 2
+    assert "Did you mean 'stage1/block2'?" in done.err and "logits" in done.err
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_training_a_probe_leaves_every_byte_of_the_backbone(run, tmp_path, ema):
+    config = small.sections(
+        steps=5, ema_decay=ema, init_from=str(run), model=dict(name="probe", backbone=MODEL),
+        optim=dict(name="adamw", lr=0.1, weight_decay=0.5, decay=None, schedule="constant"),
+    )  # fmt: skip
+    from recvis_jax.train import train
+
+    train(workdir=str(tmp_path / "probe"), config=config, **config)
+    before = trained.of_run(run, trained.read_config(run)).variables
+    probe = trained.of_run(tmp_path / "probe", config, "last")
+    assert probe.step == 5
+    after = {kind: tree["backbone"] for kind, tree in probe.variables.items()}
+    flat = trees.flatten(before)
+    for name, x in trees.flatten(after).items():
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(flat[name]), err_msg=name)
+    assert set(flat) - set(trees.flatten(after)) == {"params/head/kernel", "params/head/bias"}
+    fresh = trained.of_run(tmp_path / "probe", config, "random").variables
+    for name in ("params/head/kernel", "batch_stats/norm/mean"):  # and trains what is its own
+        assert (np.asarray(trees.flatten(probe.variables)[name]) != np.asarray(trees.flatten(fresh)[name])).any()
+
+
+def test_a_probe_on_the_whole_layer_is_the_head_of_the_model(run):
+    """With the identity as norm and the run's own head, a probe computes the run's logits."""
+    model = trained.of_run(run, trained.read_config(run))
+    image = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    logits, _ = model.run.model.apply(model.variables, image, train=False)
+    section = dict(name="probe", backbone=MODEL, norm=False)
+    probe = build.make_model(model.run.data, **section)
+    params = dict(model.params)
+    head = params.pop("head")
+    variables = {
+        "params": {"backbone": params, "head": head},
+        "batch_stats": {"backbone": model.model_state["batch_stats"]},
+    }
+    for train in (False, True):
+        out, _ = probe.apply(variables, image, train=train)
+        np.testing.assert_allclose(out, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_probes_during_training_and_on_published_weights(run, program, tmp_path):
+    sections = small.sections(steps=20, eval_every=10, probe=dict(every=20, protocols=["knn"], layer="stage1/block1"))
+    done = program("train", programs.write_config(tmp_path / "a.py", sections), f"--workdir={tmp_path}/run")
+    assert done.code == 0, done.err
+    found = [r for r in programs.records(tmp_path / "run") if r["split"] == "val"]
+    assert {r["step"]: "probe_knn" in r for r in found} == {10: False, 20: True}
+    assert 0.5 < found[-1]["probe_knn"] <= 1
+
+    sections = small.sections(init_from=str(run))
+    config = programs.write_config(tmp_path / "b.py", sections)
+    assert program("probe", config, f"--out={tmp_path}/out", "--protocols=knn").code == 0
+    assert program("probe", f"--workdir={run}", f"--out={tmp_path}/out2", "--protocols=knn").code == 0
+    a, b = (json.loads((tmp_path / d / "probe.json").read_text())["results"][0]["accuracy"] for d in ("out", "out2"))
+    assert a == b
