@@ -11,6 +11,9 @@ valid keys of a section are the parameters of the function it goes to:
 """
 
 import ast
+import runpy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -43,6 +46,18 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
             raise errors.BadRequest(f"config argument {name}={text!r} should be {type(out[name]).__name__}.")
         out[name] = value
     return out
+
+
+def like(path: str, sibling: str, preset: str) -> Callable[[str | None], ml_collections.ConfigDict]:
+    """Returns the `get_config` of a config that is a sibling's with some arguments set.
+
+    Args:
+      path: `__file__` of the config.
+      sibling: name of the file beside it.
+      preset: arguments, as "size=l"; what the user gives counts after them.
+    """
+    get_config = runpy.run_path(str(Path(path).parent / sibling))["get_config"]
+    return lambda arg=None: get_config(",".join(a for a in (preset, arg) if a))
 
 
 def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

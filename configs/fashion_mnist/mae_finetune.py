@@ -1,0 +1,39 @@
+"""Fine-tuning of the masked autoencoder's encoder on Fashion-MNIST, or the same net from scratch, on few or all labels.
+
+  python -m recvis_jax.train --config=configs/fashion_mnist/mae_finetune.py:per_class=60 --workdir=runs/tuned60
+  python -m recvis_jax.train --config=configs/fashion_mnist/mae_finetune.py:per_class=60,scratch --workdir=runs/new60
+
+Arguments: `per_class` labels of each class (0 for all), `scratch`, `seed` (of everything, and of which labels), `last`
+(trains the last so many blocks, final norm and head alone; 0 for all), `source` (the run of `mae_pretrain.py`).
+"""
+
+import ml_collections
+
+from recvis_jax import config
+
+
+def get_config(arg=None):
+    arg = config.parse_arg(arg, per_class=0, scratch=False, seed=0, last=0, source="runs/mae")
+    depth = 6
+    c = ml_collections.ConfigDict()
+    c.seed = arg.seed
+    c.steps = {60: 600, 600: 1200}.get(arg.per_class, 2400)
+    c.batch_size = 100
+    c.eval_batch_size = 500
+    c.eval_every = c.steps // 4
+    c.checkpoint_every = c.steps // 4
+    if not (arg.scratch or arg.smoke):
+        c.init_from = dict(source=arg.source, new_head=True)
+
+    c.data = dict(name="fashion_mnist", train="train[:54000]", val="train[54000:]", test="test")
+    c.data.update(per_class=0 if arg.smoke else arg.per_class, subset_seed=arg.seed)
+    c.data.statistics = "fashion_mnist"
+    c.data.augment = "random_resized_crop(28, scale=(0.6, 1.0))|flip|mixup_cutmix(0.8, 1.0)"
+    c.model = dict(name="vit_s16", patch_size=4, width=128, depth=depth, heads=4, pool="gap_norm", drop_path=0.1)
+    c.task = dict(name="classify", loss="softmax", label_smoothing=0.1)
+    c.optim = dict(name="adamw", lr=1e-3, schedule="cosine", warmup=0.1, b1=0.9, b2=0.999)
+    c.optim.update(weight_decay=0.05, decay="kernel$", layer_decay=1.0 if arg.scratch else 0.75)
+    if arg.last:
+        frozen = "|".join(f"block{i}/" for i in range(depth - arg.last))
+        c.optim.freeze = rf"^(patch_embed/|cls_token|pos_embed|{frozen or 'patch_embed/'})"
+    return config.finish(c, arg)
