@@ -34,13 +34,24 @@ INFERENCE = {
     "timm_gmlp_s16_224": mlp(15),
     "timm_resmlp_12_224": mlp(6),
     "timm_convmixer_768_32": {"feat_stem": "stem", "feat_block_mid": "block16"},
+    "timm_vit_tiny_r_s16_p8_224": {"feat_stem": "stem", "feat_patch_embed": "patches", "feat_tokens": "tokens"},
+    "timm_vit_small_r26_s32_224": {
+        "feat_stem": "stem",
+        "feat_stage2": "stage2/block2",
+        "feat_stage4": "stage4/block2",
+        "feat_tokens": "tokens",
+    },
+    "timm_vit_base_r50_s16_224": {"feat_stage3": "stage3/block9", "feat_tokens": "tokens"},
+    "timm_vit_base_patch32_siglip_256": {"feat_block_mid": "block6", "feat_tokens": "tokens"},
 }
 LARGE = ("base", "_b16", "convmixer")
+# Whose weights, those that the name means, have no head.
+HEAD = {"timm_vit_base_r50_s16_224": {"num_classes": 1000}}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=slow if any(s in n for s in LARGE) else ()) for n in INFERENCE])
 def test_inference(name):
-    check_inference(name, "timm", name.removeprefix("timm_"), INFERENCE[name])
+    check_inference(name, "timm", name.removeprefix("timm_"), INFERENCE[name], **HEAD.get(name, {}))
 
 
 def test_inference_of_the_mean_of_patches():

@@ -10,3 +10,8 @@ def test_bit_inference():
 
 def test_bit_training():
     check_training("timm_resnetv2_50x1_bit_train", "timm", "resnetv2_50x1_bit")
+
+
+def test_group_norm_inference():
+    features = {"feat_stem": "stem", "feat_layer2": "stage2/block4", "feat_layer4": "stage4/block3"}
+    check_inference("timm_resnet50_gn", "timm", "resnet50_gn", features)

@@ -27,6 +27,11 @@ INFERENCE = {
         {"feat_stem": "stem", "feat_layer2": "stage2/block4", "feat_layer4": "stage4/block3"},
         {},
     ),
+    "tv_wide_resnet50_2": (
+        "wide_resnet50_2",
+        {"feat_stem": "stem", "feat_layer2": "stage2/block4", "feat_layer4": "stage4/block3"},
+        {},
+    ),
 }
 TRAINING = {
     "tv_alexnet_train": ("alexnet", {"dropout": 0.0}),
