@@ -2,7 +2,8 @@
 
   python -m recvis_jax.train --config=configs/imagenet/mae_vit_h16_pretrain.py --workdir=runs/x
 
-Settings, and the paper's line by line, are in `mae_vit_b16_pretrain.py`. Argument `patch`: the paper's H has 14. Not yet trained here.
+Settings, and the paper's line by line, are in `mae_vit_b16_pretrain.py`. Argument `patch`: the paper's H has 14.
+Not yet trained here.
 """
 
 from recvis_jax import config
