@@ -9,6 +9,7 @@ A gradient becomes an update of the parameters in these stages, of which only th
     trust_ratio   of LAMB
     lr            * -schedule(t): decoupled decay is therefore multiplied by the learning rate, as in torch and optax
     lr_multipliers  * the factor of each parameter
+    layer_decay   * the factor of each parameter's layer
 
 The state is a dict with these names. Frozen parameters pass through no stage and have no state.
 """
@@ -24,6 +25,7 @@ from jaxtyping import PyTree
 
 from recvis_jax import trees
 from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords
+from recvis_jax.training.layer_decay import BLOCK, layer_factors
 from recvis_jax.training.schedules import SCHEDULES, Schedule, in_steps, make_schedule
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "ema_update", "make_optimizer", "make_schedule"]
@@ -64,6 +66,8 @@ def make_optimizer(
     freeze: str | tuple | None = None,
     clip_norm: float | None = None,
     lr_multipliers: tuple = (),
+    layer_decay: float | None = None,
+    layer_blocks: str = BLOCK,
     momentum: float | None = None,
     b1: float | None = None,
     b2: float | None = None,
@@ -93,6 +97,9 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient of all parameters that are not frozen, > 0; None for any.
       lr_multipliers: pairs (regular expression, factor): the first that matches a parameter multiplies its learning
         rate, decoupled decay included.
+      layer_decay: factor from the learning rate of a block to that of the one before, in (0, 1], decoupled decay
+        included; None for 1. With `lr_multipliers` both factors count. See `layer_decay.layer_factors`.
+      layer_blocks: regular expression of a block's name for `layer_decay`, with a group for its number.
       momentum, b1, b2, eps: of the optimizer, where it has them; None for its default.
       optimizer_args: further keywords of the optimizer, such as {"trust_coefficient": 0.01} for lars.
 
@@ -143,8 +150,9 @@ def make_optimizer(
         stages.append(("trust_ratio", optax.scale_by_trust_ratio()))
     stages.append(("lr", optax.scale_by_learning_rate(lr_schedule)))
     if lr_multipliers:
-        factors = trained(_factors(params, lr_multipliers))
-        stages.append(("lr_multipliers", optax.stateless(lambda u, _: jax.tree.map(jnp.multiply, u, factors))))
+        stages.append(("lr_multipliers", _multiply(trained(_factors(params, lr_multipliers)))))
+    if layer_decay is not None:
+        stages.append(("layer_decay", _multiply(trained(layer_factors(params, layer_decay, layer_blocks)))))
 
     transform = optax.named_chain(*stages)
     if freeze is not None:
@@ -346,6 +354,11 @@ def _factors(params: PyTree, lr_multipliers: Sequence[tuple[str, float]]) -> PyT
             lambda yes, f, new=factor: float(new) if yes else f, trees.mask(params, pattern), factors
         )
     return factors
+
+
+def _multiply(factors: PyTree) -> optax.GradientTransformation:
+    """Multiplies every update by its factor, in the update's own dtype."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: (u * f).astype(u.dtype), updates, factors))
 
 
 def _stand_still() -> optax.GradientTransformation:

@@ -1,0 +1,252 @@
+"""Linear probe in closed protocol: logistic regression on cached features, its penalty chosen on validation data."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.evaluation import examples
+from recvis_jax.evaluation import softmax_regression as regression
+from recvis_jax.evaluation.examples import Features, Labels
+
+L2S = tuple(10.0**i for i in range(1, -7, -1))  # strongest first: from nearly no use of the features to nearly free
+
+_ROWS = 8192  # examples classified at a time
+
+
+class Classifier(NamedTuple):
+    """A linear layer on features as they come, and how the fit went; logits are features @ kernel + bias.
+
+    Attributes:
+      kernel, bias: float32, standardisation folded in; over the classes they sum to 0 unless the fit was started
+        elsewhere.
+      l2: of the penalty.
+      loss: the objective at the end.
+      gradient: largest absolute derivative of the objective by a parameter of the standardised features.
+      iterations: steps of L-BFGS.
+      warning: empty where the gradient is within the tolerance, else one line.
+    """
+
+    kernel: Float[np.ndarray, "d k"]
+    bias: Float[np.ndarray, " k"]
+    l2: float = 0.0
+    loss: float = float("nan")
+    gradient: float = float("nan")
+    iterations: int = 0
+    warning: str = ""
+
+
+class Chosen(NamedTuple):
+    """What `fit_path` chose.
+
+    Attributes:
+      classifier: of the chosen penalty.
+      l2: the penalty of the best accuracy on validation data; of equals the strongest.
+      val_accuracy: by l2, in the order of fitting, of classifiers that did not see the validation data.
+      iterations: by l2.
+      warning: one line for all that is to be known of the path, or empty.
+    """
+
+    classifier: Classifier
+    l2: float
+    val_accuracy: dict[float, float]
+    iterations: dict[float, int]
+    warning: str = ""
+
+
+def fit(
+    features: Features,
+    labels: Labels,
+    *,
+    num_classes: int,
+    l2: float,
+    standardise: bool = True,
+    init: Classifier | None = None,
+    max_iter: int = 1000,
+    tol: float = 1e-6,
+) -> Classifier:
+    """Minimises mean cross-entropy + l2 / 2 ||kernel||² of the softmax of a linear layer; the bias goes free.
+
+    With `standardise`, the kernel in the penalty is that of features of mean 0 and standard deviation 1 in this data:
+    Σ (std_j kernel_jc)² in terms of the kernel returned, so that the result does not depend on the scale of features.
+    Without, it is the kernel returned. In scikit-learn's terms C = 1 / (l2 n).
+
+    Features are on the device whole, in float32. The end is where derivatives are g <= tol: the kernel is then known up
+    to about ||g|| / l2 and the loss up to ||g||² / (2 l2), so that a very weak l2 asks for a smaller tol. float32 allows
+    about 1e-7.
+
+    Args:
+      features: (n d), floats; may be a memory map.
+      labels: (n), classes.
+      num_classes: k; classes without examples are allowed.
+      l2: strength of the penalty, >= 0. At 0, classes that a plane separates have no minimum: see `warning`.
+      standardise: see above. A feature that is constant is left out, its kernel 0.
+      init: where to start, such as the fit of a neighbouring l2; zeros otherwise.
+      max_iter: steps at most.
+      tol: for the largest absolute derivative, by parameters of features whose scale is 1: each by itself, or, without
+        `standardise`, all together.
+
+    Raises:
+      BadRequest: labels outside the classes, other lengths or shapes, features that are not finite, a number out of
+        range.
+
+    Example:
+      >>> x = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
+      >>> classifier = fit(x, np.array([0, 0, 1, 1]), num_classes=2, l2=0.1)
+      >>> predict(classifier, x)
+      array([0, 0, 1, 1], dtype=int32)
+
+    Reference:
+      Liu and Nocedal, 1989, "On the limited memory BFGS method for large scale optimization".
+    """
+    features, labels = examples.check(features, labels, num_classes)
+    _check_numbers([l2], max_iter, tol)
+    problem = _Problem([(features, labels)], num_classes, standardise)
+    return problem.solve(l2, init, max_iter, tol)
+
+
+def fit_path(
+    features: Features,
+    labels: Labels,
+    val_features: Features,
+    val_labels: Labels,
+    *,
+    num_classes: int,
+    l2s: Sequence[float] | None = None,
+    standardise: bool = True,
+    refit: bool = False,
+    patience: int | None = 2,
+    max_iter: int = 1000,
+    tol: float = 1e-5,
+) -> Chosen:
+    """Fits along a path of penalties, each from the one before, and picks the best on validation data.
+
+    Args:
+      features, labels: to fit on.
+      val_features, val_labels: to choose on.
+      num_classes: k.
+      l2s: the penalties, fitted from the strongest on; None for `L2S`, 10 to 1e-6.
+      standardise: as in `fit`, by the moments of the training features.
+      refit: fits the chosen penalty again on training and validation data together.
+      patience: ends the path when so many penalties in a row were worse than the best so far, because the weakest
+        take the longest; None fits all.
+      max_iter, tol: of every fit.
+
+    Raises:
+      BadRequest: as `fit`, for either data.
+
+    Example:
+      >>> chosen = fit_path(train, labels, val, val_labels, num_classes=10, refit=True)
+      >>> print(chosen.l2, chosen.val_accuracy, accuracy(chosen.classifier, test, test_labels))
+    """
+    features, labels = examples.check(features, labels, num_classes)
+    val = examples.check(val_features, val_labels, num_classes, "validation", features.shape[1])
+    path = sorted(set(L2S if l2s is None else map(float, l2s)), reverse=True)
+    _check_numbers(path, max_iter, tol)
+    if patience is not None and patience < 1:
+        raise BadRequest(f"patience is {patience}; it takes a number of penalties of at least 1, or None.")
+
+    problem = _Problem([(features, labels)], num_classes, standardise)
+    fits: dict[float, Classifier] = {}
+    accuracies: dict[float, float] = {}
+    last, best = None, path[0]
+    for i, l2 in enumerate(path):
+        fits[l2] = last = problem.solve(l2, last, max_iter, tol)
+        accuracies[l2] = _accuracy(last, *val)
+        best = max(accuracies, key=lambda key: accuracies[key])  # of equals the first, the strongest
+        if patience is not None and i - path.index(best) >= patience:
+            break
+    notes = [f"l2={l2:g}: {c.warning}" for l2, c in fits.items() if c.warning]
+    if len(path) > 1 and best in (path[0], path[-1]):
+        notes.append(f"the best l2={best:g} is at the end of those tried; a wider range may do better")
+    classifier = fits[best]
+    if refit:
+        problem = _Problem([(features, labels), val], num_classes, standardise)
+        classifier = problem.solve(best, classifier, max_iter, tol)
+        notes += [f"refit: {classifier.warning}"] if classifier.warning else []
+    return Chosen(classifier, best, accuracies, {l2: c.iterations for l2, c in fits.items()}, "; ".join(notes))
+
+
+def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]:
+    """Returns the class of the largest logit for features (n d); of equals that of the lowest index.
+
+    Raises:
+      BadRequest: features of another width than the classifier's, or not finite.
+    """
+    return _predict(classifier, examples.check_features(features, "given", len(classifier.kernel)))
+
+
+def accuracy(classifier: Classifier, features: Features, labels: Labels) -> float:
+    """Returns the fraction of features (n d) whose predicted class is the label (n).
+
+    Raises:
+      BadRequest: as `predict`, and labels outside the classes.
+    """
+    return _accuracy(
+        classifier, *examples.check(features, labels, len(classifier.bias), "given", len(classifier.kernel))
+    )
+
+
+class _Problem:
+    """Examples on the device with the standardisation that leads to them and back."""
+
+    def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int, standardise: bool):
+        self.mean, std = examples.moments([x for x, _ in parts])
+        # A constant feature becomes 0, but for the rounding of its mean, which no scale is to blow up. Without
+        # standardisation one scale for all keeps the problem as it is, and tolerances meaningful.
+        std = np.where(std > 1e-6 * np.abs(self.mean), std, 0)
+        scale = std if standardise else np.full_like(std, np.sqrt(np.mean(std**2)))
+        self.scale = np.where(scale > 0, scale, 1.0)
+        self.penalty = 1.0 if standardise else self.scale[0] ** -2
+        self.data = regression.load(parts, self.mean, self.scale)
+        self.num_classes = num_classes
+
+    def solve(self, l2: float, init: Classifier | None, max_iter: int, tol: float) -> Classifier:
+        k, d = self.num_classes, len(self.mean)
+        kernel, bias = (np.zeros((d, k)), np.zeros(k)) if init is None else (init.kernel, init.bias)
+        if kernel.shape != (d, k) or bias.shape != (k,):
+            raise BadRequest(
+                f"init has a kernel {kernel.shape} and a bias {bias.shape}; they must be {(d, k)}, {(k,)}."
+            )
+        kernel, bias = kernel.astype(np.float64), bias.astype(np.float64)
+        start = regression.Parameters(
+            jnp.asarray((kernel * self.scale[:, None]).T, jnp.float32),
+            jnp.asarray(bias + self.mean @ kernel, jnp.float32),
+        )
+        end = jax.device_get(regression.minimise(self.data, start, l2 * self.penalty, tol, max_iter))
+        kernel = end.parameters.kernel.T.astype(np.float64) / self.scale[:, None]
+        bias = end.parameters.bias - self.mean @ kernel
+        gradient, iterations, warning = float(end.gradient), int(end.iterations), ""
+        if not gradient <= tol:
+            why = "the allowed" if iterations >= max_iter else "float32 gave out after"
+            warning = f"{why} {iterations} steps left a gradient of {gradient:.1e}, above the tolerance of {tol:g}"
+        return Classifier(
+            kernel.astype(np.float32), bias.astype(np.float32), l2, float(end.loss), gradient, iterations, warning
+        )
+
+
+def _check_numbers(l2s: Sequence[float], max_iter: int, tol: float) -> None:
+    if not l2s or not all(np.isfinite(l2) and l2 >= 0 for l2 in l2s):
+        raise BadRequest(f"l2 is {', '.join(map(str, l2s)) or 'empty'}; it takes finite numbers of at least 0.")
+    if max_iter < 1 or not tol > 0:
+        raise BadRequest(f"max_iter is {max_iter} and tol is {tol}; they take numbers of at least 1 and above 0.")
+
+
+def _accuracy(classifier: Classifier, features: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(_predict(classifier, features) == labels))
+
+
+def _predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
+    size = min(_ROWS, len(features))
+    kernel, bias = jnp.asarray(classifier.kernel), jnp.asarray(classifier.bias)
+    blocks = (examples.block(features, at, size, pad=True) for at in range(0, len(features), size))
+    return np.concatenate([np.asarray(_argmax(x, kernel, bias)) for x in blocks])[: len(features)]
+
+
+@jax.jit
+def _argmax(x: Float[Array, "n d"], kernel: Float[Array, "d k"], bias: Float[Array, " k"]) -> Int[Array, " n"]:
+    return jnp.argmax(jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias, axis=1).astype(jnp.int32)

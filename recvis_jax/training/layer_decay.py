@@ -1,0 +1,94 @@
+"""Layer-wise learning-rate decay: in fine-tuning, the nearer a layer is to the input, the less it moves."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from recvis_jax import trees
+from recvis_jax.errors import BadRequest
+
+BLOCK = r"block(\d+)"
+
+# What comes before the blocks, by the parts of its path name. A hybrid's convolutions make the tokens.
+_FIRST = re.compile(r"((patch|pos|token|position)_)?embed(ding)?|(cls|dist)_token|stem.*|stage\d+.*")
+
+
+def layer_factors(params: PyTree, layer_decay: float, blocks: str = BLOCK) -> PyTree:
+    """Returns the factor of every parameter's learning rate, layer_decay ** (depth + 1 - layer).
+
+    The layer of patch embedding, class token and positions (and of a stem) is 0, of block i it is i + 1, and of all
+    that comes after, such as the final norm and the head, depth + 1, so that its factor is 1.
+
+    Args:
+      params: the parameters, or their shapes; only names and shapes are used.
+      layer_decay: factor from a layer to the one before, in (0, 1].
+      blocks: regular expression that a part of the path name of a block's parameters matches whole, with `(\\d+)` for
+        the number of the block, wherever in the path it is: 'backbone/block3/mlp/fc1/kernel'. Blocks stacked for a
+        scan have 's' in place of the number: 'blocks/mlp/fc1/kernel', of shape (depth, ...).
+
+    Returns:
+      A tree of floats and, for stacked blocks, arrays (depth, 1, ...), which multiply updates of that shape.
+
+    Raises:
+      BadRequest: a factor out of range, an expression without its group, or blocks from which no depth follows: none,
+        several stacks of them, numbers with gaps, or stacked arrays of different lengths.
+
+    Example:
+      >>> layer_factors({"patch_embed": w, "block0": w, "block1": w, "head": w}, 0.5)
+      {'patch_embed': 0.125, 'block0': 0.25, 'block1': 0.5, 'head': 1.0}
+
+    Reference:
+      Clark et al., 2020, "ELECTRA"; Bao et al., 2022, "BEiT"; the formula is that of facebookresearch/mae,
+      util/lr_decay.py, where the blocks are counted as here.
+    """
+    if not 0 < layer_decay <= 1:
+        raise BadRequest(f"optim.layer_decay is {layer_decay}; it takes a number above 0 and at most 1, or None.")
+    try:
+        one, stacked = re.compile(blocks), re.compile(blocks.replace(r"(\d+)", "s"))
+    except re.error as e:
+        raise BadRequest(f"optim.layer_blocks = {blocks!r} is not a regular expression: {e}.") from e
+    if blocks.count(r"(\d+)") != 1 or one.groups != 1:
+        raise BadRequest(rf"optim.layer_blocks is {blocks!r}; it takes a regular expression with one group, (\d+).")
+
+    numbers: dict[str, int | None] = {}  # of parameters in blocks; None for stacked ones
+    places: dict[str, str] = {}  # where a stack is -> one of its names
+    lengths = set()
+    flat = trees.flatten(params)
+    for name, leaf in flat.items():
+        parts = name.split("/")
+        for i, part in enumerate(parts):
+            match = one.fullmatch(part)
+            if match or stacked.fullmatch(part):
+                numbers[name] = int(match.group(1)) if match else None
+                places.setdefault("/".join(parts[:i]), name)
+                if not match:
+                    lengths.add(np.shape(leaf)[0] if np.ndim(leaf) else 0)
+                break
+    if not numbers:
+        shown = trees.shorten(list(flat), 8)
+        raise BadRequest(f"optim.layer_decay: no part of a name is {blocks!r}, so there is no depth, in {shown}.")
+    if len(places) > 1:
+        shown = ", ".join(sorted(places.values()))
+        raise BadRequest(f"optim.layer_decay: {blocks!r} is in several places, so there is no one depth: {shown}.")
+    found = {i for i in numbers.values() if i is not None}
+    counts = sorted(lengths) if lengths else [len(found)]
+    if found != set(range(len(found))) or (found and lengths) or len(counts) > 1 or not counts[0]:
+        seen = f"numbered {sorted(found)}" if found else f"of {counts} in one array"
+        raise BadRequest(
+            f"optim.layer_decay: blocks {blocks!r} are {seen}; they must be 0, 1, ..., or all of one length."
+        )
+    depth = counts[0]
+
+    def factor(name: str, leaf: Any) -> Any:
+        if name not in numbers:
+            first = any(_FIRST.fullmatch(part) for part in name.split("/"))
+            return layer_decay ** (depth + 1) if first else 1.0
+        if (i := numbers[name]) is not None:
+            return layer_decay ** (depth - i)
+        powers = np.array([layer_decay ** (depth - i) for i in range(depth)], np.float32)
+        return powers.reshape(depth, *[1] * (len(np.shape(leaf)) - 1))
+
+    return jax.tree.unflatten(jax.tree.structure(params), [factor(*item) for item in flat.items()])
