@@ -13,6 +13,7 @@ from recvis_jax import models, pretrained, trees
 from recvis_jax.models.attention import MultiHeadAttention
 from recvis_jax.models.mae import patchify
 from recvis_jax.models.transformer import Transformer
+from recvis_jax.tasks.mae import patch_loss, target_patches
 
 slow = pytest.mark.slow
 
@@ -104,6 +105,9 @@ def test_masked_autoencoder(name, scan):
         fixture.compare(f"{run}mask", acts["mask"])
         fixture.compare(f"{run}loss", mae_loss(pred, acts["mask"], images, False))
         fixture.compare(f"{run}loss_norm_pix", mae_loss(pred, acts["mask"], images, True))
+        for norm, suffix in ((False, ""), (True, "_norm_pix")):  # and by the task's own loss
+            ours = patch_loss(pred, target_patches(images, model.patch_size, norm), acts["mask"])
+            fixture.compare(f"{run}loss{suffix}", ours.mean())
         if f"{run}ids_restore" in fixture.expected:
             np.testing.assert_array_equal(acts["ids_restore"], fixture.arrays[f"{run}ids_restore"])
         if not run:
