@@ -55,8 +55,9 @@ def fewshot(
         labels refuse.
 
     Example:
-      >>> accuracies = fewshot(train, labels, test, test_labels, num_classes=10, shots=(1, 5), seeds=(0, 1, 2))
-      >>> {shots: (np.mean(a), np.std(a)) for shots, a in accuracies.items()}
+      >>> x, labels = np.repeat(np.eye(3, dtype=np.float32), 5, axis=0), np.repeat(np.arange(3), 5)
+      >>> fewshot(x, labels, x, labels, num_classes=3, shots=(1, 5), seeds=(0, 1))
+      {1: [1.0, 1.0], 5: [1.0, 1.0]}
 
     Reference:
       The protocol and its l2 are those of Dosovitskiy et al., 2020, "An image is worth 16x16 words", section 4.1, as in
@@ -99,7 +100,8 @@ def draw(labels: Labels, shots: int, seed: int, *, num_classes: int) -> Int[np.n
       BadRequest: a class has fewer examples, or shots below 1 or seed below 0.
 
     Example:
-      >>> draw(np.array([0, 1, 0, 1]), 2, seed=0, num_classes=2)  # 0 and 2 in some order, 1 and 3 in some order
+      >>> draw(np.array([1, 0]), 1, seed=0, num_classes=2)
+      array([1, 0])
     """
     if shots < 1 or seed < 0:
         raise BadRequest(f"shots is {shots} and seed is {seed}; they must be at least 1 and 0.")

@@ -109,9 +109,11 @@ def choose(
     Args and errors: as those of `classify`, with the classes (m) of the validation examples.
 
     Example:
-      >>> accuracies = choose(train, labels, val, val_labels, num_classes=10)
+      >>> train, labels = np.eye(3, dtype=np.float32), np.arange(3)
+      >>> accuracies = choose(train, labels, train, labels, num_classes=3, ks=(1, 3), temperature=None)
       >>> k = max(accuracies, key=accuracies.get)  # the smallest of the best
-      >>> predicted = classify(train, labels, test, num_classes=10, ks=(k,))[k]
+      >>> k, accuracies[k]
+      (1, 1.0)
     """
     val_labels = examples.check_labels(val_labels, len(val), num_classes, "validation")
     kw = dict(num_classes=num_classes, ks=ks, temperature=temperature, metric=metric, chunk=chunk)

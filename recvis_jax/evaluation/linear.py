@@ -75,9 +75,9 @@ def fit(
     Σ (std_j kernel_jc)² in terms of the kernel returned, so that the result does not depend on the scale of features.
     Without, it is the kernel returned. In scikit-learn's terms C = 1 / (l2 n).
 
-    Features are on the device whole, in float32. The end is where derivatives are g <= tol: the kernel is then known up
-    to about ||g|| / l2 and the loss up to ||g||² / (2 l2), so that a very weak l2 asks for a smaller tol. float32 allows
-    about 1e-7.
+    Features are on the device whole, in float32. The end is where derivatives g are at most tol: the kernel is then
+    known up to about ||g|| / l2 and the loss up to ||g||² / (2 l2), so that a very weak l2 asks for a smaller tol.
+    float32 allows about 1e-7.
 
     Args:
       features: (n d), floats; may be a memory map.
@@ -140,8 +140,10 @@ def fit_path(
       BadRequest: as `fit`, for either data.
 
     Example:
-      >>> chosen = fit_path(train, labels, val, val_labels, num_classes=10, refit=True)
-      >>> print(chosen.l2, chosen.val_accuracy, accuracy(chosen.classifier, test, test_labels))
+      >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([0, 0, 1, 1])
+      >>> chosen = fit_path(x, labels, x + 0.1, labels, num_classes=2, l2s=(0.1, 0.01), refit=True)
+      >>> chosen.l2, chosen.val_accuracy[chosen.l2], accuracy(chosen.classifier, x, labels)
+      (0.1, 1.0, 1.0)
     """
     features, labels = examples.check(features, labels, num_classes)
     val = examples.check(val_features, val_labels, num_classes, "validation", features.shape[1])
@@ -176,6 +178,10 @@ def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]
 
     Raises:
       BadRequest: features of another width than the classifier's, or not finite.
+
+    Example:
+      >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
+      array([1, 0], dtype=int32)
     """
     return _predict(classifier, examples.check_features(features, "given", len(classifier.kernel)))
 
@@ -185,6 +191,10 @@ def accuracy(classifier: Classifier, features: Features, labels: Labels) -> floa
 
     Raises:
       BadRequest: as `predict`, and labels outside the classes.
+
+    Example:
+      >>> accuracy(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([1, 1]))
+      0.5
     """
     return _accuracy(
         classifier, *examples.check(features, labels, len(classifier.bias), "given", len(classifier.kernel))

@@ -117,7 +117,7 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
         return jnp.maximum(jnp.abs(gradient.kernel).max(), jnp.abs(gradient.bias).max())
 
     def go_on(carry: tuple) -> Array:
-        _, _, best, least, iterations = carry
+        _, _, best, _, iterations = carry
         fresh = iterations - best.iterations < _STALLED
         return (iterations < max_iter) & ~(best.gradient <= tol) & fresh
 

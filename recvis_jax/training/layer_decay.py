@@ -37,8 +37,9 @@ def layer_factors(params: PyTree, layer_decay: float, blocks: str = BLOCK) -> Py
         several stacks of them, numbers with gaps, or stacked arrays of different lengths.
 
     Example:
+      >>> w = np.zeros((2, 2))
       >>> layer_factors({"patch_embed": w, "block0": w, "block1": w, "head": w}, 0.5)
-      {'patch_embed': 0.125, 'block0': 0.25, 'block1': 0.5, 'head': 1.0}
+      {'block0': 0.25, 'block1': 0.5, 'head': 1.0, 'patch_embed': 0.125}
 
     Reference:
       Clark et al., 2020, "ELECTRA"; Bao et al., 2022, "BEiT"; the formula is that of facebookresearch/mae,
