@@ -30,7 +30,8 @@ from recvis_jax.pretrained import (
 )
 
 # A module of names has TABLES: class of our model -> table, or function of the model that returns one;
-# NAMES: their name -> (our name, attributes); RENAMES: (regular expression, replacement) for what older files wrote.
+# NAMES: their name -> (our name, attributes); RENAMES: (regular expression, replacement) for what older files wrote, or
+# function of the model that returns them.
 LIBRARIES: dict[str, ModuleType] = {
     "torchvision": torchvision,
     "timm": timm,
@@ -178,7 +179,9 @@ def _recognise(
             if library:
                 raise
             continue
-        renamed = rules.Renamed(source, (*_WRAPPERS, *LIBRARIES[candidate].RENAMES))
+        renames = LIBRARIES[candidate].RENAMES
+        renames = renames(model) if callable(renames) else renames
+        renamed = rules.Renamed(source, (*_WRAPPERS, *renames))
         best = max(best, (sum(m.theirs in renamed for m in planned), renamed, planned), key=lambda b: b[0])
     if not best[0]:
         raise BadRequest(

@@ -1,12 +1,20 @@
-"""Names of google-research/vision_transformer's and big_vision's .npz files: Vision Transformers and Mixers."""
+"""Names of google-research/vision_transformer's and big_vision's .npz files: ViT, hybrids and Mixer."""
 
+import math
 from typing import Any
 
+import flax.linen as nn
+import numpy as np
+
 from recvis_jax.errors import BadRequest
+from recvis_jax.models.hybrid import HybridViT
 from recvis_jax.models.mixer import SIZES as MIXER_SIZES
 from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.vit import SIZES, ViT
 from recvis_jax.pretrained.rules import Layout, Table, single
+
+# What old versions of flax kept as (1, ..., 1, c).
+_VECTOR = single(lambda x: np.squeeze(x, tuple(range(x.ndim - 1))), lambda y: y)
 
 
 def _heads(heads: int) -> tuple[Layout, Layout, Layout]:
@@ -40,24 +48,42 @@ def _mlp(theirs: str, ours: str) -> Table:
     return (*_pair(f"{theirs}/Dense_0", f"{ours}/fc1"), *_pair(f"{theirs}/Dense_1", f"{ours}/fc2"))
 
 
+def _with_class_token(positions: np.ndarray) -> np.ndarray:
+    """Adds a position of zeros for the class token, where only the patches, a square of them, have one.
+
+    big_vision adds the class token after the positions. A square number of tokens has no square before it but 0.
+    """
+    n = positions.shape[1]
+    return np.pad(positions, ((0, 0), (1, 0), (0, 0))) if math.isqrt(n) ** 2 == n else positions
+
+
+_POSITIONS = single(_with_class_token, lambda y: y)
+
+
+def _old(model: ViT) -> bool:
+    return model.pool == "cls"
+
+
 def vit(model: ViT) -> Table:
     """Returns the rows of a Vision Transformer.
 
     With a class token the names are vision_transformer's, which big_vision reads as well: the parts of a block are
     counted together, and the positions, the class token's among them, lie below the encoder. Without, they are
-    big_vision's own.
+    big_vision's own. Either is read for either.
 
     Raises:
       BadRequest: the class token is there and not read.
     """
     if model.pool == "gap_norm":
         raise BadRequest("big_vision has no mean of the patches beside a class token (pool='gap_norm').")
-    old = model.pool == "cls"
+    old = _old(model)
     attention, norm2, mlp = (1, 2, 3) if old else (0, 1, 0)
     block = "Transformer/encoderblock_{i}"
     return (
         ("cls", "params/cls_token", ""),
-        (f"{'Transformer/posembed_input/' if old else ''}pos_embedding", "params/pos_embed", ""),
+        ("Transformer/posembed_input/pos_embedding", "params/pos_embed", _POSITIONS)
+        if old
+        else ("pos_embedding", "params/pos_embed", ""),
         *_pair("embedding", "patch_embed/proj"),
         *_norm(f"{block}/LayerNorm_0", "block{i}/norm1"),
         *_attention(f"{block}/MultiHeadDotProductAttention_{attention}", "block{i}/attention", model.heads),
@@ -73,6 +99,28 @@ def vit(model: ViT) -> Table:
     )
 
 
+def _group_norm(theirs: str, ours: str) -> Table:
+    return tuple((f"{theirs}/{name}", f"params/{ours}/{name}", _VECTOR) for name in ("scale", "bias"))
+
+
+def hybrid(model: HybridViT) -> Table:
+    """Returns the rows of a hybrid.
+
+    Theirs adds 1e-6 to the variance in group norms, and 1e-5 to the deviation of kernels, where ours has timm's 1e-5
+    and, under the root, 1e-8: with variances near 1 the same to five digits.
+    """
+    theirs, ours = "block{i}/unit{j}", "stage{i}_block{j}"
+    return (
+        ("conv_root/kernel", "params/stem/kernel", ""),
+        *_group_norm("gn_root", "stem_norm"),
+        (f"{theirs}/conv{{k}}/kernel", f"params/{ours}/conv{{k}}/kernel", ""),
+        *_group_norm(f"{theirs}/gn{{k}}", f"{ours}/norm{{k}}"),
+        (f"{theirs}/conv_proj/kernel", f"params/{ours}/proj/kernel", ""),
+        *_group_norm(f"{theirs}/gn_proj", f"{ours}/norm_proj"),
+        *vit(model),
+    )
+
+
 MIXER: Table = (
     *_pair("stem", "patch_embed/proj"),
     *_norm("MixerBlock_{i}/LayerNorm_{k}", "block{i}/norm{k+1}"),
@@ -82,10 +130,17 @@ MIXER: Table = (
     *_pair("head", "head"),
 )
 
-TABLES = {ViT: vit, Mixer: MIXER}
+TABLES = {ViT: vit, HybridViT: hybrid, Mixer: MIXER}
 
 _LETTERS = {"ti": "Ti", "s": "S", "b": "B", "l": "L", "h": "H"}
 _TANH = dict(activation="gelu_tanh")
+_HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "R+ViT-Ti_16": ("vit_ti_r_s16", {}),
+    "R26+ViT-S_32": ("vit_s_r26_s32", {}),
+    "R26+ViT-B_32": ("vit_b_r50_s16", dict(stages=(2, 2, 2, 2))),
+    "R50+ViT-B_16": ("vit_b_r50_s16", {}),
+    "R50+ViT-L_32": ("vit_l_r50_s32", {}),
+}
 
 # 'ViT-B/16', or 'B/16' alone, as both write it in configs, and '_' for '/', as in names of files.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +157,17 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         for p in (16, 32)
         for slash in "/_"
     },
+    # Also as the files of Steiner et al. 2021 begin: R26_S_32.
+    **{
+        name: (ours, {**attributes, **_TANH})
+        for theirs, (ours, attributes) in _HYBRIDS.items()
+        for name in (theirs, theirs.replace("_", "/"), theirs.replace("+ViT-", "_"))
+    },
+    **{
+        f"ViT-{_LETTERS[size]}_{p}-gap-norep": (f"vit_{size}{p}", dict(pool="gap", **_TANH))
+        for size in ("s", "b")
+        for p in (16, 32)
+    },
     # Beyer et al. 2022.
     **{
         f"vit_s16_i1k_{n}ep": ("vit_s16", dict(pool="gap", positions="sincos2d", pre_logits=True, **_TANH))
@@ -109,5 +175,29 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
-# Checkpoints of a whole training state.
-RENAMES = ((r"^(opt/target|target|params)/", ""),)
+# Checkpoints of a whole training state, or of an image's and a text's tower.
+_WHOLE = ((r"^(opt/target|target|params)/(img/)?", ""),)
+_TO_OLD = (
+    (r"^(Transformer/)?pos_embedding$", "Transformer/posembed_input/pos_embedding"),
+    (r"(?<=encoderblock_)(\d+)/LayerNorm_1/", r"\1/LayerNorm_2/"),
+    (r"(?<=encoderblock_)(\d+)/MultiHeadDotProductAttention_0/", r"\1/MultiHeadDotProductAttention_1/"),
+    (r"(?<=encoderblock_)(\d+)/MlpBlock_0/", r"\1/MlpBlock_3/"),
+)
+_TO_NEW = (
+    (r"^Transformer/(posembed_input/)?pos_embedding$", "pos_embedding"),
+    (r"(?<=encoderblock_)(\d+)/LayerNorm_2/", r"\1/LayerNorm_1/"),
+    (r"(?<=encoderblock_)(\d+)/MultiHeadDotProductAttention_1/", r"\1/MultiHeadDotProductAttention_0/"),
+    (r"(?<=encoderblock_)(\d+)/MlpBlock_3/", r"\1/MlpBlock_0/"),
+    # From before the pooling by attention was a module.
+    (r"^(probe$|MlpBlock_0/|MultiHeadDotProductAttention_0/|LayerNorm_0/)", r"MAPHead_0/\1"),
+)
+
+
+def _renames(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Returns what turns either way of naming into that of the model's table."""
+    if not isinstance(model, ViT):
+        return _WHOLE
+    return (*_WHOLE, *(_TO_OLD if _old(model) else _TO_NEW))
+
+
+RENAMES = _renames

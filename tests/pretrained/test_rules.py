@@ -11,6 +11,9 @@ from recvis_jax.pretrained import rules
 # Library, their name, attributes that make it small, and the size of its images.
 SMALL_VGG = {"width": 4, "hidden": 6}
 SMALL_BIT = {"width": 8, "norm_groups": 4}
+SMALL = {"width": 8, "depth": 2, "patch_size": 8}
+SMALL_VIT = SMALL | {"heads": 2}
+SMALL_HYBRID = SMALL_VIT | {"stages": (1, 2), "patch_size": 2}
 MODELS = [
     ("torchvision", "alexnet", {"num_classes": 5}, 64),
     ("torchvision", "vgg13", SMALL_VGG, 32),
@@ -21,7 +24,20 @@ MODELS = [
     ("timm", "resnet101", {"width": 4}, 32),
     ("timm", "vgg11_bn", SMALL_VGG, 32),
     ("timm", "resnetv2_101x1_bit", SMALL_BIT, 32),
+    ("timm", "resnet50_gn", {"width": 32}, 32),
+    ("timm", "vit_small_r26_s32_224", SMALL_HYBRID, 32),
+    ("timm", "vit_base_patch32_siglip_256", SMALL_VIT, 32),
+    ("timm", "resmlp_12_224", SMALL, 32),
+    ("deit", "deit_tiny_patch16_224", SMALL_VIT, 32),
+    ("deit", "resmlpB_24", SMALL, 32),
     ("big_transfer", "BiT-M-R50x1", SMALL_BIT, 32),
+    ("big_transfer", "BiT-S-R101x1", SMALL_BIT | {"num_classes": 0}, 32),
+    ("big_vision", "ViT-B_16", SMALL_VIT | {"pre_logits": True}, 32),
+    ("big_vision", "ViT-S_32-gap-norep", SMALL_VIT, 32),
+    ("big_vision", "B/16", SMALL_VIT | {"pool": "map"}, 32),
+    ("big_vision", "R26+ViT-S_32", SMALL_HYBRID, 32),
+    ("big_vision", "R_Ti_16", SMALL_VIT, 64),
+    ("big_vision", "Mixer-B_16", SMALL | {"tokens_dim": 6, "channels_dim": 10}, 32),
 ]
 
 
