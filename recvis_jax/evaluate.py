@@ -2,7 +2,14 @@
 
   python -m recvis_jax.evaluate --workdir=runs/lenet5 --split=test [--checkpoint=best|last|STEP]
 
+  python -m recvis_jax.evaluate --workdir=runs/adaptation --split=test --windows=fashion_scenes
+
 Prints the metrics and adds them to the run's `summary.json` under "evaluations".
+
+With --windows the model sees windows of several sizes of each image of a data set of several classes an image, and the
+images are ranked by the mean of their windows' probabilities to the fifth power: the average precision of every
+class, as Oquab et al. 2014 measure it. The data set's classes are the first of the model's. The windows are those of
+the run's `data.windows`, by default the paper's, resized to the size of the run's images.
 """
 
 import json
@@ -20,6 +27,9 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
 )
 _METRICS = flags.DEFINE_list("metrics", [], "Further metrics, as per_class_accuracy,confusion_matrix,top_3.")
+_WINDOWS = flags.DEFINE_string(
+    "windows", None, "Data set of several classes an image whose images are ranked by their windows, as fashion_scenes."
+)
 _BATCH = flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
 _CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
@@ -38,7 +48,12 @@ def main(argv: list[str]) -> int:
     config = trained.read_config(folder)
     if _DATA_DIR.value:
         config["data"]["data_dir"] = _DATA_DIR.value
-    evaluate(folder, config, _SPLIT.value, _CHECKPOINT.value, _METRICS.value, _BATCH.value)
+    if _WINDOWS.value:
+        if _METRICS.value:
+            raise errors.BadRequest("--windows reports average precisions; it takes no --metrics.")
+        evaluate_windows(folder, config, _WINDOWS.value, _SPLIT.value, _CHECKPOINT.value, _BATCH.value)
+    else:
+        evaluate(folder, config, _SPLIT.value, _CHECKPOINT.value, _METRICS.value, _BATCH.value)
     return 0
 
 
@@ -53,7 +68,6 @@ def evaluate(
     """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
     from recvis_jax import build, trained
     from recvis_jax.evaluation import classify
-    from recvis_jax.training import distributed, log
 
     if batch_size:
         config = {**config, "eval_batch_size": batch_size}
@@ -69,20 +83,62 @@ def evaluate(
     source = run.data.open(expression)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
     values = measure(model.params, model.model_state, build.eval_batches(run, source)) or {}
-    print(f"checkpoint {model.name} (step {model.step:,}) of {folder} on {source.name}, {source.length:,} examples")
-    names = source.class_names
+    _report(folder, model, f"{source.name}, {source.length:,} examples", split, values, source.class_names)
+    return values
+
+
+def evaluate_windows(
+    folder: Path, config: dict[str, Any], name: str, split: str, which: str | None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Ranks the images of a split of the data set `name` by their windows; returns and prints average precisions."""
+    from recvis_jax import build, trained
+    from recvis_jax.data import sources, windows
+    from recvis_jax.evaluation import windows as scoring
+
+    if batch_size:
+        config = {**config, "eval_batch_size": batch_size}
+    model = trained.of_run(folder, config, which)
+    run, data = model.run, config["data"]
+    if run.data.train.multi_label:
+        raise errors.BadRequest("windows are scored by a model of one class an image; this run's labels are several.")
+    own = data["name"] == name
+    expression = {k: data.get(k) or k for k in ("train", "val", "test")}.get(split, split) if own else split
+    keys = {k: data[k] for k in ("image_key", "label_key", "mock") if k in data} if own else {}
+    images = sources.open_split(name, expression, data_dir=data.get("data_dir"), **keys)
+    if (known := run.data.train.class_names[: images.num_classes]) != images.class_names:
+        raise errors.BadRequest(f"the run's classes, {', '.join(known)}, do not begin with those of {name}.")
+    height, width, _ = run.data.image_shape
+    if height != width:
+        raise errors.BadRequest(f"windows are square; the run's images are of {height}x{width}.")
+    given = {k: v for k, v in (data.get("windows") or {}).items() if k in ("scales", "overlap")}
+    found = windows.every(images, size=height, **given)
+    values = scoring.evaluate(
+        run.task.predict, scoring.image_ranking(found.labels), run.data.preprocess, run.mesh,
+        model.params, model.model_state, build.eval_batches(run, found.source),
+    )  # fmt: skip
+    what = f"{images.name}, {images.length:,} images by {found.source.length:,} windows"
+    _report(folder, model, what, f"windows of {name}/{split}", values, images.class_names)
+    return values
+
+
+def _report(
+    folder: Path, model: Any, what: str, entry_name: str, values: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    """Prints the metrics and writes them to the run's summary."""
+    from recvis_jax.training import distributed, log
+
+    print(f"checkpoint {model.name} (step {model.step:,}) of {folder} on {what}")
     for name, value in values.items():
         print(_show(name, value, names))
     if distributed.is_main():
         path = folder / "summary.json"
         summary = json.loads(path.read_text()) if path.exists() else {}
         entry = {"step": model.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
-        summary.setdefault("evaluations", {}).setdefault(split, {})[model.name] = entry
+        summary.setdefault("evaluations", {}).setdefault(entry_name, {})[model.name] = entry
         try:
             log.write_atomically(path, json.dumps(summary, indent=2) + "\n")
         except errors.Failure as e:  # a run on a read-only disk, or someone else's
             print(f"note: {e}")
-    return values
 
 
 def _show(name: str, value: Any, classes: tuple[str, ...]) -> str:

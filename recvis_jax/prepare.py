@@ -3,9 +3,11 @@
     python -m recvis_jax.prepare --dataset=fashion_mnist
     python -m recvis_jax.prepare --dataset=cifar10 --source=FOLDER_WITH_THE_ARCHIVE
     python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
+    python -m recvis_jax.prepare --dataset=fashion_scenes
 
 A folder of images holds one folder a class, or train, val and test folders that do. The result is an ordinary tfds
 data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source` and by the programs here.
+fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes, made of the same raw files.
 Images of a folder keep their bytes if they are 8-bit grey or RGB jpeg or png; all others are stored as png. They are
 read with 3 channels, grey ones too; transparency is dropped and EXIF rotation is not applied.
 """
@@ -17,7 +19,9 @@ from absl import flags
 from recvis_jax import cli
 
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "What to prepare: fashion_mnist, mnist, cifar10, cifar100, or folder for a folder of images."
+    "dataset",
+    None,
+    "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, or folder for a folder of images.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> None:
     from recvis_jax.data import builders, sources
 
     if _DATASET.value is None:
-        raise errors.BadRequest(f"--dataset is missing; it is one of {', '.join([*builders.BUILDERS, 'folder'])}.")
+        raise errors.BadRequest(f"--dataset is missing; it is one of {', '.join(builders.NAMES)}.")
     directory = builders.prepare(
         _DATASET.value,
         _DATA_DIR.value,
@@ -81,6 +85,7 @@ _CIFAR100 = "--config.data.statistics=cifar100"
 # Data set -> config, name of the run, and what to change in the config.
 _CONFIGS = {
     "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5", ""),
+    "fashion_scenes": ("configs/fashion_mnist/adaptation.py:run=scratch", "scratch", ""),
     "mnist": ("configs/fashion_mnist/lenet5.py", "mnist", f" --config.data.name=mnist {_MNIST}"),
     "cifar10": ("configs/cifar10/resnet20.py", "cifar10", ""),
     "cifar100": (

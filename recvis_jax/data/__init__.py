@@ -14,11 +14,13 @@ class Row(NamedTuple):
     num_classes: int
     splits: tuple[str, ...] = ("train", "test")
     embedded: bool = False  # comes with an installed package, needs no preparation
+    boxes: bool = False  # several classes an image, and a box around each object
 
 
 DATASETS: dict[str, Row] = {
     "digits": Row((8, 8, 1), 10, embedded=True),
     "fashion_mnist": Row((28, 28, 1), 10),
+    "fashion_scenes": Row((96, 96, 1), 10, boxes=True),
     "mnist": Row((28, 28, 1), 10),
     "cifar10": Row((32, 32, 3), 10),
     "cifar100": Row((32, 32, 3), 100),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import download, folder, writing
+from recvis_jax.data import download, folder, scenes, writing
 from recvis_jax.data.download import Debian, RawFile, Say
 from recvis_jax.data.image_file import png
 from recvis_jax.data.sources import default_data_dir
@@ -145,6 +145,10 @@ BUILDERS: dict[str, Spec] = {
 }
 
 
+# Every name that `prepare` takes.
+NAMES = (*BUILDERS, scenes.NAME, "folder")
+
+
 class Summary(NamedTuple):
     """What a prepared data set holds: examples a split, and class names."""
 
@@ -169,7 +173,7 @@ def prepare(
     It is written elsewhere and moved into place when it is whole. One that is there already is left alone.
 
     Args:
-      name: a name of `BUILDERS`, or "folder".
+      name: a name of `BUILDERS`, "fashion_scenes" (made of Fashion-MNIST's raw files), or "folder".
       data_dir: where prepared data sets lie; None means `default_data_dir()`.
       source: a folder with the raw files; for "folder", the folder of images.
       folder_name: the name of the data set that a folder becomes; None makes it from the folder's name.
@@ -182,9 +186,9 @@ def prepare(
         this name that is there.
       Failure: no raw files to be had, or no room.
     """
-    if name != "folder" and name not in BUILDERS:
+    if name not in NAMES:
         raise errors.BadRequest(
-            f"--dataset={name} is none of {', '.join([*BUILDERS, 'folder'])}.{errors.nearest(name, BUILDERS)} "
+            f"--dataset={name} is none of {', '.join(NAMES)}.{errors.nearest(name, NAMES)} "
             f"Where TensorFlow is installed, tfds prepares its others: tfds build {name} --file_format=array_record"
         )
     if "://" in str(data_dir or ""):
@@ -214,12 +218,16 @@ def summary(directory: Path) -> Summary:
 
 
 def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, say: Say) -> Path:
-    spec = BUILDERS[name]
-    target = root / name / spec.version
+    origin = "fashion_mnist" if name == scenes.NAME else name
+    spec = BUILDERS[origin]
+    target = root / name / (scenes.VERSION if name == scenes.NAME else spec.version)
     if not overwrite and (count := writing.existing(target)) is not None:
         say(f"already prepared at {target}, {count:,} examples; use --overwrite to make it again")
         return target
-    raw = download.obtain(name, spec.files, data_dir=root, source=source, debian=spec.debian, say=say)
+    raw = download.obtain(origin, spec.files, data_dir=root, source=source, debian=spec.debian, say=say)
+    record = {"raw": {f.name: f.sha256 for f in spec.files}}
+    if name == scenes.NAME:
+        return scenes.write(root, _read_idx(raw), spec.class_names, record)
     names = {"label": spec.class_names, **({"coarse_label": COARSE_NAMES} if name == "cifar100" else {})}
     columns = _read_cifar(raw, names) if name.startswith("cifar") else _read_idx(raw)
     writing.make_room(root, sum(c["image"].nbytes for c in columns.values()))
@@ -234,7 +242,7 @@ def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, 
 
     with writing.staging(root, name) as stage:
         written = writing.write(stage, name, spec.version, splits, features, spec.description, spec.homepage)
-        return writing.move(written, target, stage, {"raw": {f.name: f.sha256 for f in spec.files}})
+        return writing.move(written, target, stage, record)
 
 
 def _read_idx(raw: dict[str, bytes]) -> dict[str, dict[str, np.ndarray]]:

@@ -21,7 +21,8 @@ class Source(NamedTuple):
     Attributes:
       name: data set and split, for messages.
       length: number of examples.
-      read: indices -> examples, each a dict of `image` uint8 (h w c) and `label` (int, multi-hot float or float).
+      read: indices -> examples, each a dict of `image` uint8 (h w c) and `label` (int, multi-hot float or float); where
+        the data set has boxed objects also `objects`: `bbox` (n 4), ymin xmin ymax xmax in [0, 1], and `label` (n).
       image_shape: (h, w, c); h and w are None where images differ in size.
       num_classes: number of classes, 0 for a regression target.
       class_names: one name a class.
@@ -146,15 +147,20 @@ def _mock(name: str, split: str, count: int) -> Source:
         rng = np.random.default_rng((part, i))
         label = int(rng.integers(row.num_classes))
         shape = (h or int(rng.integers(64, 96)), w or int(rng.integers(64, 96)), c)
-        noise = rng.integers(0, 128, shape)
-        return {"image": (noise + 127 * label // max(1, row.num_classes - 1)).astype(np.uint8), "label": label}
+        image = rng.integers(0, 128, shape)
+        offset = 127 * label // max(1, row.num_classes - 1)
+        if not row.boxes:
+            return {"image": (image + offset).astype(np.uint8), "label": label}
+        image[shape[0] // 4 : shape[0] // 2, : shape[1] // 4] += offset
+        objects = {"bbox": np.float32([[0.25, 0, 0.5, 0.25]]), "label": np.array([label])}
+        return {"image": image.astype(np.uint8), "label": np.eye(row.num_classes)[label], "objects": objects}
 
     def read(indices: Indices) -> list[Example]:
         return [one(s, i) for s, i in rows[np.asarray(indices, int)].tolist()]
 
     names = tuple(str(k) for k in range(row.num_classes))
     return Source(
-        f"mock {name}/{split}", len(rows), read, row.image_shape, row.num_classes, names, stretches, digest="mock"
+        f"mock {name}/{split}", len(rows), read, row.image_shape, row.num_classes, names, stretches, row.boxes, "mock"
     )
 
 
@@ -180,6 +186,8 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
     names = getattr(label, "names", None) or getattr(getattr(label, "feature", None), "names", None) or ()
     multi = bool(classes) and len(label.shape or ()) > 0
     channels = (image.shape or (None, None, 3))[-1] or 3
+    objects = getattr(features["objects"], "feature", {}) if "objects" in features.keys() else {}
+    boxed = {"bbox", "label"} <= set(objects.keys())
 
     def read(indices: Indices) -> list[Example]:
         out = []
@@ -191,6 +199,10 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
                 target = np.bincount(np.asarray(target, int), minlength=classes or 0).clip(0, 1).astype(np.float32)
             picture = decode(example[image_key], channels, f"example {index} of {name}/{split}")
             out.append({"image": picture, "label": target})
+            if boxed:
+                found = example["objects"]
+                bbox, kind = np.asarray(found["bbox"], np.float32), np.asarray(found["label"], np.int64)
+                out[-1]["objects"] = {"bbox": bbox.reshape(-1, 4), "label": kind}
         return out
 
     shape = tuple(image.shape or (None, None, channels))

@@ -1,0 +1,162 @@
+"""The data set `fashion_scenes`: one to four garments of Fashion-MNIST in a picture, with their boxes.
+
+A stand-in for PASCAL VOC where no photographs with boxes are at hand: several labels an image, objects of many sizes
+on backgrounds that the source data set does not have. Its numbers compare with no others' but those on this set.
+The training scenes are made of the garments `train[30000:]` of Fashion-MNIST, in tfds's order, and the test scenes of
+its test images: a net that was pretrained on `train[:30000]` has seen no garment of any scene.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from recvis_jax.data import writing
+from recvis_jax.data.image_file import png
+
+NAME = "fashion_scenes"
+VERSION = "1.0.0"
+COUNTS = {"train": 4000, "test": 1000}
+FIRST = 30_000  # of the garments of the training scenes; those before are for pretraining
+
+SIDE = 96  # of the canvas, pixels
+MOST = 4  # garments a scene
+SCALES = (20, 56)  # to which the 28 pixels of a garment's picture grow or shrink
+OVERLAP = 0.1  # of the smaller one of two boxes
+_TRIES = 20  # places tried for a garment before it is left out
+_DARK = 10  # grey levels up to this are background in Fashion-MNIST
+
+
+class Scene(NamedTuple):
+    """A picture and what is in it.
+
+    Attributes:
+      image: uint8 (SIDE SIDE 1).
+      boxes: of the garments in pixels, ymin xmin ymax xmax, ends excluded; tight around what is drawn of each, before
+        others hide any of it.
+      classes: of the garments, in the order in which they were drawn.
+    """
+
+    image: UInt8[np.ndarray, "_ _ 1"]
+    boxes: Int[np.ndarray, "n 4"]
+    classes: Int[np.ndarray, " n"]
+
+
+def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labels: Int[np.ndarray, " _"]) -> Scene:
+    """Draws a scene.
+
+    Args:
+      rng: all that is random; the same state makes the same scene.
+      pictures: one garment each on black, (n h w).
+      labels: their classes.
+    """
+    canvas = _background(rng)
+    boxes: list[tuple[int, int, int, int]] = []
+    classes: list[int] = []
+    for chosen in rng.integers(len(pictures), size=rng.integers(1, MOST + 1)):
+        grown = round(float(np.exp(rng.uniform(*np.log(SCALES)))))
+        grey, opacity = _garment(pictures[chosen], grown)
+        h, w = grey.shape
+        gain, offset = rng.uniform(0.6, 1.0), rng.uniform(0, 40)
+        for _ in range(_TRIES):
+            y, x = rng.integers(SIDE - h + 1), rng.integers(SIDE - w + 1)
+            box = (int(y), int(x), int(y + h), int(x + w))
+            if all(_shared(box, other) <= OVERLAP for other in boxes):
+                break
+        else:
+            continue
+        part = canvas[y : y + h, x : x + w]
+        part += opacity * (np.minimum(gain * grey + offset, 255) - part)
+        boxes.append(box)
+        classes.append(int(labels[chosen]))
+    canvas += rng.normal(0, rng.uniform(2, 10), canvas.shape)
+    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)[..., None]
+    return Scene(image, np.array(boxes), np.array(classes))
+
+
+def scene(split: str, number: int, pictures: np.ndarray, labels: np.ndarray) -> Scene:
+    """Draws scene `number` of a split from the garments of its pool, a function of these alone."""
+    return compose(np.random.default_rng((list(COUNTS).index(split), number)), pictures, labels)
+
+
+def pool(split: str, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pictures (n h w) and labels (n) of a split of Fashion-MNIST of which its scenes are made."""
+    if split == "train":
+        chosen = writing.shuffled(range(len(labels)), split)[FIRST:]
+        pictures, labels = pictures[chosen], labels[chosen]
+    return pictures, labels
+
+
+def write(root: Path, columns: dict[str, dict[str, np.ndarray]], class_names: Sequence[str], source: dict) -> Path:
+    """Composes and writes the data set below `root` and returns its directory.
+
+    Args:
+      root: where prepared data sets lie.
+      columns: split -> 'image' (n h w 1) and 'label' (n) of Fashion-MNIST in its authors' order.
+      class_names: of its labels.
+      source: what the record beside the data set says of their origin.
+    """
+    import PIL.Image
+
+    pools = {split: pool(split, columns[split]["image"][..., 0], columns[split]["label"]) for split in COUNTS}
+
+    def read(split: str, keys: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for key in keys:
+            made = scene(split, int(key), *pools[split])
+            yield {
+                "image": png(PIL.Image.fromarray(made.image[..., 0])),
+                "label": np.unique(made.classes).tolist(),
+                "objects": [
+                    {"bbox": np.float32(box / SIDE), "label": int(c)}
+                    for box, c in zip(made.boxes, made.classes, strict=True)
+                ],
+            }
+
+    def features(tfds: Any) -> dict[str, Any]:
+        f = tfds.features
+        one = {"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=list(class_names))}
+        return {
+            "image": f.Image(shape=(SIDE, SIDE, 1)),
+            "label": f.Sequence(f.ClassLabel(names=list(class_names))),  # of the classes that are there, each once
+            "objects": f.Sequence(one),
+        }
+
+    writing.make_room(root, sum(COUNTS.values()) * SIDE * SIDE)
+    splits = {s: writing.Split(range(count), functools.partial(read, s)) for s, count in COUNTS.items()}
+    with writing.staging(root, NAME) as stage:
+        written = writing.write(stage, NAME, VERSION, splits, features, (__doc__ or "").strip())
+        return writing.move(written, root / NAME / VERSION, stage, source)
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """Returns a texture, float64 (SIDE SIDE): noise of several wavelengths of random strengths around a grey."""
+    texture = np.zeros((SIDE, SIDE))
+    for cells in (3, 6, 12, 24, 48):
+        coarse = rng.integers(0, 256, (cells, cells), np.uint8)
+        smooth = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR_EXACT)
+        texture += rng.uniform(0, 1) * (smooth - 127.5)
+    texture *= rng.uniform(5, 35) / texture.std()
+    return np.clip(texture + rng.uniform(20, 110), 0, 255)
+
+
+def _garment(picture: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns grey levels and opacity in [0, 1], float64 (h w), of a garment cut out of its picture grown to `side`."""
+    outlines, _ = cv2.findContours((picture > _DARK).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(picture), outlines, -1, 255, cv2.FILLED)  # black parts inside belong to it
+    grey, opacity = (
+        cv2.resize(x, (side, side), interpolation=cv2.INTER_LINEAR_EXACT).astype(float) for x in (picture, filled)
+    )
+    rows, columns = (np.flatnonzero((opacity >= 128).any(axis)) for axis in (1, 0))
+    inside = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return grey[inside], opacity[inside] / 255
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> float:
+    """Returns the area that two boxes share as a fraction of the smaller one's."""
+    height, width = (max(0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return height * width / smaller
