@@ -56,8 +56,12 @@ def like(path: str, sibling: str, preset: str) -> Callable[[str | None], ml_coll
       sibling: name of the file beside it.
       preset: arguments, as "size=l"; what the user gives counts after them.
     """
-    get_config = runpy.run_path(str(Path(path).parent / sibling))["get_config"]
-    return lambda arg=None: get_config(",".join(a for a in (preset, arg) if a))
+    of_sibling = runpy.run_path(str(Path(path).parent / sibling))["get_config"]
+
+    def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
+        return of_sibling(",".join(a for a in (preset, arg) if a))
+
+    return get_config
 
 
 def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
     "build": ("",),
-    "trained": ("build", "training.checkpoint"),
+    "trained": ("build", "trees", "training.checkpoint", "data.sources", "evaluation", "models.probe"),
     **dict.fromkeys(PROGRAMS, ("",)),
 }
 # These stand alone: not even their siblings, but for the parts that they were cut into.
