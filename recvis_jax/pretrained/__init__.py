@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import models, trees
-from recvis_jax.errors import BadRequest, choose
+from recvis_jax.errors import BadRequest, choose, nearest
 from recvis_jax.models import scan
 from recvis_jax.pretrained import (
     adapt,
@@ -52,7 +52,8 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
 
     Args:
       library: a name of `LIBRARIES`.
-      name: the other library's own name; of 'resnetv2_50x1_bit.goog_in21k' the part before the dot counts.
+      name: the other library's own name, with the tag of the weights where it has any and another number of classes
+        depends on it, as in 'resnetv2_50x1_bit.goog_in21k'; of a tag that is not known the part before the dot counts.
       **kw: attributes of our model that shall differ from theirs, such as `num_classes` or `dtype`.
 
     Raises:
@@ -65,7 +66,13 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
     """
     names = choose(LIBRARIES, library, "library").NAMES
     known = name if name in names else name.partition(".")[0]
-    ours, attributes = choose(names, known, f"{library} model")
+    if known not in names:
+        without_tags = [n for n in names if "." not in n]
+        raise BadRequest(
+            f"unknown {library} model {name!r}.{nearest(name, without_tags)} "
+            f"There are: {trees.shorten(without_tags, 40) or 'none'}."
+        )
+    ours, attributes = names[known]
     return models.create(ours, **{**attributes, **kw})
 
 
@@ -171,7 +178,7 @@ def _recognise(
 ) -> tuple[Mapping[str, Any], list[rules.Move]]:
     """Returns the checkpoint under the names of the library that knows most of them, and that library's moves."""
     candidates = [library] if library else [n for n, m in LIBRARIES.items() if type(model) in m.TABLES]
-    best: tuple[int, Mapping[str, Any], list[rules.Move]] = (0, {}, [])
+    best: tuple[int, str, Mapping[str, Any], list[rules.Move]] = (0, "", {}, [])
     for candidate in candidates:
         try:
             planned = moves(model, names, candidate, optional)
@@ -182,10 +189,12 @@ def _recognise(
         renames = LIBRARIES[candidate].RENAMES
         renames = renames(model) if callable(renames) else renames
         renamed = rules.Renamed(source, (*_WRAPPERS, *renames))
-        best = max(best, (sum(m.theirs in renamed for m in planned), renamed, planned), key=lambda b: b[0])
-    if not best[0]:
+        best = max(best, (sum(m.theirs in renamed for m in planned), candidate, renamed, planned), key=lambda b: b[0])
+    count, nearest_library, tensors, found = best
+    if 2 * count < len(found) or not count:  # too little for a list of what differs to be of use
+        held = f"only {count} of the {len(found)}" if count else "none of the"
         raise BadRequest(
-            f"{where} holds none of the names that {', '.join(candidates) or 'any library'} has for "
-            f"{type(model).__name__}; it holds {trees.shorten(list(source), 4) or 'nothing'}. Is it of another family?"
+            f"{where} holds {held} names that {nearest_library or ', '.join(candidates) or 'any library'} has for this "
+            f"{type(model).__name__}; it holds {trees.shorten(list(source), 4) or 'nothing'}. Is it of another model?"
         )
-    return best[1:]
+    return tensors, found

@@ -1,6 +1,7 @@
 """Reading checkpoints that others wrote. Nothing in them is executed."""
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from recvis_jax.pretrained import safetensors
 
 HUB = "hf://"
 PTH = (".pth", ".pt", ".bin")
+# From here on `weights_only` keeps its promise: CVE-2025-32434 went with 2.6, CVE-2026-24747 with 2.10.
+SAFE_TORCH = (2, 10)
 
 
 class Checkpoint(NamedTuple):
@@ -59,13 +62,16 @@ class Npz(Mapping[str, np.ndarray]):
 
     def __init__(self, path: Path):
         self._path = path
+        self._entries: dict[str, str] = {}
         try:
             with zipfile.ZipFile(path) as archive:
-                self._entries = {
-                    info.filename.removesuffix(".npy"): self._check(archive, info) for info in archive.infolist()
-                }
-        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as e:
-            raise BadRequest(f"{path} is damaged or no .npz archive: {' '.join(str(e).split())[:120]}.") from None
+                for info in archive.infolist():
+                    name = safetensors.plain(info.filename.removesuffix(".npy"))
+                    if name in self._entries:
+                        raise ValueError(f"{name} occurs twice")
+                    self._entries[name] = self._check(archive, info)
+        except Exception as e:  # unpacking and parsing raise whatever the file's contents lead them to
+            raise BadRequest(f"{path} is damaged or no .npz archive: {_line(e)}.") from None
 
     @staticmethod
     def _check(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
@@ -80,16 +86,17 @@ class Npz(Mapping[str, np.ndarray]):
             shape, _, dtype = read_header(f)
             if dtype.hasobject:
                 raise ValueError(f"{info.filename} holds pickled objects, which could execute code")
-            if f.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+            if min(shape, default=0) < 0 or f.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"{info.filename} claims shape {shape}, and has {info.file_size} bytes")
         return info.filename
 
     def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
         try:
-            with zipfile.ZipFile(self._path) as archive, archive.open(self._entries[name]) as f:
+            with zipfile.ZipFile(self._path) as archive, archive.open(entry) as f:
                 return np.lib.format.read_array(f, allow_pickle=False)
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as e:
-            raise BadRequest(f"{name} in {self._path} is damaged: {' '.join(str(e).split())[:120]}.") from None
+        except Exception as e:  # as above
+            raise BadRequest(f"{name} in {self._path} is damaged: {_line(e)}.") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -107,6 +114,11 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a pickle, which only torch reads safely, and torch is not installed: "
             "pip install torch, or convert the file to .safetensors."
         ) from None
+    if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
+        raise BadRequest(
+            f"{path} is a pickle, which can execute code in torch {torch.__version__} in spite of weights_only "
+            "(CVE-2025-32434, CVE-2026-24747): pip install 'torch>=2.10', or convert the file to .safetensors."
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises whatever the file's contents lead it to
@@ -114,9 +126,17 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(n, str) and isinstance(x, torch.Tensor) for n, x in state.items()
+    ):
         raise BadRequest(f"{path} holds no state dict: a table of tensors, bare or under 'model' or 'state_dict'.")
-    return {n: (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy() for n, x in state.items()}
+    try:
+        return {
+            safetensors.plain(n): (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
+            for n, x in state.items()
+        }
+    except (TypeError, ValueError, RuntimeError) as e:  # sparse, quantised, of a kind that numpy does not have
+        raise BadRequest(f"{path} holds a tensor that is no plain array ({_line(e)}).") from None
 
 
 def _download(source: str) -> Path:

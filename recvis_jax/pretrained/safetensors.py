@@ -3,6 +3,7 @@
 import json
 import math
 import mmap
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ DTYPES: dict[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _HEADER_LIMIT = 100_000_000  # bytes, as in the format's own implementation
+_MOST_AXES = 32  # of a numpy array, in all its versions
 
 
 class File(Mapping[str, np.ndarray]):
@@ -63,7 +65,7 @@ class File(Mapping[str, np.ndarray]):
             raise BadRequest(f"{path} is no safetensors file: its header is no table of tensors.")
         self.metadata = header.pop("__metadata__", {})
         try:
-            self._where = {name: _entry(name, entry) for name, entry in header.items()}
+            self._where = {plain(name): _entry(name, entry) for name, entry in header.items()}
             _check_cover(self._where, size - 8 - length)
         except ValueError as e:
             raise BadRequest(f"{path} is damaged or truncated: {e}.") from None
@@ -88,6 +90,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def plain(name: str) -> str:
+    """Returns a tensor's name; ValueError where it could do more to a terminal than be read."""
+    if not name.isprintable():
+        raise ValueError(f"the name {name[:80]!r} is not of printable characters")
+    return name
+
+
 def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """Returns dtype, shape, first and last byte of one tensor; ValueError where they contradict each other."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
@@ -102,6 +111,8 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     need = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != need:
         raise ValueError(f"{name!r} needs {need} bytes, and its offsets are {offsets}")
+    if len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) * dtype.itemsize > sys.maxsize:
+        raise ValueError(f"{name!r} is of shape {str(shape)[:80]}, which no array can have")
     return dtype, tuple(shape), *offsets
 
 

@@ -98,6 +98,13 @@ BROKEN = {
     "a gap": (raw({"x": entry(), "y": entry(offsets=(12, 20))}, bytes(20)), "'y' begins at byte 12"),
     "an unknown dtype": (raw({"x": entry(dtype="O")}, bytes(8)), "unknown dtype 'O'"),
     "a dtype that is no name": (raw({"x": entry(dtype=["F32"])}, bytes(8)), "unknown dtype"),
+    "a dtype of other size": (raw({"x": entry("F64")}, bytes(8)), "'x' needs 16 bytes"),
+    "more axes than an array has": (raw({"x": entry(shape=[1] * 100, offsets=(0, 4))}, bytes(4)), "no array can have"),
+    "an empty shape that overflows": (raw({"x": entry(shape=(0, 1 << 62, 1 << 62), offsets=(0, 0))}), "no array"),
+    "a number too long to read": (raw(b'{"x": {"shape": [' + b"9" * 10_000 + b"]}}"), "not JSON"),
+    "an offset in words": (raw({"x": entry(offsets=("0", "8"))}, bytes(8)), "not whole numbers"),
+    "a name that writes to the terminal": (raw({"\x1b[2Jx\n": entry()}, bytes(8)), "not of printable characters"),
+    "a zip archive under a false name": (b"PK\x03\x04" + bytes(100), "truncated or no safetensors"),
     "a pickle under a false name": (pickle.dumps({"x": 1}), "truncated or no safetensors"),
 }
 
@@ -143,6 +150,77 @@ def test_a_malicious_npz_is_not_unpickled(tmp_path):
     assert not Malicious.executed
 
 
+def test_a_pickle_under_a_false_name_is_not_unpickled(tmp_path):
+    for suffix in (".npz", ".safetensors"):
+        (tmp_path / f"x{suffix}").write_bytes(pickle.dumps(Malicious()))
+        refused(tmp_path / f"x{suffix}", "damaged or no .npz archive|truncated or no safetensors")
+    np.save(tmp_path / "y.npy", np.array([Malicious()], dtype=object), allow_pickle=True)
+    (tmp_path / "y.npy").rename(tmp_path / "y.npz")
+    refused(tmp_path / "y.npz", "damaged or no .npz archive")
+    assert not Malicious.executed
+
+
+def npy(header, data=b""):
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+def zipped(path, entries, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+FLOAT = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }\n"
+HEADERS = {
+    "a header that is code": (b"__import__('os').system('true')\n", "damaged or no .npz"),
+    "a header of a million brackets": (b"(" * 9000 + b"\n", "damaged or no .npz"),
+    "a header without an end": (b"{'descr': '<f4', 'shape': (", "damaged or no .npz"),
+    "a dtype of objects inside another": (
+        b"{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,), }\n", "pickled objects"
+    ),
+    "an unknown dtype": (b"{'descr': 'nonsense', 'fortran_order': False, 'shape': (1,), }\n", "damaged or no .npz"),
+    "a negative shape": (FLOAT % b"-2, -2", "claims shape"),
+    "a shape in words": (FLOAT % b"'2',", "damaged or no .npz"),
+    "an empty shape that overflows": (FLOAT % b"0, %d, %d" % (1 << 62, 1 << 62), "is damaged"),
+    "more axes than an array has": (FLOAT % (b"1, " * 100), "x.npy claims shape|is damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_lying_headers_of_npz(kind, tmp_path):
+    header, words = HEADERS[kind]
+    zipped(tmp_path / "x.npz", [("x.npy", npy(header, bytes(16) if "negative" in kind else b""))])
+    refused(tmp_path / "x.npz", words)
+    if "axes" in kind:  # with as many bytes as it claims
+        zipped(tmp_path / "x.npz", [("x.npy", npy(header, bytes(4)))])
+        refused(tmp_path / "x.npz", words)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archives_that_say_two_things(tmp_path):
+    good = npy(FLOAT % b"1,", bytes(4))
+    zipped(tmp_path / "x.npz", [("x.npy", good), ("x.npy", good)])
+    refused(tmp_path / "x.npz", "x occurs twice")
+    zipped(tmp_path / "x.npz", [("x.npy", good), ("x", good)])
+    refused(tmp_path / "x.npz", "x occurs twice")
+    zipped(tmp_path / "x.npz", [("\x1b[2J.npy", good)])
+    refused(tmp_path / "x.npz", "not of printable characters")
+    zipped(tmp_path / "x.npz", [("../../x.npy", good)])  # a name as any other: nothing is unpacked to the disk
+    assert set(files.read(str(tmp_path / "x.npz")).tensors) == {"../../x"}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_compression(compression, tmp_path):
+    path, values = tmp_path / "x.npz", np.random.default_rng(0).standard_normal(300)
+    zipped(path, [("x.npy", npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (300,), }\n", values.tobytes()))],
+           compression)  # fmt: skip
+    whole = path.read_bytes()
+    np.testing.assert_array_equal(files.read(str(path)).tensors["x"], values)
+    for start in (40, 60, 200, 1000):
+        path.write_bytes(whole[:start] + bytes(b ^ 0xFF for b in whole[start : start + 40]) + whole[start + 40 :])
+        refused(path, "damaged")
+
+
 def test_broken_npz(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, a=np.ones(100, np.float32), b=np.ones(5))
@@ -159,6 +237,31 @@ def test_broken_npz(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     refused(path, "damaged or no .npz")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", "_compressed.npz"])
+def test_whatever_the_damage_it_is_refused_or_read(suffix, tmp_path):
+    path, rng = tmp_path / f"x{suffix}", np.random.default_rng(0)
+    if suffix == ".safetensors":
+        safetensors.write(path, TENSORS)
+    else:
+        save = np.savez_compressed if "compressed" in suffix else np.savez
+        save(path, **{n: x for n, x in TENSORS.items() if n != "brain"})
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    outcomes = set()
+    for _ in range(500):
+        damaged = whole.copy()
+        places = rng.integers(len(whole), size=rng.integers(1, 4))
+        damaged[places] = rng.choice([0, 255, ord("9"), ord("{"), ord(","), rng.integers(256)], len(places))
+        path.write_bytes(damaged.tobytes())
+        try:
+            tensors = files.read(str(path)).tensors
+            {name: np.array(tensors[name]) for name in tensors}
+            outcomes.add("read")
+        except BadRequest as e:
+            assert "\n" not in str(e)
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 # --- pth ---
@@ -189,14 +292,32 @@ class FakeTensor:
         return self.x
 
 
-def fake_torch(contents):
+def fake_torch(contents, version="2.13.0+cpu"):
     def load(path, *, map_location, weights_only):
         assert map_location == "cpu" and weights_only is True
         if isinstance(contents, Exception):
             raise contents
         return contents
 
-    return types.SimpleNamespace(load=load, Tensor=FakeTensor, bfloat16="bfloat16")
+    return types.SimpleNamespace(load=load, Tensor=FakeTensor, bfloat16="bfloat16", __version__=version)
+
+
+def test_a_pth_needs_a_torch_that_keeps_its_promise(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    path.write_bytes(pickle.dumps(Malicious()))
+    for version in ("1.13.1", "2.5.1+cu121", "2.9.1"):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(AssertionError("was asked to read it"), version))
+        refused(path, rf"in torch {version.replace('+', '.')} in spite of weights_only.*torch>=2.10")
+    for version in ("2.10.0", "2.13.0a0+git1234", "3.0"):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch({"a": FakeTensor([1])}, version))
+        assert set(files.read(str(path)).tensors) == {"a"}
+
+
+class StrangeTensor(FakeTensor):
+    """As torch's sparse and quantised ones, and those of eight bits."""
+
+    def numpy(self):
+        raise TypeError("can't convert\nSparse layout tensor to numpy")
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
@@ -214,8 +335,12 @@ def test_a_malicious_pth_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", fake_torch(error))
     refused(path, "no file of weights alone, and is refused .*posix.system")
     assert not Malicious.executed
-    monkeypatch.setitem(sys.modules, "torch", fake_torch({"optimizer": {}, "x": 3}))
-    refused(path, "holds no state dict")
+    for contents in ({"optimizer": {}, "x": 3}, {0: FakeTensor([1])}, {"model": [FakeTensor([1])]}, FakeTensor([1])):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
+        refused(path, "holds no state dict")
+    for contents in ({"a": StrangeTensor([1])}, {"\x1b[2J": FakeTensor([1])}):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
+        refused(path, "no plain array .(can't convert Sparse|the name .* is not of printable)")
 
 
 def test_a_malicious_pth_with_torch_itself(tmp_path):

@@ -226,10 +226,25 @@ def test_strict_loading_lists_all_that_differs():
 
 def test_a_checkpoint_of_another_family_is_refused_in_one_line():
     model = pretrained.create("torchvision", "resnet18", width=4)
-    with pytest.raises(BadRequest, match=r"none of the names .* for ResNet; it holds features.0.weight.*family"):
+    with pytest.raises(
+        BadRequest, match=r"none of the names .* for this ResNet; it holds features.0.weight.*another model"
+    ):
         load(model, {"features.0.weight": np.zeros((64, 3, 3, 3))}, 32)
     with pytest.raises(BadRequest, match="it holds nothing"):
         load(model, {}, 32)
+    mixer = pretrained.create("timm", "mixer_s16_224", **SMALL, tokens_dim=6, channels_dim=10)
+    deeper = pretrained.create("torchvision", "resnet50", width=4)
+    for other, file, words in (
+        (mixer, ("timm", "resmlp_12_224", SMALL), "only 12 of the 30 names that timm has for this Mixer"),
+        (deeper, ("torchvision", "resnet18", {"width": 4}), "only 122 of the 320 names .* for this ResNet"),
+    ):
+        library, name, kw = file
+        theirs = pretrained.create(library, name, **kw)
+        ours = {n: np.ones(s.shape, np.float32) for n, s in trees.flatten(template(theirs, 32)).items()}
+        state = pretrained.export(trees.unflatten(ours), theirs, library)
+        with pytest.raises(BadRequest, match=words) as e:
+            load(other, state, 32)
+        assert "\n" not in str(e.value)
 
 
 def test_half_precision_is_widened_and_integers_are_refused():
