@@ -122,7 +122,9 @@ def _read_pth(path: Path) -> dict[str, np.ndarray]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises whatever the file's contents lead it to
-        raise BadRequest(f"{path} is no file of weights alone, and is refused ({_line(e)}).") from None
+        asked = re.search(r"GLOBAL (\S+)", str(e))  # the rest of what it says is how to load it all the same
+        reason = f"it asks for {asked[1]}" if asked else _line(e)
+        raise BadRequest(f"{path} is no file of weights alone, and is refused ({reason}).") from None
     for wrapper in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
@@ -173,4 +175,5 @@ def _weights(files: list[str], source: str) -> str:
 
 
 def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200] or type(e).__name__
+    text = "".join(c for c in " ".join(str(e).split()) if c.isprintable())  # torch writes in bold
+    return text[:200] or type(e).__name__
