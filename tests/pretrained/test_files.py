@@ -335,7 +335,7 @@ def test_a_malicious_pth_is_refused(tmp_path, monkeypatch):
         # As torch 2.13 says it.
         ("Re-running `torch.load` will likely succeed.\n\nTrying to load unsupported GLOBAL posix.system whose module",
          r"is refused \(it asks for posix.system\)"),
-        ("\x1b[1mdo those steps only\x1b[0m\nUnsupported operand 149", r"is refused \(\[1mdo those steps .*operand 149\)"),
+        ("\x1b[1mdo those steps only\x1b[0m\nUnsupported operand 149", r"is refused \(\[1mdo those .*operand 149\)"),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "torch", fake_torch(pickle.UnpicklingError(said)))
         refused(path, f"no file of weights alone, and {words}")
