@@ -1,9 +1,9 @@
 """Adaptation layers on a pretrained trunk (Oquab et al. 2014), on scenes of several garments.
 
-  python -m recvis_jax.prepare --dataset=fashion_scenes
-  python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py:run=source --workdir=runs/source
-  python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py --workdir=runs/adaptation
-  python -m recvis_jax.evaluate --workdir=runs/adaptation --windows=fashion_scenes
+python -m recvis_jax.prepare --dataset=fashion_scenes
+python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py:run=source --workdir=runs/source
+python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py --workdir=runs/adaptation
+python -m recvis_jax.evaluate --workdir=runs/adaptation --windows=fashion_scenes
 """
 
 import ml_collections
