@@ -60,6 +60,11 @@ def test_inference_of_the_mean_of_patches():
     check_inference("timm_vit_tiny_patch16_224_gap", "timm", "vit_tiny_patch16_224", features, pool="gap_norm")
 
 
+def test_inference_of_transformers():
+    kw = dict(patch_size=8, width=192, depth=4, heads=3, num_classes=10)
+    check_inference("hf_vit_tiny", "transformers", "google/vit-base-patch16-224", {}, **kw)
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224"])
 def test_inference_by_scan(name):
     check_inference(f"timm_{name}", "timm", name, {}, scan=True)
