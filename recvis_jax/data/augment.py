@@ -2,8 +2,7 @@
 
 A pipeline is a string such as `'pad_crop(4)|flip|erase(0.25)|mixup(0.2)'`. What happens to an example depends only on
 the key, its `slot` in the global batch, its content and, where pairs are mixed, its partner: so the result is the
-same however the batch is split over devices, hosts or micro-batches: to the bit for one operation, within 1e-6 for a
-long row of them, which compilers fuse by the size of the batch. The same split gives the same bits every time.
+same to the bit, on one kind of hardware, however the batch is split over devices, hosts or micro-batches.
 """
 
 import math
@@ -56,8 +55,7 @@ def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKey
     mixing = [step.name for step in steps if step.name in PAIR_OPERATIONS]
 
     def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
-        # Behind the barrier the conversion's product cannot be fused with a later sum, differently for each batch size.
-        batch = {**batch, "image": jax.lax.optimization_barrier(to_float(batch["image"]))}
+        batch = {**batch, "image": images_.rounded(to_float(batch["image"]))}
         if not steps:
             return batch
         if "slot" not in batch:
@@ -125,6 +123,12 @@ def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float
     return (to_float(images) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
+def denormalise(images: Float[Array, "*b h w c"], stats: str | tuple | list) -> Float[Array, "*b h w c"]:
+    """Undoes `normalise`, and cuts off what is outside [0, 1]: for figures."""
+    mean, std = statistics(stats)
+    return jnp.clip(images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32), 0, 1)
+
+
 def mixup(alpha: float) -> PairOperation:
     """Blends each example with its partner, images and labels alike: lambda x + (1 - lambda) x_partner.
 
@@ -183,7 +187,7 @@ def _mix(keys: Key[Array, "pairs"], batch: Batch, mixup_alpha: float, cutmix_alp
         keep = jnp.where(batch["mask"].reshape(b // 2, 2).all(axis=1), keep, 1.0)
 
     pasted = _cut_boxes(keep, u[:, 2], u[:, 3], h, w) & cut[:, None, None, None]
-    kept = (h * w - pasted.sum(axis=(1, 2, 3))).astype(jnp.float32) / (h * w)
+    kept = images_.rounded((h * w - pasted.sum(axis=(1, 2, 3))).astype(jnp.float32) / (h * w))
     mixed = _blend(images, jnp.where(cut, 1.0, keep))
     mixed = jnp.where(jnp.repeat(pasted, 2, axis=0), _partner(images), mixed)
     return {**batch, "image": mixed, "label": _blend(labels, jnp.where(cut, kept, keep))}
@@ -197,8 +201,7 @@ def _partner(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 def _blend(x: Float[Array, "b ..."], keep: Float[Array, "pairs"]) -> Float[Array, "b ..."]:
     """Returns keep x + (1 - keep) x_partner, and x itself, to the bit, where keep is 1."""
     keep = jnp.repeat(keep, 2).reshape(-1, *[1] * (x.ndim - 1))
-    # One product only: of two, a compiler may fuse either with the sum, as it likes.
-    return x + (1 - keep) * (_partner(x) - x)
+    return x + images_.rounded((1 - keep) * (_partner(x) - x))
 
 
 def _cut_boxes(

@@ -2,7 +2,10 @@
 
 Images are float32 in [0, 1]. Each function below is a builder: it checks its arguments and returns f. What happens
 to an example depends on its own key and pixels only. Shapes are static, and pixels are moved by slices, selects and
-matrix products, which TPUs like, never by gathers of single pixels.
+gathers of whole rows, never of single pixels, which TPUs dislike.
+
+The result is the same to the bit whatever the size of the batch. So numbers are added in a written order (no matrix
+products, and sums only of whole numbers), and a product is `rounded` before anything is added to it.
 """
 
 import math
@@ -15,6 +18,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
 from recvis_jax.data import spec as specs
+from recvis_jax.data.resample import resized_rows, rotated, rounded
 from recvis_jax.errors import BadRequest
 
 ImageOperation = Callable[[Any, Any], Any]
@@ -75,20 +79,13 @@ def random_resized_crop(
     scale, ratio = specs.interval(scale, "scale", 1), specs.interval(ratio, "ratio")
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
-        _, h, w, c = images.shape
+        _, h, w, _ = images.shape
         height, width = size or (h, w)
         top, left, box_h, box_w = resized_crop_boxes(keys, h, w, scale, ratio)
 
-        def resample(image: Array, top: Array, left: Array, box_h: Array, box_w: Array) -> Array:
-            factor = jnp.stack([height / box_h, width / box_w])
-            origin = -jnp.stack([top, left]) * factor
-            return jax.image.scale_and_translate(image, (height, width, c), (0, 1), factor, origin, "linear")
-
-        arguments = (images, top, left, box_h, box_w)
-        if len(images) == 1:  # else compiled to another matrix product, whose last bits differ
-            arguments = jax.tree.map(lambda x: jnp.concatenate([x, x]), arguments)
-        # Weights sum to one only up to rounding.
-        return jnp.clip(jax.vmap(resample)(*arguments)[: len(images)], 0, 1)
+        images = resized_rows(images, top, box_h, height).swapaxes(1, 2)
+        images = resized_rows(images, left, box_w, width).swapaxes(1, 2)
+        return jnp.clip(images, 0, 1)  # weights sum to one only up to rounding
 
     return operation
 
@@ -108,7 +105,7 @@ def rotate(degrees: float, value: float = 0.0) -> ImageOperation:
     specs.number(value, "value", 0, 1)
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        angle = (2 * uniforms(keys, 1)[:, 0] - 1) * most
+        angle = rounded((2 * uniforms(keys, 1)[:, 0] - 1) * most)
         return rotated(images, angle, most, value)
 
     return operation
@@ -132,17 +129,18 @@ def color_jitter(
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _check_channels(images, "color_jitter")
         u = uniforms(keys, 4)[:, :, None, None, None]
-        factor = [max(0.0, 1 - a) + u[:, i] * (1 + a - max(0.0, 1 - a)) for i, a in enumerate(amounts.values())]
+        ends = [(max(0.0, 1 - a), 1 + a) for a in amounts.values()]
+        factor = [low + rounded(u[:, i] * (high - low)) for i, (low, high) in enumerate(ends)]
         if brightness:
             images = jnp.clip(images * factor[0], 0, 1)
         if contrast:
             mean = _mean_grey(images)
-            images = jnp.clip(mean + factor[1] * (images - mean), 0, 1)
+            images = jnp.clip(mean + rounded(factor[1] * (images - mean)), 0, 1)
         if saturation and images.shape[-1] == 3:
             grey = _grey(images)
-            images = jnp.clip(grey + factor[2] * (images - grey), 0, 1)
+            images = jnp.clip(grey + rounded(factor[2] * (images - grey)), 0, 1)
         if hue and images.shape[-1] == 3:
-            images = _turn_hue(images, (2 * u[:, 3] - 1) * hue)
+            images = _turn_hue(images, rounded((2 * u[:, 3] - 1) * hue))
         return images
 
     return operation
@@ -175,7 +173,7 @@ def erase(
         _, h, w, c = images.shape
         u = uniforms(keys, 3 + 2 * TRIES)
         # A box as large as the image is refused, as in the paper's code.
-        box_h, box_w, found = _fitting_box(u[:, 3:], h, w, scale, ratio, lambda x: jnp.round(x), h - 1, w - 1)
+        box_h, box_w, found = _fitting_box(u[:, 3:], h, w, scale, ratio, jnp.round, h - 1, w - 1)
         box_h, box_w = box_h.astype(jnp.int32), box_w.astype(jnp.int32)
         box_h = jnp.where(found & (u[:, 0] < p), box_h, 0)
         top, left = _below(u[:, 1], h - box_h + 1), _below(u[:, 2], w - box_w + 1)
@@ -239,58 +237,15 @@ def box_mask(
 def resized_crop_boxes(
     keys: Key[Array, "b"], h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]:
-    """Draws the boxes of `random_resized_crop`: (top, left, height, width) in pixels, not rounded."""
+    """Draws the boxes of `random_resized_crop`: (top, left, height, width) in pixels, not whole ones."""
     u = uniforms(keys, 2 + 2 * TRIES)
-    box_h, box_w, found = _fitting_box(u[:, 2:], h, w, scale, ratio, lambda x: x, h, w)
+    box_h, box_w, found = _fitting_box(u[:, 2:], h, w, scale, ratio, rounded, h, w)
     # None of the tries fits: the largest box, of the allowed ratio nearest to the image's.
     aspect = min(max(w / h, ratio[0]), ratio[1])
     box_h = jnp.where(found, box_h, min(h, w / aspect))
     box_w = jnp.where(found, box_w, min(w, h * aspect))
     u_top, u_left = (jnp.where(found, v, 0.5) for v in (u[:, 0], u[:, 1]))
-    return u_top * (h - box_h), u_left * (w - box_w), box_h, box_w
-
-
-def rotated(
-    images: Float[Array, "b h w c"], angle: Float[Array, "b"], most: float, value: float
-) -> Float[Array, "b h w c"]:
-    """Rotates each image by `angle`, in radians and counter-clockwise, at most `most` either way."""
-    if most == 0:
-        return images
-    across, down = -jnp.tan(angle / 2), jnp.sin(angle)
-    grow = math.ceil(math.tan(most / 2) * (images.shape[1] - 1) / 2)
-    # What the first shear moves out of the frame, the last one may bring back.
-    images = _sheared(images, across, math.tan(most / 2), axis=2, grow=grow, value=value)
-    images = _sheared(images, down, math.sin(most), axis=1, grow=0, value=value)
-    return _sheared(images, across, math.tan(most / 2), axis=2, grow=-grow, value=value)
-
-
-def _sheared(images: Array, slope: Array, steepest: float, axis: int, grow: int, value: float) -> Array:
-    """Reads out[i, j] = images[i + slope (j - centre), j], with i along `axis` and longer by `grow` at both ends."""
-    length, others = images.shape[axis], images.shape[3 - axis]
-    reach = math.ceil(steepest * (others - 1) / 2)
-    pad = [(0, 0)] * 4
-    pad[axis] = (grow + reach, grow + reach + 1)
-    padded = jnp.pad(images, pad, constant_values=value)
-    # In 2^-17ths of a pixel: whole numbers, because a float that is computed twice may floor to two results.
-    steps = jnp.round(slope * (1 << 16)).astype(jnp.int32)[:, None] * (2 * jnp.arange(others) - (others - 1))
-    steps = jnp.clip(jnp.expand_dims(steps, (axis, 3)) + (reach << 17), 0, 2 * reach << 17)
-    moved = _shifted(padded, steps >> 17, axis, 2 * reach)
-    fraction = (steps & ((1 << 17) - 1)).astype(jnp.float32) / (1 << 17)
-    n = length + 2 * grow
-    first, second = (lax.slice_in_dim(moved, i, i + n, axis=axis) for i in (0, 1))
-    return first + (second - first) * fraction
-
-
-def _shifted(x: Array, shift: Array, axis: int, most: int) -> Array:
-    """Drops `shift`, in [0, most], entries at the start of `axis` and the rest of `most` at its end."""
-    while most > 0:  # about log2(most) times: a shift by half of what is left, or none
-        half = (most + 1) // 2
-        n = x.shape[axis]
-        far = shift >= half
-        x = jnp.where(far, lax.slice_in_dim(x, half, n, axis=axis), lax.slice_in_dim(x, 0, n - half, axis=axis))
-        shift = jnp.where(far, shift - half, shift)
-        most -= half
-    return x
+    return rounded(u_top * (h - box_h)), rounded(u_left * (w - box_w)), box_h, box_w
 
 
 def _fitting_box(
@@ -299,16 +254,16 @@ def _fitting_box(
     w: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    rounded: Callable[[Array], Array],
+    finish: Callable[[Array], Array],
     most_h: int,
     most_w: int,
 ) -> tuple[Array, Array, Array]:
     """Returns height, width (b,) of the first of `TRIES` boxes that fits, and whether one does; u is (b, 2 TRIES)."""
-    area = h * w * (scale[0] + u[:, :TRIES] * (scale[1] - scale[0]))
+    area = h * w * (scale[0] + rounded(u[:, :TRIES] * (scale[1] - scale[0])))
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    root = jnp.exp((low + u[:, TRIES:] * (high - low)) / 2)
+    root = jnp.exp((low + rounded(u[:, TRIES:] * (high - low))) / 2)
     side = jnp.sqrt(area)
-    heights, widths = rounded(side / root), rounded(side * root)
+    heights, widths = finish(side / root), finish(side * root)
     fits = (heights <= most_h) & (widths <= most_w)
     first = jnp.argmax(fits, axis=1)[:, None]
     pick = (jnp.take_along_axis(v, first, axis=1)[:, 0] for v in (heights, widths, fits))
@@ -355,7 +310,8 @@ def _grey(images: Array) -> Array:
 def _mean_grey(images: Array) -> Array:
     area = images.shape[1] * images.shape[2]
     steps = 1 << min(13, 30 - area.bit_length())  # the sum stays below 2^31
-    return _grey_steps(images, steps).sum(axis=(1, 2, 3), keepdims=True).astype(jnp.float32) / (steps * area)
+    total = _grey_steps(images, steps).sum(axis=(1, 2, 3), keepdims=True)
+    return rounded(total.astype(jnp.float32) / (steps * area))
 
 
 def _turn_hue(images: Array, turns: Array) -> Array:
@@ -367,5 +323,5 @@ def _turn_hue(images: Array, turns: Array) -> Array:
     # Not `value == r`: a compiler may compute r twice, with a last bit that differs.
     red, green = (r >= g) & (r >= b), g >= b
     sector = jnp.where(red, (g - b) / safe, jnp.where(green, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    k = (sector + 6 * turns + jnp.asarray([5.0, 3.0, 1.0])) % 6
-    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+    k = (sector + rounded(6 * turns) + jnp.asarray([5.0, 3.0, 1.0])) % 6
+    return value - rounded(chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1))
