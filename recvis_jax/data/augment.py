@@ -123,6 +123,12 @@ def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float
     return (to_float(images) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
+def denormalise(images: Float[Array, "*b h w c"], stats: str | tuple | list) -> Float[Array, "*b h w c"]:
+    """Undoes `normalise`, and cuts off what is outside [0, 1]: for figures."""
+    mean, std = statistics(stats)
+    return jnp.clip(images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32), 0, 1)
+
+
 def mixup(alpha: float) -> PairOperation:
     """Blends each example with its partner, images and labels alike: lambda x + (1 - lambda) x_partner.
 
