@@ -3,8 +3,8 @@
   python benchmarks/mae_ablation.py [--repeats=5] [--batch=256]
 
 Rows are the ablations of He et al. 2022, table 1: mask ratio, decoder depth, mask tokens in the encoder. FLOPs are
-those that XLA counts in the compiled program, of the encoder's forward pass alone and of the whole training step. Step times
-are measured in turn, default and row, and the ratio is that of each pair; its spread is from the least to the largest.
+those that XLA counts in the compiled program, of the encoder's forward pass alone and of the whole training step. Step
+times are measured in turn, default and row, and the ratio is that of each pair; its spread is from the least to the largest.
 """
 
 import json

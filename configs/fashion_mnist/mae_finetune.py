@@ -5,6 +5,7 @@
 
 Arguments: `per_class` labels of each class (0 for all), `scratch`, `seed` (of everything, and of which labels), `last`
 (trains the last so many blocks, final norm and head alone; 0 for all), `source` (the run of `mae_pretrain.py`).
+Not yet measured.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
 
 The backbone is frozen and in evaluation mode; a batch norm without affine parameters and a linear layer read the mean
 of the patches beside the class token. The fast form, on cached features:
-`python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest`.
+`python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest`. Not yet measured.
 """
 
 import ml_collections
