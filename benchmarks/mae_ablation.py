@@ -4,7 +4,7 @@
 
 Rows are the ablations of He et al. 2022, table 1: mask ratio, decoder depth, mask tokens in the encoder. FLOPs are
 those that XLA counts in the compiled program, of the encoder's forward pass alone and of the whole training step. Step
-times are measured in turn, default and row, and the ratio is that of each pair; its spread is from the least to the largest.
+times are measured in turn, default and row; the ratio is the median of the pairs', its spread from least to largest.
 """
 
 import json

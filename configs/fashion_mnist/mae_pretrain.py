@@ -1,6 +1,6 @@
 """Masked autoencoder (He et al. 2022) on Fashion-MNIST: 4x4 patches, 6 blocks of width 128, a decoder of 2 of width 64.
 
-python -m recvis_jax.train --config=configs/fashion_mnist/mae_pretrain.py --workdir=runs/mae
+  python -m recvis_jax.train --config=configs/fashion_mnist/mae_pretrain.py --workdir=runs/mae
   python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest --baselines=random,pixels
 
 A figure of masked images, reconstructions and originals is drawn with every evaluation. Not yet measured in full.
