@@ -14,8 +14,9 @@ import numpy as np
 
 from recvis_jax.errors import BadRequest
 
-_BLOCK = re.compile(r"((?:\w+_)?block)(\d+)")
-_BLOCKS = re.compile(r"(?:\w+_)?blocks")
+# Not "stage1_block1": the convolutional blocks of a hybrid are never stacked.
+_BLOCK = re.compile(r"((?:[a-z]+_)?block)(\d+)")
+_BLOCKS = re.compile(r"(?:[a-z]+_)?blocks")
 
 
 def unstack(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,19 @@
 """One contract for every model of the table."""
 
+import functools
+import re
+
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from recvis_jax import models
-from recvis_jax.errors import BadRequest
+from recvis_jax import models, trees
+from recvis_jax.errors import BadRequest, keywords
+from recvis_jax.models import scan
+from recvis_jax.models.mae import patchify
 
 # The smallest of every class: attributes that make it small, and rows and columns of its images.
 TOKENS = {"patch_size": 8, "width": 16, "depth": 2}
@@ -18,9 +25,9 @@ SMALL = {
     "speednet": ({"widths": (4, 8, 8), "blocks": (1, 0)}, 28),
     "resnet20": ({"depth": 8, "width": 4}, 28),
     "alexnet": ({}, 64),
-    "vgg_m": ({"hidden": 8}, 64),
-    "vgg11": ({"width": 4, "hidden": 8}, 32),
-    "googlenet": ({}, 32),
+    "vgg_m": ({"hidden": 64}, 64),
+    "vgg11": ({"width": 8, "hidden": 64}, 32),
+    "googlenet": ({}, 64),
     "resnet18": ({"width": 4}, 32),
     "bit_r50x1": ({"width": 8, "norm_groups": 2, "blocks": (1, 1)}, 32),
     "vit_s16": ({**TOKENS, "heads": 2}, 24),
@@ -30,16 +37,34 @@ SMALL = {
     "ff_only_ti16": (TOKENS, 24),
     "convmixer_768_32": ({**TOKENS, "kernel_size": 3}, 24),
     "vit_s_r26_s32": ({"stages": (1, 1), "width": 16, "depth": 2, "heads": 2}, 32),
+    "mae_b16": ({**TOKENS, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}, 24),
 }
-# An autoencoder's output is an image, so that its own tests hold it.
-ELSEWHERE = {"MAE"}
 # The other forms of a class whose behaviour differs.
-SMALL |= {
+OTHERS = {
     "plain20": SMALL["resnet20"],
     "vgg11_bn": SMALL["vgg11"],
     "resnet50": ({"width": 4, "blocks": (1, 1)}, 32),
     "gmixer_12": SMALL["mixer_s16"],
 }
+SMALL |= OTHERS
+AUTOENCODERS = ("mae_b16",)
+CLASSIFIERS = [name for name in SMALL if name not in AUTOENCODERS]
+
+
+def rows(names, slow=()):
+    """Parameters of a test, those in `slow` so marked: they take longer than 20 seconds where nothing is cached."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+
+
+def create(name, num_classes=10, **kw):
+    classes = {} if name in AUTOENCODERS else {"num_classes": num_classes}
+    return models.create(name, **SMALL[name][0], **classes, **kw)
+
+
+def rates(name, rate):
+    """The attributes of the model that are probabilities of dropping something, all set to `rate`."""
+    names = ("drop_path",) if name == "gmixer_12" else ("dropout", "dropout_aux", "drop_path")  # it drops no units
+    return {k: rate for k in names if k in keywords(models.MODELS[name])}
 
 
 def fill(spec, seed=0):
@@ -55,17 +80,52 @@ def fill(spec, seed=0):
     return jax.tree_util.tree_map_with_path(leaf, spec)
 
 
-def build(name, batch=2, channels=1, **kw):
-    attributes, size = SMALL[name]
-    model = models.create(name, **attributes, **kw)
-    x = jnp.asarray(np.random.default_rng(1).random((batch, size, size, channels), np.float32))
-    return model, fill(jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))), x
+def images(name, batch):
+    """Squares of random grey: noise of single pixels has the same mean everywhere, and some nets end in a mean."""
+    size = SMALL[name][1] // 4
+    grey = np.random.default_rng(1).standard_normal((batch, 4, 4, 1))
+    return jnp.asarray(np.kron(grey, np.ones((1, size, size, 1))), jnp.float32)
+
+
+def template(model, x):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+
+
+def build(name, batch=2, **kw):
+    model, x = create(name, **kw), images(name, batch)
+    return model, fill(template(model, x)), x
+
+
+def objective(output, acts, x, label):
+    """The loss of a model's own output, and of everything that it is trained on."""
+    if "mask" in acts:  # a masked autoencoder
+        patch = x.shape[1] * x.shape[2] // output.shape[1]
+        error = jnp.square(output - patchify(x, int(patch**0.5))).mean(-1)
+        loss = (error * acts["mask"]).sum() / acts["mask"].sum()
+        return loss, loss
+    heads = [output, *(y for key, y in acts.items() if key.endswith("/logits"))]  # auxiliary ones too
+    losses = [optax.softmax_cross_entropy_with_integer_labels(y, label).mean() for y in heads]
+    return losses[0], sum(losses)
+
+
+@functools.cache  # compiled once for all tests
+def differentiated(name, **kw):
+    """(params, other collections, x, label) -> ((total loss, (own loss, acts, new collections)), gradients)."""
+    model = create(name, **{**rates(name, 0.0), **kw})
+
+    def loss(params, other, x, label):
+        (output, acts), new = model.apply(
+            {"params": params, **other}, x, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"]
+        )
+        own, total = objective(output, acts, x, label)
+        return total, (own, acts, {**other, **new})
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def test_every_model_is_tested():
     classes = {getattr(constructor, "func", constructor).__name__ for constructor in models.MODELS.values()}
-    small = {type(models.create(name, **kw)).__name__ for name, (kw, _) in SMALL.items()}
-    assert small | ELSEWHERE == classes | ELSEWHERE
+    assert {type(create(name)).__name__ for name in SMALL} == classes
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -73,63 +133,134 @@ def test_every_model_is_tested():
 def test_outputs(name, dtype):
     model, variables, x = build(name, num_classes=7, dtype=jnp.dtype(dtype))
     forward = jax.jit(lambda v, x: model.apply(v, x, train=False))  # no rng streams: evaluation draws nothing
-    logits, acts = forward(variables, x)
-    np.testing.assert_array_equal(forward(variables, x)[0], logits)
-    assert logits.shape == (2, 7) and logits.dtype == jnp.float32
-    assert np.isfinite(logits).all()
-    assert {"stem", "features", "logits"} <= set(acts)
+    output, acts = forward(variables, x)
+    np.testing.assert_array_equal(forward(variables, x)[0], output)
+    assert output.shape == ((2, 9, 64) if name in AUTOENCODERS else (2, 7)) and output.dtype == jnp.float32
+    assert np.isfinite(output).all()
+    assert {"stem", "features"} <= set(acts)
     assert acts["features"].ndim == 2 and len(acts["features"]) == 2
-    np.testing.assert_array_equal(acts["logits"], logits)
+    np.testing.assert_array_equal(acts["pred" if name in AUTOENCODERS else "logits"], output)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
     if dtype == "bfloat16":
-        exact_model = models.create(name, **SMALL[name][0], num_classes=7)
+        exact_model = create(name, num_classes=7)
         exact, _ = jax.jit(lambda v, x: exact_model.apply(v, x, train=False))(variables, x)
-        np.testing.assert_allclose(logits, exact, atol=0.05 * (1 + np.abs(exact).max()))
+        np.testing.assert_allclose(output, exact, atol=0.05 * (1 + np.abs(exact).max()))
 
 
-@pytest.mark.parametrize("name", SMALL)
+# What cannot change the output, so that its gradient is rounding alone: of a softmax, what is added to all its inputs,
+# as keys' biases do for each query; of a norm over channels, what is added to all channels of a token; of a batch norm,
+# the bias before it.
+WITHOUT_EFFECT = {
+    **dict.fromkeys(("vit_s16", "vit_s_r26_s32", "mae_b16"), "attention/key/bias"),
+    **dict.fromkeys(("mixer_s16", "gmixer_12"), "mlp_tokens/fc2/bias"),
+    "ff_only_ti16": "block1/mlp_tokens/fc2/bias",  # the last block's: others have norms over tokens after them
+    "vgg11_bn": r"conv\d/bias",
+}
+
+
+@pytest.mark.parametrize("name", rows(SMALL, slow=("googlenet",)))
 def test_every_parameter_gets_a_gradient(name):
-    model, variables, x = build(name, batch=8, num_classes=10)
-    label = jnp.arange(8) % 10
-    stats = {k: v for k, v in variables.items() if k != "params"}
+    model, variables, x = build(name, batch=8)
+    params = variables.pop("params")
+    (_, (_, acts, new)), g = differentiated(name)(params, variables, x, jnp.arange(8))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(g))
+    for where, leaf in trees.flatten(g).items():
+        assert np.isfinite(leaf).all(), where
+        idle = name in WITHOUT_EFFECT and re.search(WITHOUT_EFFECT[name], where)
+        assert (np.abs(leaf).max() > 1e-6 * largest) != bool(idle), where
+    _, evaluated = jax.eval_shape(lambda v: model.apply(v, x, train=False), {"params": params, **variables})
+    assert acts.keys() == evaluated.keys()
+    if name in CLASSIFIERS:  # an autoencoder sees fewer patches in training
+        assert {k: v.shape for k, v in acts.items()} == {k: v.shape for k, v in evaluated.items()}
+    assert new.keys() == variables.keys()
+    for kind, tree in variables.items():
+        for old, now in zip(jax.tree.leaves(tree), jax.tree.leaves(new[kind]), strict=True):
+            assert old.shape == now.shape and np.any(old != now) == (kind == "batch_stats")
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if rates(n, 0.5)])
+def test_training_needs_a_key_where_something_is_dropped(name):
+    model, x = create(name, **rates(name, 0.5)), images(name, 2)
+    variables = template(model, x)
+
+    def train(**kw):
+        return jax.eval_shape(lambda v: model.apply(v, x, train=True, mutable=["batch_stats"], **kw), variables)
+
+    assert train(rngs={"dropout": jax.random.key(0)})
+    with pytest.raises(flax.errors.InvalidRngError):
+        train()
+
+
+# Adam's learning rate and steps; large nets learn 8 images in fewer, and each of theirs takes long.
+OVERFIT = {"alexnet": (1e-3, 60), "vgg_m": (1e-3, 80), "googlenet": (1e-3, 100), "speednet": (3e-2, 150)}
+
+
+@pytest.mark.parametrize("name", rows(SMALL, slow=("alexnet", "googlenet", "vgg_m")))
+def test_eight_images_are_learnt_by_heart(name):
+    model, x = create(name, **rates(name, 0.0)), images(name, 8)
+    lr, steps = OVERFIT.get(name, (1e-2, 150))
+    optimizer = optax.adam(optax.cosine_decay_schedule(lr, steps))
+    quick = {"xla_backend_optimization_level": 0}  # to compile, where it runs once
+    init = jax.jit(lambda key: model.init(key, x, train=False), compiler_options=quick)
+    variables = dict(init(jax.random.key(0)))
+    params, label, losses = variables.pop("params"), jnp.arange(8), []
+    state = optimizer.init(params)
 
     @jax.jit
-    def grads(params):
-        def loss(params):
-            (logits, acts), new = model.apply(
-                {"params": params, **stats}, x, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"]
-            )
-            heads = [logits, *(x for key, x in acts.items() if key.endswith("/logits"))]  # auxiliary ones too
-            nll = [-jnp.take_along_axis(jax.nn.log_softmax(x), label[:, None], 1).mean() for x in heads]
-            return sum(nll), (acts, new)
+    def update(params, grads, state):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
-        return jax.grad(loss, has_aux=True)(params)
+    for _ in range(steps):
+        (_, (loss, _, variables)), grads = differentiated(name)(params, variables, x, label)
+        params, state = update(params, grads, state)
+        losses.append(float(loss))
+    assert losses[0] > 0.9, "at the start it knows nothing: ln 10 for classes, 1 for images of variance 1"
+    assert losses[-1] < 0.3
+    if name in CLASSIFIERS:
+        output, _ = jax.jit(lambda v: model.apply(v, x, train=False))({"params": params, **variables})
+        np.testing.assert_array_equal(output.argmax(-1), label)
 
-    g, (acts, new) = grads(variables["params"])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(g):
-        assert np.isfinite(leaf).all() and np.any(leaf != 0), jax.tree_util.keystr(path)
-    _, evaluated = jax.eval_shape(lambda v: model.apply(v, x, train=False), variables)
-    assert {k: v.shape for k, v in acts.items()} == {k: v.shape for k, v in evaluated.items()}
-    for old, now in zip(jax.tree.leaves(stats), jax.tree.leaves(dict(new)), strict=True):
-        assert old.shape == now.shape and np.any(old != now)
+
+# What compiles or computes the same in another way, for one row of every class that can.
+FORMS = [(n, f) for n in SMALL if n not in OTHERS for f in ("remat", "scan") if f in keywords(models.MODELS[n])]
+
+
+@pytest.mark.parametrize("name, form", FORMS)
+def test_other_forms_give_the_same_gradients(name, form):
+    """With the same units dropped under remat; under scan blocks draw other numbers, so that nothing is dropped."""
+    _, variables, x = build(name, batch=8)
+    params, label = variables.pop("params"), jnp.arange(8)
+    drop = rates(name, 0.2 if form == "remat" else 0.0)
+    (expected, _), grads = differentiated(name, **drop)(params, variables, x, label)
+    if form == "scan":
+        params, grads, variables = scan.stack(params), scan.stack(grads), scan.stack(variables)
+    (total, _), found = differentiated(name, **drop, **{form: True})(params, variables, x, label)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    found, grads = trees.flatten(found), trees.flatten(grads)
+    assert found.keys() == grads.keys()
+    largest = max(np.abs(leaf).max() for leaf in grads.values())
+    for where, leaf in grads.items():
+        np.testing.assert_allclose(found[where], leaf, rtol=1e-4, atol=1e-5 * largest, err_msg=where)
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 32, 32, 3), (2, 33, 47, 3), (1, 96, 96, 3)])
 def test_other_sizes_work_or_say_why(name, shape):
-    model = models.create(name, **SMALL[name][0], num_classes=10)
+    model = create(name)
 
     def run():
         x = jnp.zeros(shape)
         return model.init_with_output(jax.random.key(0), x, train=False)
 
     try:
-        (logits, _), _ = jax.eval_shape(run)
+        (output, _), _ = jax.eval_shape(run)
     except BadRequest as e:
         assert "at least" in str(e) and f"{shape[1]}x{shape[2]}" in str(e)
         assert shape[1] != 96, "which is large enough, and made of whole patches"
     else:
-        assert logits.shape == (shape[0], 10)
+        patches = (shape[1] // 8 * shape[2] // 8, 64 * shape[3])
+        assert output.shape == (shape[0], *(patches if name in AUTOENCODERS else (10,)))
 
 
 def test_unknown_names_and_values():
