@@ -3,8 +3,7 @@
   python -m recvis_jax.describe --model=resnet50,vit_s16 --image_size=224
   python -m recvis_jax.describe --config=configs/fashion_mnist/lenet5.py
 
-One model is listed layer by layer: `sees` is the receptive field of an output in pixels, `step` the pixels from one
-output to the next, `pad` those by which the first field reaches over the edge. Several models are put side by side.
+One model is listed layer by layer, with a legend. Several models are put side by side.
 """
 
 import math
@@ -15,6 +14,10 @@ from ml_collections import config_flags
 
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
+
+_MACS = "\nMACs: multiplications, each with an addition."
+_FIELDS = """ sees: receptive field of an output in pixels, were the image large;
+step: pixels from one output to the next; pad: pixels by which the first output's field reaches over the edge."""
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file: its model, images and optimizer.", lock_config=False, accept_new_attributes=True
@@ -29,6 +32,8 @@ def main(argv: list[str]) -> None:
     del argv
     if bool(_MODEL.value) == (_CONFIG.value is not None):
         raise errors.BadRequest("give one of --model=NAME[,NAME...] and --config=FILE.")
+    if _CONFIG.value is not None and (given := [f.name for f in (_SIZE, _CHANNELS, _CLASSES) if f.present]):
+        raise errors.BadRequest(f"--{given[0]} goes with --model; a config says by itself what its images are.")
     cli.start_jax(None)
     if _MODEL.value:
         shape = (*_image_size(_SIZE.value), _CHANNELS.value)
@@ -123,7 +128,7 @@ def _layers_table(layers: list[Any]) -> str:
         ]
         for layer in layers
     ]
-    return _table([head, *rows])
+    return _table([head, *rows]) + "\n" + _MACS + (_FIELDS if spatial else "")
 
 
 def _totals_table(found: dict[str, dict[str, Any]]) -> str:
@@ -131,12 +136,12 @@ def _totals_table(found: dict[str, dict[str, Any]]) -> str:
         ["", *found],
         ["images", *("x".join(map(str, f["images"])) for f in found.values())],
         ["parameters", *(f"{f['parameters']:,}" for f in found.values())],
-        ["GMACs an image", *(f"{f['macs'] / 1e9:,.4g}" for f in found.values())],
-        ["GFLOPs an image (2 a MAC)", *(f"{2 * f['macs'] / 1e9:,.4g}" for f in found.values())],
-        ["activations an image, float32", *(_bytes(f["activations"]) for f in found.values())],
+        ["MACs an image", *(_scaled(f["macs"], 4) for f in found.values())],
+        ["FLOPs an image, 2 a MAC", *(_scaled(2 * f["macs"], 4) for f in found.values())],
+        ["outputs of all layers an image, float32", *(_scaled(f["activations"], 3, "B") for f in found.values())],
     ]
     for kind in next(iter(found.values()))["state"]:
-        rows.append([f"state with {kind}", *(_bytes(f["state"][kind]) for f in found.values())])
+        rows.append([f"parameters and state of {kind}", *(_scaled(f["state"][kind], 3, "B") for f in found.values())])
     return _table(rows)
 
 
@@ -151,9 +156,11 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _bytes(n: float) -> str:
-    unit = next((i for i in range(3) if n < 1000 ** (i + 1)), 3)
-    return f"{n / 1000**unit:,.3g} {('B', 'kB', 'MB', 'GB')[unit]}"
+def _scaled(n: float, digits: int, unit: str = "") -> str:
+    """Returns a number by thousands, as 4.089 G or 102 MB."""
+    prefixes = ("", "k", "M", "G", "T")
+    power = next((i for i in range(4) if float(f"{n / 1000**i:.{digits}g}") < 1000), 4)
+    return f"{n / 1000**power:,.{digits}g} {prefixes[power]}{unit}".rstrip()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@
   python -m recvis_jax.predict --weights=runs/lenet5 shoe.png
 
 A model is one of ours, as vit_b16, or another library's by its own name, as timm/vit_base_patch16_224. Weights are a
-file, hf://owner/repo[/file], or the folder of a run of our own, which knows its model, classes and preprocessing.
+file, hf://owner/repo[/file], or the folder of a run of our own, which knows its model, classes and preprocessing. It
+stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others.
+
+A line is a probability and a class; where the outputs are no probabilities of one class out of all, a line says so.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -17,11 +20,23 @@ from absl import flags
 from recvis_jax import cli, errors
 
 _MODEL = flags.DEFINE_string("model", None, "Name of the model, ours or library/name; not needed for a run of our own.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "File, hf://owner/repo[/file] or folder of a run.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "File, hf://owner/repo[/file] or folder of a run[@checkpoint].")
 _CLASSES = flags.DEFINE_string("classes", None, "Names of the classes: a file with one a line, or a data set's name.")
 _TOP = flags.DEFINE_integer("top", 5, "How many classes to print.", lower_bound=1)
-_SIZE = flags.DEFINE_integer("image_size", None, "Rows and columns for the model, if not those of the weights.")
+_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Rows and columns for the model, if not those of the weights.", lower_bound=1
+)
 _STATISTICS = flags.DEFINE_string("statistics", None, "Mean and deviation by name, if not those of the weights.")
+_OUTPUTS = flags.DEFINE_integer("num_classes", None, "Outputs of the model, if not its usual 1000.", lower_bound=1)
+
+# What the numbers of a line are, where they are not the probabilities of one class out of all.
+NOTES = {
+    "sigmoid": "each probability is of that class by itself; they do not sum to 1",
+    "value": "the model was trained to give these numbers themselves; they are no probabilities",
+}
+
+
+Kind = Literal["softmax", "sigmoid", "value"]
 
 
 class Predictor(NamedTuple):
@@ -29,13 +44,15 @@ class Predictor(NamedTuple):
 
     Attributes:
       prepare: path of an image -> uint8 (h w c), as large as the model wants it.
-      logits: images uint8 (b h w c) -> (b k).
+      outputs: images uint8 (b h w c) -> (b k).
       classes: names of the classes; may be empty.
+      kind: what the outputs are: "softmax" and "sigmoid" are logits of such probabilities, "value" plain numbers.
     """
 
     prepare: Callable[[Path], np.ndarray]
-    logits: Callable[[np.ndarray], Any]
+    outputs: Callable[[np.ndarray], Any]
     classes: Sequence[str]
+    kind: Kind
 
 
 def main(argv: list[str]) -> None:
@@ -47,66 +64,97 @@ def main(argv: list[str]) -> None:
     if not _WEIGHTS.value:
         raise errors.BadRequest("--weights is missing: a file, hf://owner/repo or the folder of a run.")
     cli.start_jax()
-    run = Path(_WEIGHTS.value) / "config.json"
-    if not run.exists() and not _MODEL.value:
-        raise errors.BadRequest("--model is missing, as resnet50 or torchvision/resnet50.")
-    predictor = (
-        of_run(run) if run.exists() else of_library(_MODEL.value, _WEIGHTS.value, _SIZE.value, _STATISTICS.value)
-    )
+    run = _run_folder(_WEIGHTS.value)
+    if run:
+        if given := [f.name for f in (_MODEL, _SIZE, _STATISTICS, _OUTPUTS) if f.present]:
+            raise errors.BadRequest(f"--{given[0]} is not needed: the run {run[0]} says by itself what it takes.")
+        predictor = of_run(*run)
+    elif _MODEL.value:
+        predictor = of_library(_MODEL.value, _WEIGHTS.value, _SIZE.value, _STATISTICS.value, _OUTPUTS.value)
+    else:
+        raise errors.BadRequest(
+            f"--model is missing, as resnet50 or torchvision/resnet50: {_WEIGHTS.value} is no folder of a run."
+        )
     classes = class_names(_CLASSES.value) if _CLASSES.value else predictor.classes
+    if predictor.kind in NOTES:
+        print(NOTES[predictor.kind])
     for path in paths:  # one by one: what is read is shown at once, and memory does not grow
-        logits = np.asarray(predictor.logits(predictor.prepare(path)[None]))[0]
-        print(f"{path}\n{show(logits, classes, _TOP.value)}", flush=True)
+        outputs = np.asarray(predictor.outputs(predictor.prepare(path)[None]))[0]
+        print(f"{path}\n{show(outputs, classes, _TOP.value, predictor.kind)}", flush=True)
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]
 
 
-def of_library(name: str, weights: str, size: int | None = None, statistics: str | None = None) -> Predictor:
-    """Loads published weights: `name` is one of our models, or library/name."""
+def _run_folder(weights: str) -> tuple[Path, str | None] | None:
+    """Returns folder and checkpoint where `weights` names a run, as runs/lenet5 or runs/lenet5@last."""
+    for folder, which in ((weights, None), weights.rpartition("@")[::2]):
+        if folder and (Path(folder).expanduser() / "config.json").exists():
+            return Path(folder).expanduser(), which
+    return None
+
+
+def of_library(
+    name: str, weights: str, size: int | None = None, statistics: str | None = None, num_classes: int | None = None
+) -> Predictor:
+    """Loads published weights: `name` is one of our models, or library/name; the rest as the flags say."""
     import jax
     import jax.numpy as jnp
 
     from recvis_jax import models, pretrained
-    from recvis_jax.pretrained import files, preprocessing
+    from recvis_jax.pretrained import preprocessing
 
     library, _, theirs = name.rpartition("/")
     how = preprocessing.of(library, theirs)._replace(**({"size": size} if size else {}))
     how = how._replace(statistics=statistics or how.statistics)
-    checkpoint = files.read(weights)
-    model = pretrained.create(library, theirs) if library else models.create(theirs)
+    kw = {"num_classes": num_classes} if num_classes else {}
+    model = pretrained.create(library, theirs, **kw) if library else models.create(theirs, **kw)
+    if not hasattr(model, "num_classes"):
+        raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
     shape = (1, how.size, how.size, 3)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    variables = pretrained.load(checkpoint, model, template, library=library)
+    variables = pretrained.load(weights, model, template, library=library)
 
     def apply(variables: Any, images: Any) -> Any:
         return model.apply(variables, images, train=False)[0]
 
-    return _predictor(apply, variables, how.transform(), how.statistics, shape[1:], ())
+    print(f"preprocessing: {how.transform()}, statistics of {how.statistics}")
+    return _predictor(apply, variables, how.transform(), how.statistics, shape[1:], (), "softmax")
 
 
-def of_run(config: Path) -> Predictor:
-    """Loads the best checkpoint of a run of our own, the last where it never evaluated."""
+def of_run(folder: Path, which: str | None = None) -> Predictor:
+    """Loads a checkpoint of a run of our own: the best, or the last where it never evaluated, unless one is named."""
     from recvis_jax import trained
 
-    content = trained.read_config(config.parent)
-    model = trained.of_run(config.parent, content)
+    content = trained.read_config(folder)
+    model = trained.of_run(folder, content, which)
     run, data = model.run, content["data"]
     if run.task.losses is None:
-        raise errors.BadRequest(f"{config.parent} was pretrained without labels: fine-tune it or probe it first.")
+        raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
+    print(f"{folder}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
+    task, source = content.get("task") or {}, run.data.train
+    loss: Any = task.get("loss") or ("sigmoid" if source.multi_label else "softmax")
+    kind: Kind = "value"  # also of classes, whose 0 and 1 the losses "l1", "l2" and "huber" fit
+    if source.num_classes and task.get("name") != "regress" and loss in ("softmax", "sigmoid"):
+        kind = loss
     spec, statistics = data.get("eval_transform", ""), data.get("statistics", "none")
 
     def apply(variables: Any, images: Any) -> Any:
         found = run.task.predict(variables[0], variables[1], {"image": images})
         return found.get("logits", found.get("prediction"))
 
-    return _predictor(
-        apply, (model.params, model.model_state), spec, statistics, run.data.image_shape, run.data.train.class_names
-    )
+    variables = (model.params, model.model_state)
+    return _predictor(apply, variables, spec, statistics, run.data.image_shape, source.class_names, kind)
 
 
 def _predictor(
-    apply: Callable, variables: Any, spec: str, statistics: Any, shape: tuple[int, int, int], classes: Sequence[str]
+    apply: Callable,
+    variables: Any,
+    spec: str,
+    statistics: Any,
+    shape: tuple[int, int, int],
+    classes: Sequence[str],
+    kind: Kind,
 ) -> Predictor:
     import jax
 
@@ -127,10 +175,10 @@ def _predictor(
         return out
 
     @jax.jit
-    def logits(variables: Any, images: Any) -> Any:
+    def outputs(variables: Any, images: Any) -> Any:
         return apply(variables, augment.normalise(images, statistics))
 
-    return Predictor(prepare, lambda images: logits(variables, images), classes)
+    return Predictor(prepare, lambda images: outputs(variables, images), classes, kind)
 
 
 def class_names(source: str) -> list[str]:
@@ -142,13 +190,16 @@ def class_names(source: str) -> list[str]:
     return list(sources.open_split(source, "train").class_names)
 
 
-def show(logits: np.ndarray, classes: Sequence[str], top: int) -> str:
-    """Returns a line for each of the `top` most probable classes, softmax probabilities first."""
-    if classes and len(classes) != len(logits):
-        raise errors.BadRequest(f"there are {len(classes)} names of classes, but the model has {len(logits)} outputs.")
-    e = np.exp(logits.astype(np.float64) - logits.max())
-    order = np.argsort(-logits, kind="stable")[:top]
-    return "\n".join(f"  {e[i] / e.sum():6.2%}  {classes[i] if classes else f'class {i}'}" for i in order)
+def show(outputs: np.ndarray, classes: Sequence[str], top: int, kind: Kind) -> str:
+    """Returns a line for each of the `top` largest outputs (k): its probability or the number itself, and the class."""
+    if classes and len(classes) != len(outputs):
+        raise errors.BadRequest(f"there are {len(classes)} names of classes, but the model has {len(outputs)} outputs.")
+    x = outputs.astype(np.float64)
+    e = np.exp(x - x.max())
+    values = {"softmax": e / e.sum(), "sigmoid": (1 + np.tanh(x / 2)) / 2, "value": x}[kind]
+    order = np.argsort(-x, kind="stable")[:top]
+    names = classes or [f"{'output' if kind == 'value' else 'class'} {i}" for i in range(len(x))]
+    return "\n".join(f"  {values[i]:{'7.4g' if kind == 'value' else '7.2%'}}  {names[i]}" for i in order)
 
 
 if __name__ == "__main__":
