@@ -39,7 +39,7 @@ def measure(model: str, cache: str, repeats: int, n: int) -> tuple[float, float,
     data = dict(name="fashion_mnist", augment="pad_crop(2)|flip", statistics="fashion_mnist", test=None, cache=cache)
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model={"name": model}, optim=optim, steps=10**6, batch_size=BATCH)
-    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, mesh=run.mesh)
+    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
     augment, key = jax.jit(run.data.augment), jax.random.key(0)
     batches, state, waits = build.train_batches(run, 0), run.create(), 0.0
     held = next(batches)

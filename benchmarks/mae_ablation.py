@@ -59,7 +59,7 @@ class Side:
 
         image, noise = jnp.zeros((_BATCH.value, 28, 28, 1)), jnp.zeros((_BATCH.value, 49))
         encoder = jax.jit(encode).lower(state.params, state.model_state, image, noise).compile()
-        step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, mesh=run.mesh)
+        step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
         self.step = step.lower(state, batch).compile()
         self.state, self.batch = state, batch
         self.encoder_flops, self.flops = (f.cost_analysis()["flops"] / _BATCH.value for f in (encoder, self.step))

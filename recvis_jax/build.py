@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from recvis_jax.data import windows as sliding
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed
 from recvis_jax.training import optim as optimisers
+from recvis_jax.training import sharding as layouts
 from recvis_jax.training import state as states
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -189,8 +190,9 @@ class Run(NamedTuple):
     Attributes:
       data, model, task, optimizer: as built from the config's sections.
       mesh: all devices.
-      create: () -> the state at step 0, compiled.
-      template: its shapes and types.
+      create: () -> the state at step 0, compiled, on its devices.
+      template: its shapes, types and shardings.
+      layout: how the state lies on the mesh.
       seed: of everything random.
       total_steps: updates of the whole run.
       steps_per_epoch: updates an epoch, not necessarily whole.
@@ -205,11 +207,17 @@ class Run(NamedTuple):
     mesh: Mesh
     create: Callable[[], states.State]
     template: states.State
+    layout: layouts.Plan
     seed: int
     total_steps: int
     steps_per_epoch: float
     batch_size: int
     eval_batch_size: int
+
+    @property
+    def shardings(self) -> states.State:
+        """The shardings of the state."""
+        return self.layout.shardings
 
 
 def make_run(
@@ -226,8 +234,13 @@ def make_run(
     accumulate: int = 1,
     dtype: str = "float32",
     ema_decay: float | None = None,
+    sharding: str | dict = "replicate",
+    devices: Sequence[jax.Device] | None = None,
 ) -> Run:
     """Builds a run from the sections of its config; see `recvis_jax.train.train` for the keys.
+
+    Args:
+      devices: to run on; all by default. (The others are those of `train`.)
 
     Raises:
       BadRequest: an unknown key, name or value, with what would be right.
@@ -239,10 +252,11 @@ def make_run(
         raise errors.BadRequest(f"config.seed={seed} is negative.")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise errors.BadRequest(f"config.ema_decay={ema_decay} is outside [0, 1).")
-    mesh = distributed.make_mesh()
-    distributed.check_batch(batch_size, accumulate, mesh.size, "config.batch_size")
+    mesh, strategy, rules = make_mesh(sharding, devices)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    distributed.check_batch(batch_size, accumulate, parts, "config.batch_size")
     eval_batch_size = eval_batch_size or batch_size // accumulate
-    distributed.check_batch(eval_batch_size, 1, mesh.size, "config.eval_batch_size")
+    distributed.check_batch(eval_batch_size, 1, parts, "config.eval_batch_size")
 
     parts = open_data(**data)
     net = make_model(parts, dtype, **model)
@@ -258,9 +272,16 @@ def make_run(
     optimizer = optimisers.make_optimizer(
         **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
     )
+
+    def initial() -> states.State:
+        return states.create(objective, optimizer, seed, ema=ema_decay is not None)
+
+    template = jax.eval_shape(initial)
+    layout = layouts.plan(template, mesh, strategy, rules)
     # Used once: what optimising its code would save is far less than it costs.
     create = jax.jit(
-        lambda: states.create(objective, optimizer, seed, ema=ema_decay is not None),
+        initial,
+        out_shardings=layout.shardings,
         compiler_options={"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None,
     )
     return Run(
@@ -270,13 +291,30 @@ def make_run(
         optimizer=optimizer,
         mesh=mesh,
         create=create,
-        template=jax.eval_shape(create),
+        template=layouts.laid_out(template, layout.shardings),
+        layout=layout,
         seed=seed,
         total_steps=total,
         steps_per_epoch=per_epoch,
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
     )
+
+
+def make_mesh(
+    sharding: str | dict, devices: Sequence[jax.Device] | None = None
+) -> tuple[Mesh, str, tuple[layouts.Rule, ...]]:
+    """Returns the mesh of a config's `sharding`, its strategy, and the user's rules.
+
+    Args:
+      sharding: the strategy's name, or a dict of `strategy`, `data`, `fsdp`, `model` (see `sharding.make_mesh`) and
+        `rules` (see `training.sharding`), as dict(strategy="tensor", model=4, rules=[("head/bias$", ("model",))]).
+      devices: all by default.
+    """
+    section = {"strategy": sharding} if isinstance(sharding, str) else dict(sharding)
+    rules = layouts.check_rules(section.pop("rules", ()))
+    errors.check_kwargs(layouts.make_mesh, section, "config.sharding", extra=("rules",), given=("devices",))
+    return layouts.make_mesh(devices, **section), section.get("strategy", "replicate"), rules
 
 
 def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple | None:
@@ -304,6 +342,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     state = run.create()
     if not init_from:
         return state
+    state = distributed.onto_host(state)  # what is loaded may stand beside what is kept, wherever that lies
     arguments = {"source": init_from} if isinstance(init_from, str) else dict(init_from)
     errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=("model", "variables", "say"))
     variables = {"params": state.params, **state.model_state}
@@ -316,8 +355,9 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
         variables = dict(pretrained.load(**arguments, model=run.model, variables=variables, say=say))
     say(f"initialised from {arguments['source']}")
     params = variables.pop("params")
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, {"params": params, "model_state": variables})
-    return dataclasses.replace(state, params=params, model_state=variables, ema=ema)
+    ema = None if state.ema is None else {"params": params, "model_state": variables}
+    state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
+    return distributed.onto_devices(state, run.shardings)
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:

@@ -54,6 +54,7 @@ def train(
     accumulate: int = 1,
     compile: Literal["jit", "pmap"] = "jit",
     dtype: Literal["float32", "bfloat16"] = "float32",
+    sharding: str | dict = "replicate",
     ema_decay: float | None = None,
     metrics: tuple | list = (),
     log_every: int | float = 100,
@@ -79,6 +80,7 @@ def train(
       accumulate: micro-batches a step.
       compile: "jit" over a mesh or "pmap".
       dtype: type of the computation; parameters stay float32.
+      sharding: "replicate", "fsdp" or "tensor", or a dict with the mesh's sizes and rules; see `build.make_mesh`.
       ema_decay: decay of the moving average of parameters and batch statistics, which is then what is evaluated.
       metrics: names of further validation metrics.
       log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float. On the command line a number
@@ -96,8 +98,10 @@ def train(
     began = time.monotonic()
     run = build.make_run(
         data=data, model=model, optim=optim, task=task, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size,
-        eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype, ema_decay=ema_decay,
+        eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype, ema_decay=ema_decay, sharding=sharding,
     )  # fmt: skip
+    if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
+        raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
@@ -110,7 +114,7 @@ def train(
 
     folder = log.open_workdir(workdir, config or {}, configs.differences)
     with loop.StopSignal() as stop:
-        keeper = checkpoint.Checkpointer(folder, run.template, run.mesh)
+        keeper = checkpoint.Checkpointer(folder, run.template)
         restored = keeper.restore_newest()
         resumed = restored.meta if restored else {}
         at = restored.step if restored else 0
@@ -139,15 +143,15 @@ def train(
 
         step_fn = steps_of.make_train_step(
             run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
-            compile=compile, mesh=run.mesh,
+            compile=compile, shardings=run.shardings,
         )  # fmt: skip
         try:
             done = loop.run(
-                steps_of.place_state(state, run.mesh, compile), step_fn,
+                steps_of.place_state(state, run.shardings, compile), step_fn,
                 lambda first: build.train_batches(run, first, compile),
                 total_steps=run.total_steps, batch_size=batch_size, checkpointer=keeper, log=writer, resumed=resumed,
                 evaluate=validate if run.data.val else None, best=run.task.best, early_stop=early_stop, **every,
-                fetch=lambda x: steps_of.fetch_state(x, run.mesh, compile), stop=stop,
+                fetch=lambda x: steps_of.fetch_state(x, run.shardings, compile), stop=stop,
             )  # fmt: skip
         except BaseException:
             with contextlib.suppress(errors.Failure):
@@ -158,7 +162,7 @@ def train(
             if distributed.is_main():
                 with contextlib.suppress(OSError):  # of a full disk, which is not to hide how the loop ended
                     plot.curves(log.read_records(writer.path), folder / "curves.png")
-        state = steps_of.fetch_state(done.state, run.mesh, compile)
+        state = steps_of.fetch_state(done.state, run.shardings, compile)
         end = int(state.step)
         if done.reason == "interrupted":
             keeper.close()
@@ -219,6 +223,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
 def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> None:
     """Says what is about to be trained, and on what."""
     from recvis_jax import trees
+    from recvis_jax.training import sharding
 
     say(cli.about_jax())
     data = run.data
@@ -228,6 +233,8 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> N
     say(f"data: {data.train.name}, {shape}, {data.train.num_classes} classes; {sizes}; cache {data.cache}")
     epochs = run.total_steps / run.steps_per_epoch
     count = trees.count(run.template.params)
+    if run.mesh.size > 1:
+        say(sharding.describe(run.layout, run.template))
     say(f"model: {model}, {count:,} parameters; {run.total_steps:,} steps of {run.batch_size} ({epochs:.3g} epochs)")
 
 

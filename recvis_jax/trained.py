@@ -53,7 +53,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def make_run(config: dict[str, Any]) -> build.Run:
     """Builds the run of a whole config, of which it takes the keys that say what a run is."""
     keys = errors.keywords(build.make_run)
-    return build.make_run(**{k: v for k, v in config.items() if k in keys})
+    found = {k: v for k, v in config.items() if k in keys}
+    if isinstance(found.get("sharding"), dict):  # here there may be other devices than the run's
+        found["sharding"] = {k: v for k, v in found["sharding"].items() if k in ("strategy", "rules")}
+    return build.make_run(**found)
 
 
 def of_run(folder: Path, config: dict[str, Any], which: str | None = None) -> Trained:
@@ -72,7 +75,7 @@ def of_run(folder: Path, config: dict[str, Any], which: str | None = None) -> Tr
     if which == "random":
         state = run.create()
         return Trained(run, state.params, state.model_state, 0, "random", config)
-    keeper = checkpoint.Checkpointer(folder, run.template, run.mesh, read_only=True)
+    keeper = checkpoint.Checkpointer(folder, run.template, read_only=True)
     which = which or ("best" if keeper.best_step() is not None else "last")
     restored = keeper.restore(which)
     return Trained(run, *restored.state.evaluated, restored.step, which, config)

@@ -53,7 +53,8 @@ def make_evaluate(
 
     def update(params: Any, model_state: Any, batch: dict) -> dict[str, Any]:
         batch = preprocess(batch)
-        outputs = predict(params, model_state, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            outputs = predict(params, model_state, batch)
         return {name: metric.update(outputs, batch) for name, metric in metrics.items()}
 
     compiled = jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import StdConv, dense_head
-from recvis_jax.models.layers import Acts, GroupNorm, global_avg_pool, max_pool
+from recvis_jax.models.layers import Acts, GroupNorm, batch_split, global_avg_pool, max_pool
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 SIZES = ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
@@ -94,7 +94,7 @@ class BiT(nn.Module):
             for block in range(1, blocks + 1):
                 stride = 2 if stage > 1 and block == 1 else 1
                 width, name = self.width * 2 ** (stage - 1), f"stage{stage}_block{block}"
-                x = block_type(width, stride, norm, self.dtype, name=name)(x)
+                x = batch_split(block_type(width, stride, norm, self.dtype, name=name)(x))
                 acts[f"stage{stage}/block{block}"] = x
         acts["norm"] = x = nn.relu(norm(name="norm")(x))
         acts["features"] = global_avg_pool(x)

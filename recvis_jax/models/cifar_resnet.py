@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, global_avg_pool, he_normal, linear_head, make_norm
+from recvis_jax.models.layers import (
+    Acts,
+    activation,
+    batch_split,
+    global_avg_pool,
+    he_normal,
+    linear_head,
+    make_norm,
+)
 
 
 class BasicBlock(nn.Module):
@@ -46,13 +54,13 @@ class BasicBlock(nn.Module):
         y = self.conv("conv2", 3)(y)
         y = self.norm(name="norm2", zero_init=self.zero_init)(y, train=train)
         if self.shortcut == "none":
-            return self.act(y)
+            return batch_split(self.act(y))
         if x.shape != y.shape and self.shortcut == "B":
             x = self.norm(name="norm_proj")(self.conv("proj", 1, self.stride)(x), train=train)
         elif x.shape != y.shape:
             new = self.width - x.shape[-1]
             x = jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
-        return self.act(x + y)
+        return batch_split(self.act(x + y))
 
 
 class CifarResNet(nn.Module):

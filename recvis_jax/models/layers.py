@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
@@ -16,6 +18,9 @@ Acts = dict[str, Array]
 
 # Name of the mapped axis over which a data-parallel program splits the batch.
 DATA_AXIS = "data"
+
+# Axes of a mesh over which `jit` splits the batch.
+BATCH_AXES = ("data", "fsdp")
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 10: normal with variance 2 / fan_in.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -160,6 +165,18 @@ def batch_statistics(
     var = jnp.maximum(square - jnp.square(mean), 0.0)
     n = b * devices * space // groups
     return mean, var, mean.mean(0), var.mean(0) * (n / max(n - 1, 1))
+
+
+def batch_split(x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
+    """Tells the compiler to split activations over the devices by their examples, and by nothing else.
+
+    Without it the layout of the parameters may win: split parameters would then have activations of the whole batch on
+    every device. Does nothing outside a mesh with `BATCH_AXES`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or not set(BATCH_AXES) <= set(mesh.auto_axes):
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
 def data_axis_size() -> int:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import dense_head, he_fan_out
-from recvis_jax.models.layers import Acts, activation, global_avg_pool, make_norm, max_pool
+from recvis_jax.models.layers import Acts, activation, batch_split, global_avg_pool, make_norm, max_pool
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": dict(blocks=(2, 2, 2, 2), bottleneck=False),
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
             y = y if last else self.act(y)
         if x.shape != y.shape:
             x = self.norm(name="norm_proj")(self.conv("proj", out, 1, self.stride)(x), train=train)
-        return self.act(x + y)
+        return batch_split(self.act(x + y))
 
 
 class ResNet(nn.Module):

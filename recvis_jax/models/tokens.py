@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.conv_layers import dense_head
-from recvis_jax.models.layers import Acts, Dense
+from recvis_jax.models.layers import Acts, Dense, batch_split
 
 # Variance in two passes: in float32, E[x^2] - E[x]^2 loses the small variances that the epsilon is there for.
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
@@ -177,18 +177,24 @@ def stack(
     make, kw = (block.func, block.keywords) if isinstance(block, partial) else (block, {})
     if remat:
         make = nn.remat(make, prevent_cse=not scan)
-    keep = None
+    x, keep = batch_split(x), None
     if rate:  # drawn outside of the loop, where the rates are constants
         ones = jnp.ones((len(x), 2))
         keep = jnp.stack([nn.Dropout(float(r), deterministic=False)(ones) for r in np.linspace(0, rate, depth)])
     if scan:
         axes = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})
-        x, stacked = nn.scan(make, in_axes=0, length=depth, **axes)(**kw, name=f"{name}s")(x, keep)
+
+        def body(module: nn.Module, x: Array, keep: Array | None) -> tuple[Array, Acts]:
+            x, named = module(x, keep)
+            return batch_split(x), named
+
+        x, stacked = nn.scan(body, in_axes=0, length=depth, **axes)(make(**kw, name=f"{name}s"), x, keep)
         inner = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(depth)]
     else:
         inner = []
         for i in range(depth):
             x, named = make(**kw, name=f"{name}{i}")(x, None if keep is None else keep[i])
+            x = batch_split(x)
             inner.append(named)
     acts = {f"{name}{i}/{key}": a for i, named in enumerate(inner) for key, a in named.items()}
     return x, {key.removesuffix("/out"): a for key, a in acts.items()}

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 
 from recvis_jax import trees
 from recvis_jax.errors import BadRequest, Failure
-from recvis_jax.training import checkpoint
+from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
 
@@ -28,7 +28,7 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
       BadRequest: there is no such checkpoint.
       Failure: it is damaged.
     """
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
+    mesh = sharding.make_mesh(jax.devices()[:1])
     saved: Any = {}
     for kind in ("best", "last"):
         folder = workdir.absolute() / "checkpoints" / kind
@@ -46,7 +46,7 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
         template = State(**jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), described))
     except Exception as e:  # whatever a damaged description leads to
         raise Failure(f"the checkpoint {place} cannot be read ({' '.join(str(e).split())[:200]})") from e
-    reader = checkpoint.Checkpointer(workdir, template, mesh, read_only=True)
+    reader = checkpoint.Checkpointer(workdir, sharding.laid_out(template, mesh), read_only=True)
     try:
         params, model_state = reader.restore(wanted).state.evaluated
     finally:

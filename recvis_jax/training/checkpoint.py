@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from recvis_jax import errors, trees
@@ -37,8 +36,8 @@ class Checkpointer:
 
     Args:
       workdir: folder of the run.
-      template: `jax.eval_shape` of the state: what a checkpoint must fit.
-      mesh: devices onto which a state is restored, replicated.
+      template: shapes and types of the state, what a checkpoint must fit, with the shardings that it is restored to;
+        they need not be those with which it was saved.
       say: prints a line for the user.
       read_only: nothing is written or removed, so that a run can be looked at while it goes on.
     """
@@ -47,13 +46,11 @@ class Checkpointer:
         self,
         workdir: str | Path,
         template: State,
-        mesh: Mesh,
         say: Callable[[str], None] = print,
         read_only: bool = False,
     ):
         self.root = Path(workdir).absolute() / "checkpoints"
-        whole = NamedSharding(mesh, PartitionSpec())
-        self.template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), template)
+        self.template = template
         self.say = say
         self.read_only = read_only
         self._last = _manager(self.root / "last", keep=2, read_only=read_only)

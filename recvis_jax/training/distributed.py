@@ -1,21 +1,19 @@
-"""Devices and processes: the mesh, and how batches come onto it."""
+"""Devices and processes: how batches and states come onto the devices of a mesh, and back."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from recvis_jax import errors
 from recvis_jax.data.pipeline import Arrays, Batch, Placement
+from recvis_jax.training import sharding
 
-DATA_AXIS = "data"  # the one name of the batch axis, in meshes and in mapped functions
-
-
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns a one-dimensional mesh over all devices, or over those given, with the axis "data"."""
-    return Mesh(np.asarray(devices or jax.devices()), (DATA_AXIS,))
+DATA_AXIS = "data"  # the batch axis of functions mapped by pmap
 
 
 def is_main() -> bool:
@@ -33,15 +31,18 @@ def check_batch(batch_size: int, accumulate: int, devices: int, what: str = "bat
 
 
 def jit_placement(mesh: Mesh) -> Placement:
-    """Batches as global arrays, split over the mesh's "data" axis."""
-    split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    whole = NamedSharding(mesh, PartitionSpec())
+    """Batches as global arrays, split over the mesh's axes "data" and "fsdp"."""
+    split = NamedSharding(mesh, sharding.batch_spec())
+    share = sharding.host_share(mesh)
 
     def put(batch: Batch) -> Batch:
-        return {k: jax.make_array_from_process_local_data(split, v) for k, v in batch.items()}
+        def one(v: np.ndarray) -> jax.Array:
+            return jax.make_array_from_process_local_data(split, v, (len(v) * share[1], *v.shape[1:]))
+
+        return {k: one(v) for k, v in batch.items()}
 
     def keep(arrays: Arrays) -> Arrays:
-        return jax.device_put(arrays, whole)
+        return onto_devices(arrays, NamedSharding(mesh, PartitionSpec()))
 
     @functools.partial(jax.jit, out_shardings=split)
     def gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> Batch:
@@ -49,10 +50,11 @@ def jit_placement(mesh: Mesh) -> Placement:
 
     def take(arrays: Arrays, rows: np.ndarray, slots: np.ndarray) -> Batch:
         if jax.process_count() > 1:
-            rows, slots = (jax.make_array_from_process_local_data(split, x) for x in (rows, slots))
+            placed = put({"rows": rows, "slots": slots})
+            return gather(arrays, placed["rows"], placed["slots"])
         return gather(arrays, rows, slots)
 
-    return Placement((jax.process_index(), jax.process_count()), put, keep, take, put)
+    return Placement(share, put, keep, take, put)
 
 
 def pmap_placement(mesh: Mesh) -> Placement:
@@ -74,6 +76,36 @@ def pmap_placement(mesh: Mesh) -> Placement:
         return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
 
     return jitted._replace(put=put, keep=keep, take=gather)
+
+
+def onto_devices(tree: Any, shardings: Sharding | Any) -> Any:
+    """Puts arrays that every process has in full onto the devices of all, each its part.
+
+    Args:
+      tree: of arrays in numpy, or on devices of this process.
+      shardings: one for all, or a tree of them.
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def one(x: Any, where: Sharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    if isinstance(shardings, Sharding):
+        return jax.tree.map(lambda x: one(x, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def onto_host(tree: Any) -> Any:
+    """Returns arrays that are split over the devices of all processes as numpy, in full, on every process."""
+
+    def one(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            x = multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
 
 
 def _rows(arrays: Arrays, rows: jax.Array) -> Batch:

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax.tasks.task import Task
+from recvis_jax.training import distributed, sharding
 from recvis_jax.training.distributed import DATA_AXIS
 from recvis_jax.training.optim import ema_update
 from recvis_jax.training.state import State
@@ -42,6 +43,7 @@ def step_body(
     accumulate: int = 1,
     ema_decay: float | None = None,
     axis: str | None = None,
+    split: Callable[[Any], Any] = lambda grads: grads,
 ) -> Step:
     """Returns the uncompiled step.
 
@@ -52,6 +54,7 @@ def step_body(
       accumulate: number of micro-batches; divides the batch on each device.
       ema_decay: decay of the moving average of parameters and model state; None for none.
       axis: name of the mapped axis where the batch is one device's part of the global one.
+      split: gradients -> the same, split over the devices as the parameters are.
     """
 
     def total(x):
@@ -65,7 +68,9 @@ def step_body(
         sums = {k: jnp.where(valid, v, 0).sum() for k, v in metrics.items()}
         return sums["loss"], (new, sums)
 
-    grad = jax.grad(micro, has_aux=True)
+    def grad(params, model_state, batch, key):
+        grads, aux = jax.grad(micro, has_aux=True)(params, model_state, batch, key)
+        return split(grads), aux
 
     def gradients(params, model_state, batch, key):
         if accumulate == 1:
@@ -115,36 +120,45 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float | None = None,
     compile: str = "jit",
-    mesh: Mesh,
+    shardings: State,
 ) -> Step:
     """Returns the compiled step; the state given to it is donated.
 
     Args:
       task, optimizer, augment, accumulate, ema_decay: see `step_body`.
       compile: "jit" (batch: global arrays split over the mesh) or "pmap" (state and batch: a leading device axis).
-      mesh: devices of the run, for "jit".
+      shardings: how the state lies on the mesh, for "jit"; see `training.sharding`.
     """
     body = functools.partial(step_body, task, optimizer, augment=augment, accumulate=accumulate, ema_decay=ema_decay)
     if compile == "pmap":
         return jax.pmap(body(axis=DATA_AXIS), axis_name=DATA_AXIS, donate_argnums=0)
+    mesh = shardings.step.mesh
+    inner = body(split=lambda grads: jax.lax.with_sharding_constraint(grads, shardings.params))
+
+    def step(state: State, batch: dict) -> tuple[State, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # in which models constrain their activations
+            return inner(state, batch)
+
+    batch = NamedSharding(mesh, sharding.batch_spec())
     whole = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    return jax.jit(body(), in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+    return jax.jit(step, in_shardings=(shardings, batch), out_shardings=(shardings, whole), donate_argnums=0)
 
 
-def place_state(state: State, mesh: Mesh, compile: str) -> State:
-    """Puts a state where the compiled step wants it: replicated, with a leading device axis for "pmap"."""
+def place_state(state: State, shardings: State, compile: str) -> State:
+    """Puts a state where the compiled step wants it: as `shardings` say; with a leading device axis for "pmap"."""
     if compile == "pmap":
         devices = jax.local_devices()
-        stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(devices), *jnp.shape(x))), state)
-        shard = NamedSharding(Mesh(devices, (DATA_AXIS,)), PartitionSpec(DATA_AXIS))
-        return jax.device_put(stacked, shard)
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+        host = distributed.onto_host(state)
+        stacked = jax.tree.map(lambda x: np.broadcast_to(x, (len(devices), *x.shape)), host)
+        return jax.device_put(stacked, NamedSharding(Mesh(devices, (DATA_AXIS,)), PartitionSpec(DATA_AXIS)))
+    if all(x.sharding == s for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)):
+        return state
+    return distributed.onto_devices(state, shardings)
 
 
-def fetch_state(state: State, mesh: Mesh, compile: str) -> State:
-    """Undoes `place_state`: a replicated state, from one that "pmap" keeps once a device."""
+def fetch_state(state: State, shardings: State, compile: str) -> State:
+    """Undoes `place_state`: one state over all devices, from one that "pmap" keeps once a device."""
     if compile != "pmap":
         return state
-    one = jax.tree.map(lambda x: np.asarray(x[0]), state)
-    return jax.device_put(one, NamedSharding(mesh, PartitionSpec()))
+    one = jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], state)
+    return distributed.onto_devices(one, shardings)

@@ -12,7 +12,7 @@ import small
 from recvis_jax import errors
 from recvis_jax.data import pipeline, sources, transforms
 from recvis_jax.data.pipeline import Arrays, EvalBatches
-from recvis_jax.training import distributed
+from recvis_jax.training import distributed, sharding
 
 LENGTH, BATCH, STEPS, SEED = 37, 8, 14, 3  # three epochs, none of whole batches
 
@@ -32,7 +32,7 @@ def source(length=LENGTH, read_too=lambda indices: None, classes=5):
 @functools.cache
 def placement(host=(0, 1)):
     """Batches of one host of several stay in numpy; arrays on the device are real ones."""
-    made = distributed.jit_placement(distributed.make_mesh(jax.devices()[:1]))
+    made = distributed.jit_placement(sharding.make_mesh(jax.devices()[:1]))
     return made._replace(host=host, put=lambda batch: batch, put_eval=lambda batch: batch)
 
 
@@ -186,7 +186,7 @@ def test_auto_cache_goes_by_size():
 
 
 def test_arrays_are_kept_on_every_device():
-    mesh = distributed.make_mesh()
+    mesh = sharding.make_mesh()
     kept = distributed.jit_placement(mesh).keep(Arrays(np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32)))
     assert kept.image.sharding.is_fully_replicated and len(kept.image.sharding.device_set) == len(jax.devices())
 

@@ -10,7 +10,7 @@ from reference import template
 from recvis_jax import models, pretrained, trees
 from recvis_jax.errors import BadRequest, Failure
 from recvis_jax.pretrained import adapt
-from recvis_jax.training import checkpoint
+from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
 SMALL = {"width": 4, "blocks": (1, 1), "bottleneck": False}
@@ -187,8 +187,8 @@ def test_a_run_of_our_own(ema, tmp_path):
             key=jnp.zeros(2, jnp.uint32),
             ema=average if ema else None,
         )
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    writer = checkpoint.Checkpointer(tmp_path, jax.eval_shape(lambda: states[1]), mesh)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    writer = checkpoint.Checkpointer(tmp_path, sharding.laid_out(jax.eval_shape(lambda: states[1]), mesh))
     for step, state in states.items():
         writer.save(state, {"loop": {}}, best=step == 1)
         writer.wait()

@@ -7,7 +7,7 @@ import pytest
 
 from recvis_jax import models, pretrained
 from recvis_jax.errors import BadRequest
-from recvis_jax.training import checkpoint
+from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
 SIZE = dict(patch_size=4, width=16, depth=3, heads=2)
@@ -26,8 +26,8 @@ def run_of(folder, variables):
         step=jnp.int32(1), params=variables["params"], model_state={"constants": variables["constants"]}, opt_state={},
         key=jnp.zeros(2, jnp.uint32),
     )  # fmt: skip
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))
-    writer = checkpoint.Checkpointer(folder, jax.eval_shape(lambda: state), mesh)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    writer = checkpoint.Checkpointer(folder, sharding.laid_out(jax.eval_shape(lambda: state), mesh))
     writer.save(state, {"loop": {}}, best=True)
     writer.wait()
     writer.close()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import errors
-from recvis_jax.training import checkpoint, distributed
+from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
 
@@ -41,7 +41,7 @@ def opened(tmp_path):
             with contextlib.suppress(errors.Failure):  # of a full disk
                 keeper.close()
         template = jax.eval_shape(lambda: make(0, size))
-        keepers[:] = [checkpoint.Checkpointer(folder, template, distributed.make_mesh(), **kw)]
+        keepers[:] = [checkpoint.Checkpointer(folder, sharding.laid_out(template, sharding.make_mesh()), **kw)]
         return keepers[0]
 
     yield open_again

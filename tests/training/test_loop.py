@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import errors
-from recvis_jax.training import checkpoint, distributed, log, loop
+from recvis_jax.training import checkpoint, log, loop, sharding
 from recvis_jax.training.state import State
 
 
@@ -43,7 +43,7 @@ def life(folder, total=12, values=None, make=stream, **kw):
         return {"accuracy": values(step), "loss": float(state.params["w"])}
 
     template = jax.eval_shape(begin)
-    keeper = checkpoint.Checkpointer(folder, template, distributed.make_mesh(jax.devices()[:1]))
+    keeper = checkpoint.Checkpointer(folder, sharding.laid_out(template, sharding.make_mesh(jax.devices()[:1])))
     restored = keeper.restore_newest()
     resumed = restored.meta if restored else {}
     at = restored.step if restored else 0

@@ -9,12 +9,14 @@ from recvis_jax import models, trees
 from recvis_jax.data import augment, pipeline, sources
 from recvis_jax.data.pipeline import Arrays
 from recvis_jax.tasks import classify
-from recvis_jax.training import distributed, optim, state, step
+from recvis_jax.training import distributed, optim, sharding, state, step
 
 STEPS, BATCH = 5, 64
 # Largest difference of any parameter, running statistic or average after 5 steps. Sums in another order differ by some
 # 1e-7; a deep net with batch norm, whose early steps are chaotic, makes more of that, and its running variances most.
-TOLERANCE = {"lenet5": 2e-6, "convnet": 2e-6, "linear": 2e-6, "resnet20": 1e-4}
+TOLERANCE = {"lenet5": 2e-6, "convnet": 2e-6, "linear": 2e-6, "resnet20": 1e-4, "vit_s16": 2e-6}
+
+SMALL = {"resnet20": {"width": 8}, "vit_s16": {"patch_size": 7, "width": 32, "depth": 2, "heads": 4, "drop_path": 0.2}}
 
 WAYS = {
     "jit on 1": dict(devices=1),
@@ -23,15 +25,21 @@ WAYS = {
     "4 x accumulation": dict(devices=1, accumulate=4),
     "4 x accumulation, jit on 8": dict(devices=8, accumulate=4),
     "4 x accumulation, pmap on 8": dict(devices=8, accumulate=4, compile="pmap"),
+    "fsdp on 8": dict(devices=8, layout=dict(strategy="fsdp")),
+    "fsdp of 2 x data 4, 4 x accumulation": dict(devices=8, accumulate=4, layout=dict(strategy="fsdp", fsdp=2, data=4)),
+    "tensor on 4": dict(devices=4, layout=dict(strategy="tensor")),
+    "tensor of 2 x fsdp 2 x data 2": dict(devices=8, layout=dict(strategy="tensor", data=2, fsdp=2, model=2)),
 }
 
 
-def train(model_kw, devices, accumulate=1, compile="jit", spec="pad_crop(2)|flip", bn_groups=None, cache="device"):
+def train(
+    model_kw, devices, accumulate=1, compile="jit", spec="pad_crop(2)|flip", bn_groups=None, cache="device", layout=None
+):
     """Parameters, model state and losses after five steps on mock images."""
     if bn_groups:
         model_kw = {**model_kw, "bn_groups": bn_groups // accumulate}
     source = sources.open_split("fashion_mnist", "train", mock=256)
-    mesh = distributed.make_mesh(jax.devices()[:devices])
+    mesh = sharding.make_mesh(jax.devices()[:devices], **(layout or {}))
     task = classify(models.create(**model_kw), image_shape=(28, 28, 1), num_classes=10)
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
     optimizer = optim.make_optimizer("momentum", params=shapes, total_steps=STEPS, lr=0.01, weight_decay=1e-4)
@@ -41,10 +49,12 @@ def train(model_kw, devices, accumulate=1, compile="jit", spec="pad_crop(2)|flip
         batch = operations(key, batch)
         return {**batch, "image": augment.normalise(batch["image"], "fashion_mnist")}
 
+    begin = state.create(task, optimizer, 0, ema=True)
+    shardings = sharding.plan(begin, mesh, (layout or {}).get("strategy", "replicate")).shardings
     fn = step.make_train_step(
-        task, optimizer, augment=prepare, accumulate=accumulate, ema_decay=0.9, compile=compile, mesh=mesh
+        task, optimizer, augment=prepare, accumulate=accumulate, ema_decay=0.9, compile=compile, shardings=shardings
     )
-    now = step.place_state(state.create(task, optimizer, 0, ema=True), mesh, compile)
+    now = step.place_state(begin, shardings, compile)
     placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(mesh)
     data = pipeline.materialise(source)
     batches = pipeline.train_batches(
@@ -55,7 +65,7 @@ def train(model_kw, devices, accumulate=1, compile="jit", spec="pad_crop(2)|flip
     for batch in batches:
         now, metrics = fn(now, batch)
         losses.append(float(np.ravel(metrics["loss"][0])[0]) / float(np.ravel(metrics["loss"][1])[0]))
-    final = step.fetch_state(now, mesh, compile)
+    final = step.fetch_state(now, shardings, compile)
     return jax.device_get(final), losses
 
 
@@ -73,11 +83,12 @@ def difference(a, b):
         # Batch norm under accumulation sees micro-batches; the large batch in four groups sees the same.
         ("resnet20", {"bn_groups": 4}),
         ("convnet", {}),  # dropout
+        ("vit_s16", {}),
     ],
 )
 @pytest.mark.slow
 def test_every_way_gives_the_same_parameters(name, extra, way):
-    model = {"name": name, "num_classes": 10} | ({"width": 8} if name == "resnet20" else {})
+    model = {"name": name, "num_classes": 10, **SMALL.get(name, {})}
     expected, losses = train(model, **WAYS["jit on 1"], **extra)
     found, same = train(model, **WAYS[way], **extra)
     assert difference(expected.params, found.params) < TOLERANCE[name]
