@@ -14,9 +14,16 @@ from typing import Any
 from absl import app, flags, logging
 
 from recvis_jax import errors
+from recvis_jax.training import processes
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
-
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "off"], "auto: joins the other processes that Slurm, Open MPI or a TPU pod started."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing is detected.")
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run together.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_SHARED_FLAGS = ("debug", "distributed", "coordinator", "num_processes", "process_id")
 
 # Settings that make XLA faster on CPUs; they touch nothing on other platforms. See benchmarks/.
 CPU_XLA_FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=reduce",)
@@ -30,13 +37,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return _report(errors.BadRequest(f"unexpected argument {argv[1]!r}; flags are written --name=value."), 2)
         try:
             return main(argv) or 0
-        except errors.BadRequest as e:
-            return _report(e, 2)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as e:
-            return _report(e, 1)
+            code = 2 if isinstance(e, errors.BadRequest) else 1
+            processes.end(e, lambda e: _report(e, code))
+            return _report(e, code)
 
     # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
@@ -53,7 +60,8 @@ def _unraisable(found: Any) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     if any(a in ("--help", "-help", "-h", "-?") for a in argv[1:]):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
+        for name in _SHARED_FLAGS:
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
         print(sys.modules["__main__"].__doc__ or "", "Flags:", flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     try:
@@ -101,6 +109,10 @@ def start_jax(compile_cache: str | None = "default") -> None:
         jax.config.update("jax_compilation_cache_dir", compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if _DISTRIBUTED.value == "auto":
+        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    elif _COORDINATOR.value or _PROCESSES.value or _PROCESS.value:
+        raise errors.BadRequest("--distributed=off goes with none of --coordinator, --num_processes, --process_id.")
     try:
         jax.devices()
     except RuntimeError as e:
@@ -113,6 +125,8 @@ def about_jax() -> str:
 
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    if jax.process_count() > 1:
+        kinds += f" in {jax.process_count()} processes"
     return f"jax {jax.__version__} on {kinds}; XLA_FLAGS={os.environ.get('XLA_FLAGS', '')!r}"
 
 

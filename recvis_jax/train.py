@@ -7,6 +7,7 @@ The same command given again goes on where the run stopped, and ends bit for bit
 """
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -114,12 +115,13 @@ def train(
 
     folder = log.open_workdir(workdir, config or {}, configs.differences)
     with loop.StopSignal() as stop:
-        keeper = checkpoint.Checkpointer(folder, run.template)
+        tell = print if distributed.is_main() else (lambda text: None)
+        keeper = checkpoint.Checkpointer(folder, run.template, say=tell)
         restored = keeper.restore_newest()
         resumed = restored.meta if restored else {}
         at = restored.step if restored else 0
         keeper.forget_after(at)
-        state = restored.state if restored else build.initial_state(run, init_from)
+        state = restored.state if restored else build.initial_state(run, init_from, tell)
         writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
         _introduce(writer.say, run, test, model["name"])
         writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
@@ -166,7 +168,7 @@ def train(
         end = int(state.step)
         if done.reason == "interrupted":
             keeper.close()
-            print(f"stopped by SIGTERM at step {end}, saved; the same command goes on.", flush=True)
+            tell(f"stopped by SIGTERM at step {end}, saved; the same command goes on.")
             return {}
 
         summary: dict[str, Any] = {
@@ -194,6 +196,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
     """Returns `(params, model_state) -> None`, which draws the task's figure of the first validation examples."""
     import jax
     import numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from recvis_jax.training import distributed
     from recvis_jax.vis import plot
@@ -205,7 +208,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
 
     titles: list[str] = []  # in the task's order, which jit would forget
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
     def columns(params, model_state, batch):
         images = run.task.figure(params, model_state, run.data.preprocess(batch))
         titles[:] = images

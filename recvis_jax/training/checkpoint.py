@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from recvis_jax import errors, trees
+from recvis_jax.training import processes
 from recvis_jax.training.state import State
 
 
@@ -71,8 +72,12 @@ class Checkpointer:
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # on CPU the writer may share memory with a donated buffer
         self._guard(lambda: self._best.wait_until_finished())
+        if processes.several():  # orbax names its barriers alike for all managers: one at a time
+            self._guard(lambda: self._last.wait_until_finished())
         if best and step not in self._best.all_steps():
             self._guard(lambda: _save(self._best, step, state, meta))
+            if processes.several():
+                self._guard(lambda: self._best.wait_until_finished())
         if step not in self._last.all_steps():
             self._guard(lambda: _save(self._last, step, state, meta))
 
@@ -127,9 +132,12 @@ class Checkpointer:
                     self.say(f"warning: {e}; the one before is used.")
                     continue
                 aside = self.root / "damaged" / str(step)
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                (self.root / "last" / str(step)).rename(aside)
+                processes.barrier(f"damaged {step}")  # all have read it
+                if jax.process_index() == 0:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    (self.root / "last" / str(step)).rename(aside)
+                processes.barrier(f"damaged {step} aside")
                 self.say(f"warning: {e}; it is now in {aside}, and the one before is used.")
         self._last.reload()
         if steps:

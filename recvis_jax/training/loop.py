@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from recvis_jax import errors
+from recvis_jax.training import processes
 from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log
 from recvis_jax.training.state import State
@@ -61,7 +62,7 @@ def run(
     checkpoint_every: int = 1000,
     early_stop: int = 0,
     fetch: Callable[[State], State] = lambda s: s,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[int | None], bool] = lambda step: False,
 ) -> Finished:
     """Trains from `state` to `total_steps`.
 
@@ -79,7 +80,7 @@ def run(
       log_every, eval_every, checkpoint_every: in steps. Every evaluation also saves.
       early_stop: number of evaluations without a new best after which the run ends; 0 for never.
       fetch: placed state -> state to evaluate and save.
-      stop: whether to save and return, asked before every step; a `StopSignal`.
+      stop: whether to save and return, asked before every step with its number; a `StopSignal`.
 
     Raises:
       Failure: a loss or gradient is not finite (the step is named, and the last good checkpoint kept), or a checkpoint
@@ -94,7 +95,7 @@ def run(
         sums=saved.get("sums", {}),
         seconds=saved.get("seconds", 0.0),
     )
-    step = begin = int(np.ravel(state.step)[0])
+    step = begin = int(_first(state.step))
     clock = time.monotonic()
     pending: list[dict] = []  # metrics of steps not yet looked at, still on the device
     since = time.monotonic(), step
@@ -106,12 +107,12 @@ def run(
 
     def look() -> None:
         """Adds the pending metrics to the sums; the first that is not finite ends the run."""
-        values = jax.device_get(pending)
+        values = jax.tree.map(_first, pending)
         first = step - len(pending)
         pending.clear()
         for i, metrics in enumerate(values):
             for name, (total, count) in metrics.items():
-                total, count = float(np.ravel(total)[0]), float(np.ravel(count)[0])
+                total, count = float(total), float(count)
                 if not math.isfinite(total):
                     kept = f"step {saved_at}" if saved_at >= 0 else "none"
                     raise errors.Failure(
@@ -145,7 +146,7 @@ def run(
         nonlocal since
         look()
         paused = time.monotonic()
-        metrics = evaluate(fetch(state), stop) if evaluate else None
+        metrics = evaluate(fetch(state), lambda: stop(None)) if evaluate else None
         if metrics is None:
             return False
         log.record(step, "val", {**metrics, "seconds": elapsed()})
@@ -171,7 +172,7 @@ def run(
         is_best = evaluated() if due and own["evaluated"] != step else False
         if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
             save(is_best)
-        if stop():
+        if stop(step):
             save(False)
             return finished("interrupted")
         if last:
@@ -188,18 +189,29 @@ def run(
             record_train()
 
 
+def _first(x: Any) -> Any:
+    """Returns the one number of an array that is the same on all devices, or has it once a device ("pmap")."""
+    return np.ravel(x.addressable_data(0) if isinstance(x, jax.Array) else x)[0]
+
+
 class StopSignal:
-    """Notes SIGTERM while it is entered; called, it says whether one came. Outside the main thread it never does."""
+    """Notes SIGTERM while it is entered; called, it says whether one came. Outside the main thread it never does.
+
+    Of several processes each is called with the number of every step, and all are told to stop at the same one.
+    """
 
     def __init__(self):
         self._came = threading.Event()
         self._before = None
 
-    def __call__(self) -> bool:
+    def __call__(self, step: int | None = None) -> bool:
+        if processes.several() and step is not None and processes.agreed_to_stop(step):
+            self._came.set()
         return self._came.is_set()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
+        # Of several processes, JAX's own handler hears the signal and tells the others.
+        if threading.current_thread() is threading.main_thread() and not processes.several():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
         return self
 

@@ -1,0 +1,189 @@
+"""Many processes, one run: how they find each other, agree to stop, and notice that one has died.
+
+Nothing here imports JAX before `start`, which must come before JAX's first computation.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from recvis_jax import errors
+
+# A process that has not been heard of for so long is taken to be dead (seconds); JAX's own check comes later, as it
+# ends the process without a word of ours.
+SILENCE = 15.0
+_PERIOD = 2.0  # of a process's signs of life
+_RUNTIME = 40  # after which JAX itself ends a process whose peer is silent
+
+# What the death of another process looks like here.
+_ECHO = re.compile(
+    r"Gloo|NCCL|[Bb]arrier|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|Connection (reset|closed)"
+)
+
+_watch: "_Watch | None" = None
+
+
+def detect(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Returns what started this process together with others: 'Slurm', 'Open MPI', 'TPU' or None."""
+    if int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))) > 1:
+        return "Slurm" if "SLURM_STEP_ID" in environment else None  # of a batch script itself there is only one
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return "Open MPI"
+    if environment.get("JAX_PLATFORMS", "tpu") != "cpu" and importlib.util.find_spec("libtpu"):
+        several = "," in environment.get("TPU_WORKER_HOSTNAMES", environment.get("TPU_PROCESS_ADDRESSES", ""))
+        return "TPU" if several or os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0") else None
+    return None
+
+
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Joins this process with the others: those named, or those that `detect` finds; alone it does nothing.
+
+    Args:
+      coordinator: 'host:port' of process 0, where all meet.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      BadRequest: only some of the three are given, or they cannot be right.
+      Failure: the others were not found in time.
+    """
+    global _watch
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [k for k, v in given.items() if v is None]
+    if 0 < len(missing) < 3:
+        raise errors.BadRequest(f"--{missing[0]} is missing: of --{', --'.join(given)} give all or none.")
+    found = None if not missing else detect()
+    if missing and not found:
+        return
+    if not missing:
+        if ":" not in str(coordinator):
+            raise errors.BadRequest(f"--coordinator={coordinator} is not HOST:PORT, as 10.0.0.1:1234.")
+        if not 0 <= (process_id or 0) < (num_processes or 0):
+            raise errors.BadRequest(f"--process_id={process_id} is not in 0..{(num_processes or 0) - 1}.")
+    import jax
+
+    where: dict[str, Any] = {}
+    if not missing:
+        where = dict(coordinator_address=coordinator, num_processes=num_processes, process_id=process_id)
+    try:
+        jax.distributed.initialize(**where, heartbeat_timeout_seconds=_RUNTIME)
+    except Exception as e:
+        line = " ".join(str(e).split())[:300]
+        if found == "TPU" and isinstance(e, (ValueError, RuntimeError)):
+            return  # one host by itself, which needs no others
+        raise errors.Failure(f"the processes did not find each other ({found or coordinator}): {line}") from e
+    if jax.process_count() > 1:
+        _watch = _Watch(jax.process_index(), jax.process_count())
+        atexit.register(_watch.close)  # before JAX's own farewell
+
+
+def several() -> bool:
+    """Whether this run has more than one process."""
+    return _watch is not None
+
+
+def agreed_to_stop(step: int) -> bool:
+    """Whether all processes stop at this step, because one of them got a SIGTERM; to be asked at every step."""
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes."""
+    if several():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
+    """Ends this process of several after an error, without waiting for the others; returns where it is alone.
+
+    An error of communication is only the echo of another process's death, which then is what is reported.
+
+    Args:
+      error: what happened here.
+      report: shows an error and returns the exit code.
+    """
+    if _watch is None:
+        return None
+    if _ECHO.search(str(error)):
+        deadline = time.monotonic() + SILENCE + 4 * _PERIOD
+        while _watch.verdict is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+    if _watch.verdict:
+        error = errors.Failure(_watch.verdict)
+    else:
+        why = " ".join(str(error).split())[:300]
+        _watch.publish(f"process {_watch.index} of {_watch.count} ({_watch.name}) failed: {why}")
+    code = report(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly exit would wait for the others, who wait for this one
+
+
+class _Watch:
+    """Shows the others that this process lives; process 0 looks after all, and what it finds reaches everyone.
+
+    The signs of life are numbers in the store of JAX's coordination service, which process 0 runs.
+    """
+
+    def __init__(self, index: int, count: int):
+        from jax._src import distributed  # the store has no public name
+
+        self.index, self.count = index, count
+        self.verdict: str | None = None  # why the run ends
+        self.name = f"{socket.gethostname()}, pid {os.getpid()}"
+        self._client = cast(Any, distributed.global_state.client)
+        self._client.key_value_set(f"recvis/name/{index}", self.name, allow_overwrite=True)
+        self._heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when that was new
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="processes")
+        self._thread.start()
+
+    def publish(self, text: str) -> None:
+        """Tells all processes why the run ends; the first to do so is believed."""
+        with contextlib.suppress(Exception):  # somebody was faster, or process 0 is gone and everyone knows
+            self._client.key_value_set("recvis/verdict/why", text)
+
+    def close(self) -> None:
+        """Ends the watch, as this process ends in order."""
+        self._closing.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        number = 0
+        while self.verdict is None and not self._closing.wait(_PERIOD if number else 0):
+            number += 1
+            try:
+                self._client.key_value_set(f"recvis/alive/{self.index}", str(number), allow_overwrite=True)
+                if self.index == 0:
+                    self._look()
+                self.verdict = dict(self._client.key_value_dir_get("recvis/verdict/")).get("recvis/verdict/why")
+            except Exception:
+                if not self._closing.is_set():
+                    self.verdict = f"process 0 of {self.count}, which holds the others together, has died"
+        # The main thread may wait for ever in a collective, where no exception reaches it.
+        if self.verdict and not self._closing.wait(5):
+            print(f"error: {self.verdict}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for key, number in dict(self._client.key_value_dir_get("recvis/alive/")).items():
+            if self._heard.get(key, ("", 0.0))[0] != number:
+                self._heard[key] = number, now
+            elif now - self._heard[key][1] > SILENCE:
+                who = key.rpartition("/")[2]
+                name = dict(self._client.key_value_dir_get("recvis/name/")).get(f"recvis/name/{who}")
+                silence = f"no sign of life for {SILENCE:.0f} s"
+                self.publish(f"process {who} of {self.count} ({name}) has died: {silence}")
