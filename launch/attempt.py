@@ -1,0 +1,87 @@
+"""Runs a program once, and tells by the exit code whether the run is done or only stopped.
+
+  python -m launch.attempt [--finished=summary.json] recvis_jax.train --config=... --workdir=...
+
+A training that is told to stop saves and exits with 0, as does one that has finished. Who starts it again needs to
+tell them apart: here the exit code is 75 if the program exits with 0 and `<workdir>/summary.json` is not new, else
+the program's own (128 + the signal if it was killed by one). SIGTERM and SIGINT go on to the program. Other launchers
+run this in pods and on workers.
+"""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from absl import flags
+
+from launch import command
+
+FINISHED = flags.DEFINE_string(
+    "finished", None, "File in the workdir that a finished run writes anew; empty where exit code 0 tells enough. "
+    "Default: summary.json for recvis_jax.train, else empty."
+)  # fmt: skip
+
+# A file that another host wrote may take this long to be seen here (attribute caches of network file systems).
+_SEEN_WITHIN = 15.0
+
+
+def finished_file() -> str:
+    """Returns the name of the file that tells a finished run, or an empty string where there is none."""
+    if FINISHED.value is not None:
+        return FINISHED.value
+    return "summary.json" if command.PROGRAM.value == "recvis_jax.train" else ""
+
+
+def stamp(path: str) -> Any:
+    """Returns something that differs whenever the file at `path` was written anew; None where there is none."""
+    if "://" in path:
+        from etils import epath  # takes half a second, and is needed for buckets only
+
+        try:
+            found = epath.Path(path).stat()
+        except OSError:
+            return None
+        return found.mtime, found.length
+    try:
+        status = Path(path).expanduser().stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def exit_code(returncode: int) -> int:
+    """Returns a child's return code as shells count them: 128 + the signal for one that was killed."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if argv else command.BAD_REQUEST
+    finished = argv.pop(0).partition("=")[2] if argv[0].startswith("--finished=") else ""
+    program, passed = argv[0], argv[1:]
+    path = f"{command.workdir(passed).rstrip('/')}/{finished}" if finished else ""
+    before = stamp(path) if path else None
+    child = subprocess.Popen(command.python(program, passed))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: child.send_signal(n))
+    code = exit_code(child.wait())
+    if code or not path:
+        return code
+    end = time.monotonic() + _SEEN_WITHIN
+    while stamp(path) in (None, before):
+        if time.monotonic() > end:
+            command.say(f"the run stopped before its end ({finished} is not new): exit code {command.STOPPED}")
+            return command.STOPPED
+        time.sleep(0.5)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
