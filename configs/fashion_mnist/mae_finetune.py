@@ -18,11 +18,12 @@ def get_config(arg=None):
     depth = 6
     c = ml_collections.ConfigDict()
     c.seed = arg.seed
-    c.steps = {60: 600, 600: 1200}.get(arg.per_class, 2400)
+    c.steps = {60: 300, 600: 600}.get(arg.per_class, 1200)
     c.batch_size = 100
     c.eval_batch_size = 500
-    c.eval_every = c.steps // 4
-    c.checkpoint_every = c.steps // 4
+    c.log_every = 50
+    c.eval_every = c.steps // 3
+    c.checkpoint_every = 100
     if not (arg.scratch or arg.smoke):
         c.init_from = dict(source=arg.source, new_head=True)
 
