@@ -6,9 +6,12 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 
 _NOT_ENDED = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
@@ -104,6 +107,21 @@ class Cluster:
         """Runs one of Slurm's commands, and returns what it printed."""
         done = subprocess.run(words, capture_output=True, text=True, env=self.env, timeout=60)
         return done.stdout.strip()
+
+    def launch(self, *flags: object, code: int = 0) -> str:
+        """Runs launch.slurm at the repository's root, and returns what it printed."""
+        env = {**self.env, "PYTHONPATH": f"{HERE}:{ROOT}"}
+        env.pop("XLA_FLAGS", None)  # of the tests: many devices
+        command = [sys.executable, "-m", "launch.slurm", *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def submit(self, *flags: object) -> str:
+        """Submits a run by launch.slurm, and returns the job's number."""
+        found = re.search(r"submitted job (\d+)\n", self.launch(*flags))
+        assert found
+        return found[1]
 
     def state(self, job: str) -> str:
         """Returns the state of a job, as `scontrol` names it."""

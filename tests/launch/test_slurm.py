@@ -2,47 +2,21 @@
 
 import itertools
 import json
-import os
-import re
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import cluster
 import pytest
+from cluster import HERE, ROOT
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 NASTY = ['--text=it\'s "a" $HOME `date` \\ * %j', "--other=", "--lines=a\nb"]
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A cluster that lives as long as the tests of this file."""
-    if cluster.missing() and not os.environ.get("CI"):
-        pytest.skip(f"not installed: {', '.join(cluster.missing())} (apt-get install slurm-wlm munge)")
-    assert not cluster.missing(), "CI installs Slurm, see .ci/run"
-    running = cluster.Cluster(tmp_path_factory.mktemp("slurm"))
-    yield running
-    running.close()
-
-
-def launch(slurm, *flags, code=0):
-    """Runs launch.slurm, and returns what it printed."""
-    env = {**slurm.env, "PYTHONPATH": f"{HERE}:{ROOT}", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "launch.slurm", *map(str, flags)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=120)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def submit(slurm, workdir, *flags):
     """Submits the program that counts on both nodes, and returns the job's number."""
     program = ("--program=counting", "--finished=summary.json", "--nodes=2", f"--workdir={workdir}")
-    return re.search(r"submitted job (\d+)\n", launch(slurm, *program, *flags))[1]
+    return slurm.submit(*program, *flags)
 
 
 def begun(workdir, count):
@@ -125,19 +99,19 @@ def test_a_job_saves_before_its_time_limit_and_goes_on_after_preemption(slurm, t
 
 def test_what_cannot_run_is_refused_before_it_is_queued(slurm, tmp_path):
     flags = ("--config=configs/fashion_mnist/lenet5.py", f"--workdir={tmp_path / 'x'}")
-    text = launch(slurm, *flags, "--node=2", code=2)
+    text = slurm.launch(*flags, "--node=2", code=2)
     assert "unknown flag --node: " in text and "Did you mean 'nodes'?" in text
-    text = launch(slurm, *flags, "--program=recvis_jax.trian", code=2)
+    text = slurm.launch(*flags, "--program=recvis_jax.trian", code=2)
     assert "--program=recvis_jax.trian: there is no such module" in text
-    assert "error: sbatch refused" in launch(slurm, *flags, "--partition=nowhere", code=1)
-    assert "--workdir is missing" in launch(slurm, code=2)
+    assert "error: sbatch refused" in slurm.launch(*flags, "--partition=nowhere", code=1)
+    assert "--workdir is missing" in slurm.launch(code=2)
     assert not slurm.run("squeue", "--noheader")
 
 
 def test_a_dry_run_prints_what_a_shell_can_run(slurm, tmp_path):
     """The printed commands do what the launcher would have done."""
     flags = ("--program=counting", "--finished=summary.json", f"--workdir={tmp_path / 'a b'}", "--steps=5", *NASTY)
-    text = launch(slurm, *flags, "--dry_run")
+    text = slurm.launch(*flags, "--dry_run")
     assert not (tmp_path / "a b").exists()
     env = {**slurm.env, "PYTHONPATH": str(HERE)}
     done = subprocess.run(["bash", "-ec", text], capture_output=True, text=True, env=env, cwd=ROOT, timeout=60)
