@@ -69,12 +69,19 @@ def main(argv: list[str]) -> int:
     path = f"{command.workdir(passed).rstrip('/')}/{finished}" if finished else ""
     before = stamp(path) if path else None
     child = subprocess.Popen(command.python(program, passed))
+    told = False
+
+    def hand_on(number: int, _: Any) -> None:
+        nonlocal told
+        told = True
+        child.send_signal(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: child.send_signal(n))
+        signal.signal(number, hand_on)
     code = exit_code(child.wait())
     if code or not path:
         return code
-    end = time.monotonic() + _SEEN_WITHIN
+    end = time.monotonic() + (0 if told else _SEEN_WITHIN)  # told to stop, it most likely did
     while stamp(path) in (None, before):
         if time.monotonic() > end:
             command.say(f"the run stopped before its end ({finished} is not new): exit code {command.STOPPED}")

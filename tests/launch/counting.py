@@ -16,12 +16,17 @@ from pathlib import Path
 
 def main(argv: list[str]) -> int:
     flags = dict(word.removeprefix("--").split("=", 1) for word in argv if "=" in word)
-    index = int(flags.get("process_id", os.environ.get("SLURM_PROCID", "0")))
-    life = flags.get("coordinator", os.environ.get("SLURM_RESTART_COUNT", "0")).replace(":", "_")
+    index = int(flags.get("process_id", os.environ.get("SLURM_PROCID", os.environ.get("TPU_WORKER_ID", "0"))))
     folder = Path(flags["workdir"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"argv_{index}.json").write_text(json.dumps(argv))
-    kept, stop, broken = folder / f"count_{index}", folder / f"stop_{life}", folder / f"broken_{life}"
+    kept, stop, broken = folder / f"count_{index}", folder / "stop", folder / "broken"
+    began = time.time()
+
+    def new(path: Path) -> bool:
+        """Whether this is of this life and not of one before."""
+        return path.exists() and path.stat().st_mtime > began
+
     count = int(kept.read_text()) if kept.exists() else 0
     print(f"process {index} starts at {count}", flush=True)
     with (folder / "lives").open("a") as lives:
@@ -41,11 +46,11 @@ def main(argv: list[str]) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             print(f"error: process {index} fails", file=sys.stderr, flush=True)
             return int(how)
-        if broken.exists() and "hang" not in flags:
+        if new(broken) and "hang" not in flags:
             time.sleep(0.3)  # it takes a real one longer to notice
             print(f"error: process {index} lost another", file=sys.stderr, flush=True)
             return 1
-        if stop.exists():
+        if new(stop):
             print("stopped, saved", flush=True)
             return 0
     if index == 0:

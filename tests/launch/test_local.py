@@ -116,7 +116,7 @@ def test_a_signal_goes_on_to_all_processes_and_nothing_is_restarted(number, tmp_
     out, err = finish(process, 0 if number == signal.SIGTERM else 130)
     assert "again" not in err and (number == signal.SIGINT or "stopped, saved" in out)
     reached = counted(tmp_path, 0)
-    assert 3 < reached < 60
+    assert 0 < reached < 60
     out, _ = run(*flags)
     assert f"process 0 starts at {reached}" in out and out.endswith("finished\n")
 

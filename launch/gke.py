@@ -1,0 +1,184 @@
+"""Writes the Kubernetes objects of a run on GKE: a Job of one pod a host, and the Service by which the pods meet.
+
+  python -m launch.gke --image=us-docker.pkg.dev/mine/repo/recvis_jax --accelerator=tpu-v5-lite-podslice \\
+    --topology=4x4 --processes=4 --devices=4 --config=configs/imagenet/vit_s16.py --workdir=gs://bucket/runs/vit \\
+    [--apply] [...]
+
+Prints YAML for `kubectl apply -f -`, or applies it with --apply. The image holds the repository, as its working folder,
+and a `python` in which it is installed. Flags that are not listed below go to the program.
+
+A pod that fails makes the others fail too, and Kubernetes starts all of them again, at most --max_restarts times. Pods
+that were evicted or preempted, and saved, are started again without being counted. A wrong request (exit code 2) ends
+the Job at once.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml  # ml_collections depends on it
+from absl import flags
+
+from launch import attempt, command
+from recvis_jax import errors
+
+_NAME = flags.DEFINE_string("name", None, "Name of the Job; by default that of the workdir.")
+_NAMESPACE = flags.DEFINE_string("namespace", "default", "Namespace.")
+_IMAGE = flags.DEFINE_string("image", None, "Image of the container.")
+_ACCELERATOR = flags.DEFINE_string("accelerator", None, "GKE's name, as tpu-v5-lite-podslice or nvidia-h100-80gb.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of a TPU slice, as 4x4.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "Pods, each with one process; of a TPU slice its hosts.", lower_bound=1
+)
+_DEVICES = flags.DEFINE_integer("devices", 4, "TPU chips or GPUs of each pod.", lower_bound=1)
+_SERVICE_ACCOUNT = flags.DEFINE_string("service_account", None, "Kubernetes service account, for access to buckets.")
+_BUCKET = flags.DEFINE_string("bucket", None, "Bucket that is mounted at /bucket by Cloud Storage FUSE.")
+_SPOT = flags.DEFINE_bool("spot", False, "Use spot nodes.")
+_ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
+_GRACE = flags.DEFINE_integer("grace", 120, "Seconds in which a pod that is evicted may save.", lower_bound=0)
+_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 3, "How often all pods are started again.", lower_bound=0)
+_APPLY = flags.DEFINE_bool("apply", False, "Apply the objects with kubectl.")
+flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(attempt)
+
+_PORT = 8476  # where the processes meet
+
+
+def main(passed: list[str]) -> int:
+    workdir = command.workdir(passed)
+    accelerator = _ACCELERATOR.value
+    if not accelerator or not _IMAGE.value:
+        raise errors.BadRequest("--image and --accelerator are needed, as --accelerator=tpu-v5-lite-podslice.")
+    if not workdir.startswith(("/", "gs://")):
+        raise errors.BadRequest(f"--workdir={workdir} is not a place that the pods share, as gs://bucket/runs/x.")
+    if accelerator.startswith("tpu") and not _TOPOLOGY.value:
+        raise errors.BadRequest("--topology is missing, as --topology=4x4.")
+    command.check(passed)
+    name = _NAME.value or command.job_name(workdir)
+    text = yaml.safe_dump_all([_service(name), _job(name, accelerator, passed)], sort_keys=False, width=1000)
+    apply = ["kubectl", "apply", "-f", "-"]
+    if not _APPLY.value:
+        print(text, end="")
+        return 0
+    if command.DRY_RUN.value:
+        print(f"{command.shown(apply)} <<'END_OF_YAML'\n{text}END_OF_YAML")
+        return 0
+    try:
+        done = subprocess.run(apply, input=text, text=True)
+    except FileNotFoundError as e:
+        raise errors.BadRequest("there is no kubectl here; see https://kubernetes.io/docs/tasks/tools.") from e
+    if done.returncode:
+        raise errors.Failure(f"kubectl refused the Job {name}; a Job that exists already is to be deleted first.")
+    at = f"--namespace={_NAMESPACE.value}"
+    print(
+        f"state:  kubectl get pods {at} -l job-name={name}\n"
+        f"output: kubectl logs {at} -f -l job-name={name},batch.kubernetes.io/job-completion-index=0\n"
+        f"stop:   kubectl delete {at} job/{name} service/{name}"
+    )
+    return 0
+
+
+def _service(name: str) -> dict[str, Any]:
+    """Returns the headless Service that gives each pod a name, also before it is ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": _NAMESPACE.value},
+        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": name}},
+    }
+
+
+def _job(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
+    """Returns the Job, whose pods differ by their index alone."""
+    count = _PROCESSES.value
+    rules: list[dict[str, Any]] = [
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [command.BAD_REQUEST]}},
+        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [command.STOPPED]}},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": _NAMESPACE.value},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": count,
+            "parallelism": count,
+            "backoffLimit": _MAX_RESTARTS.value * count,  # it counts pods, and all of them fail together
+            "podReplacementPolicy": "Failed",  # never two pods of one index
+            "podFailurePolicy": {"rules": rules},
+            "template": _template(name, accelerator, passed),
+        },
+    }
+
+
+def _template(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
+    """Returns the pods' template."""
+    tpu = accelerator.startswith("tpu")
+    resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": _DEVICES.value}
+    selector = {f"cloud.google.com/gke-{'tpu-' if tpu else ''}accelerator": accelerator}
+    if tpu:
+        selector["cloud.google.com/gke-tpu-topology"] = _TOPOLOGY.value or ""
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # of the input workers
+    mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
+    annotations = {}
+    if _BUCKET.value:
+        attributes = {"bucketName": _BUCKET.value, "mountOptions": "implicit-dirs"}
+        volumes.append(
+            {"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
+        )
+        mounts.append({"name": "bucket", "mountPath": "/bucket"})
+        annotations["gke-gcsfuse/volumes"] = "true"
+    spec: dict[str, Any] = {
+        "subdomain": name,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": _GRACE.value,
+        "nodeSelector": selector,
+        "containers": [
+            {
+                "name": "run",
+                "image": _IMAGE.value,
+                "command": _command(name, passed),
+                "env": [dict(zip(("name", "value"), e.split("=", 1), strict=True)) for e in _environment()],
+                "ports": [{"containerPort": _PORT}, *([{"containerPort": 8471}] if tpu else [])],  # 8471: the TPU's own
+                "resources": {"requests": resource, "limits": {**resource}},
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
+    if _SERVICE_ACCOUNT.value:
+        spec["serviceAccountName"] = _SERVICE_ACCOUNT.value
+    if _SPOT.value:
+        selector["cloud.google.com/gke-spot"] = "true"
+        spec["tolerations"] = [
+            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        ]
+    return {"metadata": {"annotations": annotations}, "spec": spec} if annotations else {"spec": spec}
+
+
+def _environment() -> list[str]:
+    for pair in _ENV.value:
+        if "=" not in pair:
+            raise errors.BadRequest(f"--env={pair} is not NAME=VALUE.")
+    return [*_ENV.value, "PYTHONUNBUFFERED=1"]
+
+
+def _command(name: str, passed: list[str]) -> list[str]:
+    """Returns the words of the container's command, in which Kubernetes replaces $(NAME) and makes $$ one dollar."""
+    finished = attempt.finished_file()
+    words = [*([f"--finished={finished}"] if finished else []), command.PROGRAM.value, *passed]
+    words = command.python("launch.attempt", words, "python")
+    words = [word.replace("$", "$$") for word in words]
+    if _PROCESSES.value == 1:
+        return [*words, "--distributed=off"]
+    meet = [f"--coordinator={name}-0.{name}:{_PORT}", f"--num_processes={_PROCESSES.value}"]
+    return [*words, *meet, "--process_id=$(JOB_COMPLETION_INDEX)"]
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,237 @@
+"""Runs a training on all hosts of a Cloud TPU, with gcloud.
+
+  python -m launch.tpu_pod --name=pod --zone=us-west4-a --create --type=v5litepod-16 --spot --delete \\
+    --config=configs/imagenet/vit_s16.py --workdir=/share/runs/vit [...]
+
+In order: creates the TPU if asked (--create, or --queued for a queued resource), copies the working tree to all hosts
+and installs it, starts the program on all of them, and shows what host 0 prints. When a host fails, all are started
+again; a spot TPU that was preempted is first created anew. --delete deletes the TPU when the run has ended, and does
+only that where no --workdir is given. Flags that are not listed below go to the program.
+
+The run does not depend on this launcher: after Ctrl-C or a lost connection the same command looks on again, and
+--stop lets the run save and stop. The hosts must share the workdir; --prepare mounts it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from absl import flags
+
+from launch import attempt, command, gcloud
+from recvis_jax import errors
+
+_NAME = flags.DEFINE_string("name", None, "Name of the TPU.")
+_ZONE = flags.DEFINE_string("zone", None, "Its zone, as us-west4-a.")
+_PROJECT = flags.DEFINE_string("project", None, "Project; gcloud's own by default.")
+_CREATE = flags.DEFINE_bool("create", False, "Create the TPU if there is none of that name.")
+_QUEUED = flags.DEFINE_bool("queued", False, "Create it by a queued resource, which waits until there is room.")
+_TYPE = flags.DEFINE_string("type", "v5litepod-16", "Type of the TPU.")
+_RUNTIME = flags.DEFINE_string("runtime_version", None, "Image of the hosts; by default the one for the type.")
+_SPOT = flags.DEFINE_bool("spot", False, "Create a spot TPU: cheaper, and may be preempted.")
+_EXTRA = flags.DEFINE_multi_string(
+    "extra", [], "Another option for the creation, as --extra=--network=net; repeatable."
+)
+_SSH = flags.DEFINE_multi_string("ssh", [], "Another option for ssh and scp, as --ssh=--internal-ip; repeatable.")
+_SETUP = flags.DEFINE_string("setup", gcloud.SETUP, "Shell command that installs the code on a host.")
+_PREPARE = flags.DEFINE_string("prepare", None, "Shell command for every host after that, as mounts or data.")
+_ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
+_STOP = flags.DEFINE_bool("stop", False, "Only let the run on the TPU save and stop.")
+_DELETE = flags.DEFINE_bool("delete", False, "Delete the TPU when the run has ended.")
+_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 3, "How often all hosts are started again.", lower_bound=0)
+_POLL = flags.DEFINE_float("poll", 30.0, "Seconds between looks at the hosts.", lower_bound=0.1)
+flags.adopt_module_key_flags(command)
+flags.adopt_module_key_flags(attempt)
+
+_ROOT = str(Path(__file__).resolve().parent.parent)
+_THERE = ("READY", "ACTIVE")
+_GONE = (None, "PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDING", "SUSPENDED", "DELETING", "FAILED")
+_TRIES = 5  # of a connection, as hosts that have just been created do not answer at once
+
+
+class _Preempted(Exception):
+    """The TPU is gone."""
+
+
+def main(passed: list[str]) -> int:
+    if not _NAME.value or not _ZONE.value:
+        raise errors.BadRequest("--name and --zone are needed, as --name=pod --zone=us-west4-a.")
+    tpu = gcloud.Tpu(_NAME.value, _ZONE.value, _PROJECT.value, _QUEUED.value, _SSH.value)
+    if _STOP.value or (_DELETE.value and command.value(passed, "workdir") is None):
+        words = tpu.stop() if _STOP.value else tpu.delete()
+        print(gcloud.shown(words)) if command.DRY_RUN.value else _run(words)
+        return 0
+    if not command.workdir(passed).startswith(("/", "gs://")):
+        raise errors.BadRequest(
+            f"--workdir={command.workdir(passed)} is not a place that the hosts share, as /share/x."
+        )
+    command.check(passed)
+    start = tpu.start(gcloud.program(passed, command.PROGRAM.value, attempt.finished_file()), _ENV.value)
+    if command.DRY_RUN.value:
+        archive = f"/tmp/{gcloud.ARCHIVE}"
+        made = [_create(tpu)] if _CREATE.value or _QUEUED.value else []
+        installed = [gcloud.pack(_ROOT, archive), tpu.copy(archive), tpu.install(_SETUP.value, _PREPARE.value)]
+        deleted = [tpu.delete()] if _DELETE.value else []
+        for line in (*made, *installed, start, tpu.follow(), tpu.status(), *deleted):
+            print(gcloud.shown(line))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = _train(tpu, start)
+    except KeyboardInterrupt:
+        command.say("the run goes on without this launcher; --stop stops it, the same command looks on again.")
+        raise
+    if _DELETE.value and not code:
+        _run(tpu.delete())
+    elif not _DELETE.value or code:
+        command.say(f"the TPU is still there, and is paid for. To delete it: {gcloud.shown(tpu.delete())}")
+    return code
+
+
+def _train(tpu: gcloud.Tpu, start: list[str]) -> int:
+    """Runs the program until it is done, or fails too often; returns its exit code."""
+    ready, code, why = False, 1, ""
+    for life in range(_MAX_RESTARTS.value + 1):
+        if life:
+            command.say(f"{why}; starting again ({life} of {_MAX_RESTARTS.value})")
+        try:
+            going = _make(tpu) and not life and "running" in _guarded(tpu, tpu.status)
+            if going:
+                command.say("the run is going on; looking on")
+            else:
+                if not ready:
+                    _install(tpu)
+                _run(start)
+            ready = True
+            code = _watch(tpu)
+            if code:
+                _guarded(tpu, tpu.stop)
+            if code in (0, command.BAD_REQUEST):
+                return code
+            why = (
+                "the run stopped before its end" if code == command.STOPPED else f"a host failed with exit code {code}"
+            )
+        except _Preempted as e:
+            code, why, ready = 1, str(e), False
+    command.say(f"{why}; --max_restarts={_MAX_RESTARTS.value} is used up")
+    return code
+
+
+def _create(tpu: gcloud.Tpu) -> list[str]:
+    return tpu.create(_TYPE.value, _RUNTIME.value or gcloud.runtime(_TYPE.value), _SPOT.value, _EXTRA.value)
+
+
+def _make(tpu: gcloud.Tpu) -> bool:
+    """Creates the TPU if it is gone and that was asked for, and waits for it; returns whether it was there already."""
+    state = found = _state(tpu)
+    if found in _GONE:
+        if not (_CREATE.value or _QUEUED.value):
+            raise errors.BadRequest(f"the TPU {tpu.name} is {found or 'not there'}; --create creates it.")
+        if found:  # it still has the name
+            _run(tpu.delete())
+        _run(_create(tpu))
+        state = _state(tpu)
+    while state not in _THERE:
+        if state in _GONE:
+            raise _Preempted(f"the TPU {tpu.name} is {state or 'gone'}")
+        command.say(f"the TPU {tpu.name} is {state}; waiting")
+        time.sleep(_POLL.value)
+        state = _state(tpu)
+    return found not in _GONE
+
+
+def _install(tpu: gcloud.Tpu) -> None:
+    """Copies the working tree to all hosts, and installs it there."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = f"{folder}/{gcloud.ARCHIVE}"
+        _run(gcloud.pack(_ROOT, archive))
+        _guarded(tpu, lambda: tpu.copy(archive))
+    _guarded(tpu, lambda: tpu.install(_SETUP.value, _PREPARE.value))
+
+
+def _watch(tpu: gcloud.Tpu) -> int:
+    """Shows the log of host 0 until all hosts have ended or one has failed; returns the exit code."""
+    follow = _follow(tpu)
+    try:
+        while True:
+            try:
+                follow.wait(timeout=_POLL.value)
+            except subprocess.TimeoutExpired:
+                pass
+            states = [
+                words for line in _guarded(tpu, tpu.status).splitlines() if len(words := line.split(maxsplit=3)) > 1
+            ]
+            codes = [int(words[2]) for words in states if words[1] == "code"]
+            codes += [1 for words in states if words[1] == "lost"]  # a host that was started anew
+            if any(codes):
+                for words in states:
+                    command.say(f"host {' '.join(words)}")
+                # A signal tells more than the echoes of the failure on other hosts.
+                return command.BAD_REQUEST if command.BAD_REQUEST in codes else max(codes)
+            if states and len(codes) == len(states):
+                return 0
+            if follow.poll():  # the connection was lost
+                follow = _follow(tpu, "20")
+            elif follow.poll() == 0:  # host 0 is done, others are not yet
+                time.sleep(min(1.0, _POLL.value))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(follow.pid, signal.SIGKILL)  # gcloud leaves its ssh behind otherwise
+        follow.wait()
+
+
+def _follow(tpu: gcloud.Tpu, lines: str = "+1") -> subprocess.Popen:
+    return subprocess.Popen(_checked(tpu.follow(lines)), stdin=subprocess.DEVNULL, process_group=0)
+
+
+def _state(tpu: gcloud.Tpu) -> str | None:
+    quiet = subprocess.DEVNULL if _CREATE.value or _QUEUED.value else None  # that there is none is no error then
+    done = subprocess.run(_checked(tpu.state()), stdout=subprocess.PIPE, stderr=quiet, text=True)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _guarded(tpu: gcloud.Tpu, make: Callable[[], list[str]]) -> str:
+    """Runs a command on the hosts, again where the connection fails; returns what it printed.
+
+    Raises:
+      _Preempted: it fails because the TPU is gone.
+      Failure: it fails although the TPU is there.
+    """
+    for left in reversed(range(_TRIES)):
+        done = subprocess.run(_checked(make()), stdout=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return done.stdout
+        state = _state(tpu)
+        if state not in _THERE:
+            raise _Preempted(f"the TPU {tpu.name} is {state or 'gone'}")
+        if left:
+            time.sleep(_POLL.value)
+    raise errors.Failure(f"failed {_TRIES} times (exit code {done.returncode}): {gcloud.shown(make())[:300]}")
+
+
+def _run(words: list[str]) -> None:
+    """Runs a command that must succeed."""
+    command.say(gcloud.shown(words)[:200])
+    done = subprocess.run(_checked(words))
+    if done.returncode:
+        raise errors.Failure(f"failed (exit code {done.returncode}): {gcloud.shown(words)[:300]}")
+
+
+def _checked(words: list[str]) -> list[str]:
+    if not shutil.which(words[0]):
+        raise errors.BadRequest(f"there is no {words[0]} here; see https://cloud.google.com/sdk/docs/install.")
+    return words
+
+
+if __name__ == "__main__":
+    command.run(main)
