@@ -40,14 +40,6 @@ def finished_file() -> str:
 
 def stamp(path: str) -> Any:
     """Returns something that differs whenever the file at `path` was written anew; None where there is none."""
-    if "://" in path:
-        from etils import epath  # takes half a second, and is needed for buckets only
-
-        try:
-            found = epath.Path(path).stat()
-        except OSError:
-            return None
-        return found.mtime, found.length
     try:
         status = Path(path).expanduser().stat()
     except OSError:

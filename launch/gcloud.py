@@ -88,9 +88,10 @@ class Tpu:
         words = [*_tpus("tpu-vm", "ssh", self.name), *self._where, f"--worker={worker}"]
         return [*words, *self._ssh, "--quiet", f"--command={script}"]
 
-    def install(self, setup: str, prepare: str | None) -> list[str]:
+    def install(self, setup: str, further: Sequence[str]) -> list[str]:
+        """Unpacks the code on every worker and runs shell commands there, `setup` first."""
         unpack = f"rm -rf ~/recvis_jax && mkdir ~/recvis_jax && tar -xzf ~/{ARCHIVE} -C ~/recvis_jax"
-        steps = [unpack, "cd ~/recvis_jax", setup, *([prepare] if prepare else [])]
+        steps = [unpack, "cd ~/recvis_jax", setup, *further]
         return self.shell(" && ".join(steps))
 
     def start(self, words: Sequence[str], env: Sequence[str]) -> list[str]:

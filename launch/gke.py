@@ -5,7 +5,8 @@
     [--apply] [...]
 
 Prints YAML for `kubectl apply -f -`, or applies it with --apply. The image holds the repository, as its working folder,
-and a `python` in which it is installed. Flags that are not listed below go to the program.
+and a `python` in which it is installed. The pods share gs://BUCKET/..., mounted at /gcs/BUCKET, or a claim's volume
+at /share. Flags that are not listed below go to the program.
 
 A pod that fails makes the others fail too, and Kubernetes starts all of them again, at most --max_restarts times. Pods
 that were evicted or preempted, and saved, are started again without being counted. A wrong request (exit code 2) ends
@@ -23,7 +24,7 @@ if not __package__:
 import yaml  # ml_collections depends on it
 from absl import flags
 
-from launch import attempt, command
+from launch import attempt, buckets, command
 from recvis_jax import errors
 
 _NAME = flags.DEFINE_string("name", None, "Name of the Job; by default that of the workdir.")
@@ -36,7 +37,7 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _DEVICES = flags.DEFINE_integer("devices", 4, "TPU chips or GPUs of each pod.", lower_bound=1)
 _SERVICE_ACCOUNT = flags.DEFINE_string("service_account", None, "Kubernetes service account, for access to buckets.")
-_BUCKET = flags.DEFINE_string("bucket", None, "Bucket that is mounted at /bucket by Cloud Storage FUSE.")
+_CLAIM = flags.DEFINE_string("claim", None, "PersistentVolumeClaim that is mounted at /share.")
 _SPOT = flags.DEFINE_bool("spot", False, "Use spot nodes.")
 _ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
 _GRACE = flags.DEFINE_integer("grace", 120, "Seconds in which a pod that is evicted may save.", lower_bound=0)
@@ -53,13 +54,14 @@ def main(passed: list[str]) -> int:
     accelerator = _ACCELERATOR.value
     if not accelerator or not _IMAGE.value:
         raise errors.BadRequest("--image and --accelerator are needed, as --accelerator=tpu-v5-lite-podslice.")
-    if not workdir.startswith(("/", "gs://")):
+    if not workdir.startswith(("gs://", *(["/share/"] if _CLAIM.value else []))):
         raise errors.BadRequest(f"--workdir={workdir} is not a place that the pods share, as gs://bucket/runs/x.")
     if accelerator.startswith("tpu") and not _TOPOLOGY.value:
         raise errors.BadRequest("--topology is missing, as --topology=4x4.")
     command.check(passed)
     name = _NAME.value or command.job_name(workdir)
-    text = yaml.safe_dump_all([_service(name), _job(name, accelerator, passed)], sort_keys=False, width=1000)
+    passed, mounted = buckets.localized(passed)
+    text = yaml.safe_dump_all([_service(name), _job(name, accelerator, passed, mounted)], sort_keys=False, width=1000)
     apply = ["kubectl", "apply", "-f", "-"]
     if not _APPLY.value:
         print(text, end="")
@@ -92,12 +94,15 @@ def _service(name: str) -> dict[str, Any]:
     }
 
 
-def _job(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
+def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> dict[str, Any]:
     """Returns the Job, whose pods differ by their index alone."""
     count = _PROCESSES.value
     rules: list[dict[str, Any]] = [
-        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [command.BAD_REQUEST]}},
-        {"action": "Ignore", "onExitCodes": {"operator": "In", "values": [command.STOPPED]}},
+        {
+            "action": "FailJob",
+            "onExitCodes": {"containerName": "run", "operator": "In", "values": [command.BAD_REQUEST]},
+        },
+        {"action": "Ignore", "onExitCodes": {"containerName": "run", "operator": "In", "values": [command.STOPPED]}},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     return {
@@ -111,12 +116,12 @@ def _job(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
             "backoffLimit": _MAX_RESTARTS.value * count,  # it counts pods, and all of them fail together
             "podReplacementPolicy": "Failed",  # never two pods of one index
             "podFailurePolicy": {"rules": rules},
-            "template": _template(name, accelerator, passed),
+            "template": _template(name, accelerator, passed, mounted),
         },
     }
 
 
-def _template(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
+def _template(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> dict[str, Any]:
     """Returns the pods' template."""
     tpu = accelerator.startswith("tpu")
     resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": _DEVICES.value}
@@ -125,14 +130,13 @@ def _template(name: str, accelerator: str, passed: list[str]) -> dict[str, Any]:
         selector["cloud.google.com/gke-tpu-topology"] = _TOPOLOGY.value or ""
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # of the input workers
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
-    annotations = {}
-    if _BUCKET.value:
-        attributes = {"bucketName": _BUCKET.value, "mountOptions": "implicit-dirs"}
-        volumes.append(
-            {"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
-        )
-        mounts.append({"name": "bucket", "mountPath": "/bucket"})
-        annotations["gke-gcsfuse/volumes"] = "true"
+    for i, bucket in enumerate(mounted):
+        volumes.append(buckets.volume(bucket, f"bucket-{i}"))
+        mounts.append({"name": f"bucket-{i}", "mountPath": f"{buckets.ROOT}/{bucket}"})
+    if _CLAIM.value:
+        volumes.append({"name": "share", "persistentVolumeClaim": {"claimName": _CLAIM.value}})
+        mounts.append({"name": "share", "mountPath": "/share"})
+    annotations = {"gke-gcsfuse/volumes": "true"} if mounted else {}
     spec: dict[str, Any] = {
         "subdomain": name,
         "restartPolicy": "Never",

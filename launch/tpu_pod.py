@@ -1,7 +1,7 @@
 """Runs a training on all hosts of a Cloud TPU, with gcloud.
 
   python -m launch.tpu_pod --name=pod --zone=us-west4-a --create --type=v5litepod-16 --spot --delete \\
-    --config=configs/imagenet/vit_s16.py --workdir=/share/runs/vit [...]
+    --config=configs/imagenet/vit_s16.py --workdir=gs://bucket/runs/vit [...]
 
 In order: creates the TPU if asked (--create, or --queued for a queued resource), copies the working tree to all hosts
 and installs it, starts the program on all of them, and shows what host 0 prints. When a host fails, all are started
@@ -9,7 +9,8 @@ again; a spot TPU that was preempted is first created anew. --delete deletes the
 only that where no --workdir is given. Flags that are not listed below go to the program.
 
 The run does not depend on this launcher: after Ctrl-C or a lost connection the same command looks on again, and
---stop lets the run save and stop. The hosts must share the workdir; --prepare mounts it.
+--stop lets the run save and stop. The hosts must share the workdir: gs://BUCKET/... is mounted on each of them at
+/gcs/BUCKET, and --prepare may mount anything else.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ if not __package__:
 
 from absl import flags
 
-from launch import attempt, command, gcloud
+from launch import attempt, buckets, command, gcloud
 from recvis_jax import errors
 
 _NAME = flags.DEFINE_string("name", None, "Name of the TPU.")
@@ -73,21 +74,24 @@ def main(passed: list[str]) -> int:
         return 0
     if not command.workdir(passed).startswith(("/", "gs://")):
         raise errors.BadRequest(
-            f"--workdir={command.workdir(passed)} is not a place that the hosts share, as /share/x."
+            f"--workdir={command.workdir(passed)} is not a place that the hosts share, as gs://bucket/x."
         )
     command.check(passed)
+    passed, mounted = buckets.localized(passed)
+    further = [*map(buckets.mount, mounted), *([_PREPARE.value] if _PREPARE.value else [])]
+    install = tpu.install(_SETUP.value, further)
     start = tpu.start(gcloud.program(passed, command.PROGRAM.value, attempt.finished_file()), _ENV.value)
     if command.DRY_RUN.value:
         archive = f"/tmp/{gcloud.ARCHIVE}"
         made = [_create(tpu)] if _CREATE.value or _QUEUED.value else []
-        installed = [gcloud.pack(_ROOT, archive), tpu.copy(archive), tpu.install(_SETUP.value, _PREPARE.value)]
+        installed = [gcloud.pack(_ROOT, archive), tpu.copy(archive), install]
         deleted = [tpu.delete()] if _DELETE.value else []
         for line in (*made, *installed, start, tpu.follow(), tpu.status(), *deleted):
             print(gcloud.shown(line))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = _train(tpu, start)
+        code = _train(tpu, install, start)
     except KeyboardInterrupt:
         command.say("the run goes on without this launcher; --stop stops it, the same command looks on again.")
         raise
@@ -98,7 +102,7 @@ def main(passed: list[str]) -> int:
     return code
 
 
-def _train(tpu: gcloud.Tpu, start: list[str]) -> int:
+def _train(tpu: gcloud.Tpu, install: list[str], start: list[str]) -> int:
     """Runs the program until it is done, or fails too often; returns its exit code."""
     ready, code, why = False, 1, ""
     for life in range(_MAX_RESTARTS.value + 1):
@@ -110,7 +114,7 @@ def _train(tpu: gcloud.Tpu, start: list[str]) -> int:
                 command.say("the run is going on; looking on")
             else:
                 if not ready:
-                    _install(tpu)
+                    _install(tpu, install)
                 _run(start)
             ready = True
             code = _watch(tpu)
@@ -150,13 +154,13 @@ def _make(tpu: gcloud.Tpu) -> bool:
     return found not in _GONE
 
 
-def _install(tpu: gcloud.Tpu) -> None:
+def _install(tpu: gcloud.Tpu, install: list[str]) -> None:
     """Copies the working tree to all hosts, and installs it there."""
     with tempfile.TemporaryDirectory() as folder:
         archive = f"{folder}/{gcloud.ARCHIVE}"
         _run(gcloud.pack(_ROOT, archive))
         _guarded(tpu, lambda: tpu.copy(archive))
-    _guarded(tpu, lambda: tpu.install(_SETUP.value, _PREPARE.value))
+    _guarded(tpu, lambda: install)
 
 
 def _watch(tpu: gcloud.Tpu) -> int:

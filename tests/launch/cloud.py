@@ -26,16 +26,31 @@ for last; do :; done
 chmod +x "$last/bin/python"; }}
 """
 
+_GCSFUSE = """#!/bin/sh
+echo "$*" >> "$HOME/gcsfuse.txt"
+"""
+
+_SUDO = """#!/bin/sh
+exec "$@"
+"""
+
 
 class Cloud:
     """A folder that holds the state of the cloud: the TPU's state, the hosts' homes, and the commands given."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for where, name, text in ((folder / "bin", "gcloud", _GCLOUD), (folder / "host_bin", "python3", _PYTHON3)):
-            where.mkdir(parents=True)
-            (where / name).write_text(text.format(python=sys.executable, here=HERE))
-            (where / name).chmod(0o755)
+        here, hosts = folder / "bin", folder / "host_bin"
+        programs = {
+            here / "gcloud": _GCLOUD,
+            hosts / "python3": _PYTHON3,
+            hosts / "gcsfuse": _GCSFUSE,
+            hosts / "sudo": _SUDO,
+        }
+        for path, text in programs.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text.format(python=sys.executable, here=HERE))
+            path.chmod(0o755)
         self.env = {"CLOUD": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
 
     def commands(self) -> list[list[str]]:
@@ -111,7 +126,7 @@ def main(words: list[str]) -> int:
     running = []
     for host, home in zip(hosts, homes, strict=True):
         env = {"HOME": str(home), "TPU_WORKER_ID": str(host), "PATH": f"{folder}/host_bin:{os.environ['PATH']}"}
-        shell = ["sh", "-c", flags["--command"]]
+        shell = ["sh", "-c", flags["--command"].replace("/gcs/", f"{folder}/gcs/")]  # where mounts are
         running.append(subprocess.Popen(shell, cwd=home, stdin=subprocess.DEVNULL, env={**os.environ, **env}))
     return max(process.wait() for process in running)
 

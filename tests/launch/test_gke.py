@@ -15,7 +15,8 @@ NASTY = ['--text=it\'s "a" $HOME $(HOME) $$ `date` \\ * %j', "--other=", "--line
 TPU = ("--image=repo/x:1", "--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--processes=4")
 GPU = ("--image=repo/x:1", "--accelerator=nvidia-h100-80gb", "--processes=2", "--devices=8")
 FULL = (
-    "--bucket=mine",
+    "--claim=disk",
+    "--config.data.dir=gs://other/x",
     "--spot",
     "--service_account=me",
     "--namespace=lab",
@@ -75,15 +76,25 @@ def expand(word, variables):
 
 def test_pods_run_the_program_as_it_was_given(tmp_path):
     """The command of every pod, run here: its arguments, and the exit codes by which the Job goes on or ends."""
-    flags = (f"--workdir={tmp_path}/a b", "--steps=5", *NASTY)
-    (container,) = objects(*GPU, *flags)[1]["spec"]["template"]["spec"]["containers"]
+    flags = ("--workdir=gs://mine/a b", "--steps=5", *NASTY)
+    pod = objects(*GPU, *flags)[1]["spec"]["template"]
+    assert pod["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    (container,) = pod["spec"]["containers"]
+    (bucket,) = [v for v in pod["spec"]["volumes"] if "csi" in v]
+    assert bucket["csi"]["volumeAttributes"]["bucketName"] == "mine"
+    (mount,) = [m["mountPath"] for m in container["volumeMounts"] if m["name"] == bucket["name"]]
     commands = [[expand(w, {"JOB_COMPLETION_INDEX": str(i)}) for w in container["command"]] for i in range(2)]
+    commands = [[word.replace(mount, str(tmp_path)) for word in words] for words in commands]
     assert commands[0][0] == "python"
     pods = [subprocess.Popen([sys.executable, *words[1:]], env=ENV, cwd=ROOT) for words in commands]
     assert [pod.wait(60) for pod in pods] == [0, 0]
     for i in range(2):
         *given, coordinator, count, index = json.loads((tmp_path / f"a b/argv_{i}.json").read_text())
-        assert given == [*flags] and count == "--num_processes=2" and index == f"--process_id={i}"
+        assert (
+            given == [f"--workdir={tmp_path}/a b", *flags[1:]]
+            and count == "--num_processes=2"
+            and index == f"--process_id={i}"
+        )
         assert coordinator == "--coordinator=a-b-0.a-b:8476"
 
 
@@ -108,10 +119,11 @@ def test_objects_are_applied_or_shown(tmp_path):
 def test_what_cannot_run_is_refused():
     for flags, message in (
         (("--workdir=runs/x", *TPU), "is not a place that the pods share"),
+        (("--workdir=/share/x", *TPU), "is not a place that the pods share"),
         (TPU, "--workdir is missing"),
-        (("--workdir=/x", *TPU[:2]), "--topology is missing"),
-        (("--workdir=/x", TPU[1]), "--image and --accelerator are needed"),
-        (("--workdir=/x", *TPU, "--acelerator=x"), "unknown flag --acelerator"),
-        (("--workdir=/x", *TPU, "--env=x"), "--env=x is not NAME=VALUE"),
+        (("--workdir=gs://x/y", *TPU[:2]), "--topology is missing"),
+        (("--workdir=gs://x/y", TPU[1]), "--image and --accelerator are needed"),
+        (("--workdir=gs://x/y", *TPU, "--acelerator=x"), "unknown flag --acelerator"),
+        (("--workdir=gs://x/y", *TPU, "--env=x"), "--env=x is not NAME=VALUE"),
     ):
         assert message in launch(*flags, code=2)

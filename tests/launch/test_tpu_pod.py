@@ -83,6 +83,17 @@ def test_a_run_from_nothing_to_the_deletion(cloud, tmp_path):
     assert out.count("finished\n") == 1 and "process 0 starts at 0\n" in out and "process 1" not in out
 
 
+def test_buckets_are_mounted_on_all_hosts(cloud):
+    flags = ("--program=counting", "--finished=summary.json", "--workdir=gs://mine/runs/x", "--steps=3")
+    finish(start(cloud, "--create", *flags, "--data=gs://other", "--text=no gs://third"))
+    for host in range(2):
+        mounts = (cloud.home(host) / "gcsfuse.txt").read_text().splitlines()
+        assert [line.split()[-2:] for line in mounts] == [[b, f"{cloud.folder}/gcs/{b}"] for b in ("mine", "other")]
+        given = json.loads((cloud.folder / f"gcs/mine/runs/x/argv_{host}.json").read_text())
+        assert given[1:] == ["--steps=3", f"--data={cloud.folder}/gcs/other", "--text=no gs://third"]
+    assert (cloud.folder / "gcs/mine/runs/x/summary.json").exists()
+
+
 def test_a_failed_host_makes_all_start_again(cloud, tmp_path):
     flags = train(tmp_path, "--steps=30", "--fail=1:5:kill", "--max_restarts=1", "--create")
     _, err = finish(start(cloud, *flags))
