@@ -128,12 +128,18 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return convert(config)
 
 
+# Where and how a run is computed, not what: it may go on with other values of these.
+PLACES = ("sharding", "compile", "data.cache", "data.threads", "data.workers", "data.data_dir")
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns a line "key: old -> new" for each leaf in which two plain configs differ."""
+    """Returns a line "key: old -> new" for each leaf in which two plain configs differ, but for `PLACES`."""
     out = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)
         name = f"{prefix}{key}"
+        if name in PLACES:
+            continue
         if isinstance(a, dict) or isinstance(b, dict):
             out += differences(a or {}, b or {}, f"{name}.")
         elif a != b:

@@ -63,6 +63,7 @@ def train(
     checkpoint_every: int | float = 1.0,
     early_stop: int = 0,
     init_from: str | dict | None = None,
+    checkpoint_dir: str | None = None,
     probe: dict | None = None,
 ) -> dict[str, Any]:
     """Runs a training from a config's sections and returns the summary; these are a config's top-level keys.
@@ -88,6 +89,7 @@ def train(
         takes the type that it has in the config file.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
+      checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
       probe: probes of the features during training; see `trained.make_prober`.
     """
     from recvis_jax import build, trained, trees
@@ -113,7 +115,7 @@ def train(
         probe_every = _steps("probe.every", probe.get("every", eval_every), run.steps_per_epoch)
         prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"})
 
-    folder = log.open_workdir(workdir, config or {}, configs.differences)
+    folder = log.open_workdir(workdir, config or {"checkpoint_dir": checkpoint_dir}, configs.differences)
     with loop.StopSignal() as stop:
         tell = print if distributed.is_main() else (lambda text: None)
         keeper = checkpoint.Checkpointer(folder, run.template, say=tell)

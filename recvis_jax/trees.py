@@ -155,7 +155,13 @@ def fingerprint(tree: PyTree) -> dict[str, int]:
     """
     # One compilation for each shape, dtype and sharding is cheaper than one for the whole tree, and leaves may then
     # live on different devices. All are dispatched before the first is waited for.
-    sums = {name: _checksum(_host_words(x)) for name, x in flatten(tree).items()}
+    sums = {}
+    for name, x in flatten(tree).items():
+        sums[name] = _checksum(_host_words(x))
+        if isinstance(x, jax.Array) and not x.is_fully_replicated:
+            sums[
+                name
+            ].block_until_ready()  # sums over devices that are dispatched together may block each other on CPUs
     return {name: int(s) for name, s in jax.device_get(sums).items()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,17 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
     text, _ = process.communicate(timeout=900)
     assert process.returncode == code, text[-3000:]
     return text
+
+
+def start_together(processes: int, devices: int, *command: str | Path) -> list[subprocess.Popen]:
+    """Starts processes that make one run, each with so many simulated devices."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"] if processes > 1 else []
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    own = [[*together, f"--process_id={i}"] if together else [] for i in range(processes)]
+    return [start(*command, *flag, **flags) for flag in own]
 
 
 def run(*command: str | Path, code: int = 0, **env: str) -> str:

@@ -58,6 +58,8 @@ def make_evaluate(
         return {name: metric.update(outputs, batch) for name, metric in metrics.items()}
 
     compiled = jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    # Sums over devices that are dispatched together may block each other on CPUs.
+    serial = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
     def evaluate(
         params: Any, model_state: Any, batches: Iterable[dict], stop: Callable[[], bool] = lambda: False
@@ -66,7 +68,10 @@ def make_evaluate(
             for batch in batches:
                 if stop():
                     raise _Stopped
-                yield compiled(params, model_state, batch)
+                found = compiled(params, model_state, batch)
+                if serial:
+                    jax.block_until_ready(found)
+                yield found
 
         try:
             return m.accumulate(metrics, states())

@@ -39,10 +39,11 @@ def read(source: str) -> Checkpoint:
     if source.startswith(HUB):
         return read(str(_download(source)))
     for place, which in ((source, ""), source.rpartition("@")[::2]):
-        if place and (Path(place).expanduser() / "checkpoints").is_dir():
+        folder = Path(place).expanduser()
+        if place and ((folder / "checkpoints").is_dir() or (folder / "config.json").is_file()):
             from recvis_jax.pretrained import run  # loads orbax, which no file needs
 
-            return Checkpoint(run.read(Path(place).expanduser(), which), ours=True)
+            return Checkpoint(run.read(folder, which), ours=True)
     path = Path(source).expanduser()
     if path.is_dir():
         raise BadRequest(f"{path} is a folder without checkpoints/: a run of ours has one; or give a file in it.")

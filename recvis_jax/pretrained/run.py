@@ -31,8 +31,8 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
     mesh = sharding.make_mesh(jax.devices()[:1])
     saved: Any = {}
     for kind in ("best", "last"):
-        folder = workdir.absolute() / "checkpoints" / kind
-        steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
+        folder = checkpoint.home(workdir) / kind
+        steps = [int(p.name) for p in (folder.iterdir() if folder.exists() else ()) if p.name.isdecimal()]
         saved |= {(kind, step): folder / str(step) for step in sorted(steps)}
     wanted = which or ("best" if any(kind == "best" for kind, _ in saved) else "last")
     found = [key for key in saved if wanted in (key[0], str(key[1]))]

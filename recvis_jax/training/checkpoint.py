@@ -1,14 +1,13 @@
 """Checkpoints: written by orbax in the background, checked when read, never trusted blindly.
 
 A run keeps the two newest under `checkpoints/last` (so that a damaged one can be skipped) and the best under
-`checkpoints/best`. Beside the state lies JSON with the position in the data, the loop's own state and a fingerprint of
-every leaf, computed on the device when saving and again when restoring, and one of the JSON: they find what a file
-format does not.
+`checkpoints/best`, in the workdir or wherever the config's `checkpoint_dir` is, on a disk or as gs://bucket/folder.
+Beside the state lies JSON with the position in the data, the loop's own state and a fingerprint of every leaf, computed
+on the device when saving and again when restoring, and one of the JSON: they find what a file format does not.
 """
 
 import errno
 import json
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from recvis_jax import errors, trees
@@ -30,6 +30,16 @@ class Restored(NamedTuple):
     step: int
     state: State
     meta: dict[str, Any]
+
+
+def home(workdir: str | Path) -> epath.Path:
+    """Returns where a run's checkpoints are: the `checkpoint_dir` of its config, or `checkpoints` in the workdir."""
+    config = Path(workdir) / "config.json"
+    try:
+        named = json.loads(config.read_text()).get("checkpoint_dir") if config.exists() else None
+    except (ValueError, AttributeError) as e:
+        raise errors.BadRequest(f"{config} is not valid JSON ({e}); is this the folder of a run?") from e
+    return epath.Path(named) if named else epath.Path(Path(workdir).absolute() / "checkpoints")
 
 
 class Checkpointer:
@@ -50,7 +60,7 @@ class Checkpointer:
         say: Callable[[str], None] = print,
         read_only: bool = False,
     ):
-        self.root = Path(workdir).absolute() / "checkpoints"
+        self.root = home(workdir)
         self.template = template
         self.say = say
         self.read_only = read_only
@@ -134,7 +144,8 @@ class Checkpointer:
                 aside = self.root / "damaged" / str(step)
                 processes.barrier(f"damaged {step}")  # all have read it
                 if jax.process_index() == 0:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    if aside.exists():
+                        aside.rmtree()
                     aside.parent.mkdir(parents=True, exist_ok=True)
                     (self.root / "last" / str(step)).rename(aside)
                 processes.barrier(f"damaged {step} aside")
@@ -156,7 +167,7 @@ class Checkpointer:
         return max(self._best.all_steps(), default=None)
 
     def _read(self, manager: ocp.CheckpointManager, step: int) -> Restored:
-        place = Path(manager.directory) / str(step)
+        place = epath.Path(manager.directory) / str(step)
         try:
             found = manager.restore(
                 step,
@@ -179,9 +190,7 @@ class Checkpointer:
             action()
         except Exception as e:
             # As they lie on the disk: the managers already count what they were about to write and to remove.
-            good = sorted(
-                {int(p.name) for d in ("last", "best") for p in (self.root / d).glob("[0-9]*") if p.name.isdigit()}
-            )
+            good = sorted({int(p.name) for d in ("last", "best") for p in _listed(self.root / d) if p.name.isdigit()})
             have = f"The checkpoints of steps {good} are intact." if good else "There is no earlier checkpoint."
             text = str(e)
             full = getattr(e, "errno", None) == errno.ENOSPC or "No space left" in text or "ENOSPC" in text
@@ -191,7 +200,11 @@ class Checkpointer:
             raise errors.Failure(f"{what}. {have} Make room and give the same command to go on from there.") from e
 
 
-def _manager(folder: Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
+def _listed(folder: epath.Path) -> list[epath.Path]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         preservation_policy=LatestN(keep),
         cleanup_tmp_directories=not read_only,

@@ -51,7 +51,7 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], differences: Any) 
       BadRequest: the folder cannot be written, or holds a run of another config (the differing keys are named).
     """
     folder = Path(workdir).expanduser().absolute()
-    path = folder / "config.json"
+    path, old = folder / "config.json", None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe.{os.getpid()}"
@@ -70,7 +70,7 @@ def open_workdir(workdir: str | Path, config: dict[str, Any], differences: Any) 
                 f"{folder} holds a run of another config; choose another --workdir or remove it. "
                 f"Differing: {'; '.join(lines)}"
             )
-    elif is_main():
+    if is_main() and old != json.loads(json.dumps(config)):
         write_atomically(path, json.dumps(config, indent=2) + "\n")
     return folder
 

@@ -179,7 +179,7 @@ def run(
             return finished("done")
         if early_stop and own["waited"] >= early_stop:
             return finished("early stop")
-        state, metrics = step_fn(state, next(stream))
+        state, metrics = processes.wait_on_cpus(step_fn(state, next(stream)))
         pending.append(metrics)
         if len(pending) > _AHEAD:  # else the batches of steps to come would fill the device's memory
             jax.block_until_ready(pending[-_AHEAD - 1]["loss"])

@@ -90,6 +90,16 @@ def several() -> bool:
     return _watch is not None
 
 
+def wait_on_cpus(x: Any) -> Any:
+    """Returns `x` when it is computed, where CPUs make up several devices; elsewhere at once.
+
+    There, programs that are dispatched together may each wait for sums over devices whose threads the others hold.
+    """
+    import jax
+
+    return jax.block_until_ready(x) if jax.default_backend() == "cpu" and jax.device_count() > 1 else x
+
+
 def agreed_to_stop(step: int) -> bool:
     """Whether all processes stop at this step, because one of them got a SIGTERM; to be asked at every step."""
     from jax.experimental import multihost_utils

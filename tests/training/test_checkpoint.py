@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import errors
+from recvis_jax.pretrained import files
 from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
@@ -223,3 +224,16 @@ def test_the_record_beside_a_state_is_plain_json(opened, tmp_path):
     fill(opened(), (1,))
     meta = json.loads((tmp_path / "checkpoints/last/1/meta/metadata").read_text())
     assert meta["step"] == 1 and len(meta["fingerprint"]) == len(jax.tree.leaves(make(1)))
+
+
+def test_checkpoints_may_lie_elsewhere(opened, tmp_path):
+    workdir, elsewhere = tmp_path / "run", tmp_path / "bucket/run"
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps({"checkpoint_dir": str(elsewhere)}))
+    keeper = opened(workdir)
+    keeper.save(make(1), {}, best=True)
+    keeper.wait()
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["best", "last"] and not (workdir / "checkpoints").exists()
+    assert equal(opened(workdir, read_only=True).restore("best").state, make(1))
+    found = files.read(str(workdir))  # as `init_from` does
+    np.testing.assert_array_equal(found.tensors["params/head/bias"], make(1).params["head"]["bias"])
