@@ -118,7 +118,8 @@ def test_a_preempted_tpu_is_created_anew(queued, cloud, tmp_path):
     cloud.preempt()
     _, err = finish(process)
     once = ["create", "scp", "install", "start"]
-    assert verbs(cloud) == [*once, "delete", *once]
+    # Hosts that are seen to die before the TPU is seen to be gone are told to stop, in vain.
+    assert [verb for verb in verbs(cloud) if verb != "stop"] == [*once, "delete", *once]
     assert "the TPU pod is PREEMPTED; starting again (1 of 3)" in err
     assert (tmp_path / "it is shared/summary.json").exists()
     if queued:
