@@ -118,7 +118,7 @@ def test_stopped_anywhere_it_goes_on_the_same(stop_after, tmp_path):
     values = {4: 0.3, 8: 0.1, 12: 0.2}.get
     whole = life(tmp_path / "whole", values=values)
     asked = iter(range(1, 1000))
-    first = life(tmp_path / "cut", values=values, stop=lambda: next(asked) >= stop_after)
+    first = life(tmp_path / "cut", values=values, stop=lambda step: next(asked) >= stop_after)
     assert first.done.reason == "interrupted"
     assert first.saved["last"][-1:] == [int(first.done.state.step)], "saved at once, even before the first step"
     rest = life(tmp_path / "cut", values=values)
@@ -135,7 +135,7 @@ def test_early_stopping_counts_across_lives(tmp_path):
     assert whole.done.reason == "early stop" and int(whole.done.state.step) == 24
     assert whole.done.best["step"] == 12 and whole.saved["best"] == [12]
     asked = iter(range(1000))
-    cut = life(tmp_path / "cut", total=100, values=values, early_stop=3, stop=lambda: next(asked) > 24)
+    cut = life(tmp_path / "cut", total=100, values=values, early_stop=3, stop=lambda step: next(asked) > 24)
     assert cut.done.reason == "interrupted" and 16 < int(cut.done.state.step) < 24
     rest = life(tmp_path / "cut", total=100, values=values, early_stop=3)
     assert rest.done.reason == "early stop" and rest.records == whole.records
@@ -165,7 +165,7 @@ def test_a_best_checkpoint_that_was_lost_is_written_again(tmp_path):
     """Killed between the two saves of one step: the loop's record says best, and the best checkpoint is not there."""
     asked = iter(range(1000))
     values = {4: 0.9, 8: 0.1, 12: 0.2}.get
-    life(tmp_path / "a", values=values, stop=lambda: next(asked) > 4)
+    life(tmp_path / "a", values=values, stop=lambda step: next(asked) > 4)
     best = tmp_path / "a/checkpoints/best/4"
     meta = json.loads((tmp_path / "a/checkpoints/last/4/meta/metadata").read_text())
     assert best.is_dir() and meta["loop"]["best"]["step"] == 4
