@@ -86,7 +86,7 @@ def overlap(a: Source, b: Source) -> int:
     return sum(max(0, min(p[2], q[2]) - max(p[1], q[1])) for p, q in pairs)
 
 
-def _parts(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, int, int], ...]:
+def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, int, int], ...]:
     """Resolves a tfds split expression to stretches (split, first, last + 1), of which there is at least one."""
     import tensorflow_datasets as tfds
 
@@ -125,7 +125,7 @@ def _digits(split: str) -> Source:
     labels = raw.target[order].astype(np.int32)
     cut = 1437
     parts = ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]))
-    stretches = _parts(split, {"train": cut, "test": len(labels) - cut}, "digits")
+    stretches = parts_of(split, {"train": cut, "test": len(labels) - cut}, "digits")
     rows = _rows(stretches, ("train", "test"))
 
     def read(indices: Indices) -> list[Example]:
@@ -139,7 +139,7 @@ def _mock(name: str, split: str, count: int) -> Source:
     if name not in DATASETS:
         raise errors.BadRequest(f"mock data needs a data set of known shape: {', '.join(DATASETS)}; got {name!r}.")
     row = DATASETS[name]
-    stretches = _parts(split, dict.fromkeys(row.splits, count), name)
+    stretches = parts_of(split, dict.fromkeys(row.splits, count), name)
     rows = _rows(stretches, row.splits)
     h, w, c = row.image_shape
 
@@ -171,7 +171,7 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
     builder = _builder(tfds, name, root)
     features = builder.info.features
     image, label = _feature(features, image_key, name), _feature(features, label_key, name)
-    stretches = _parts(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
+    stretches = parts_of(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
     try:
         data = builder.as_data_source(
             split=tfds.core.ReadInstruction.from_spec(split), decoders={image_key: tfds.decode.SkipDecoding()}

@@ -136,7 +136,7 @@ class _Reader:
                 found = [self.everything if f and loop else f for f in found]
             else:
                 found = [self.everything if f is EVERYTHING else f for f in follow(e, given)]
-                macs = _macs(e) * times
+                macs = macs_of(e) * times
                 if macs:
                     self.macs[path] = self.macs.get(path, 0) + macs
                 if found and found[0] is not None:
@@ -159,7 +159,8 @@ def _nested(e: Any) -> Any:
     return None
 
 
-def _macs(e: Any) -> int:
+def macs_of(e: Any) -> int:
+    """Returns the multiplications of one equation, those with a convolution's padding among them; 0 for all others."""
     out = math.prod(e.outvars[0].aval.shape)
     if e.primitive.name == "dot_general":
         (contracted, _), _ = e.params["dimension_numbers"]

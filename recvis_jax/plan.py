@@ -1,0 +1,67 @@
+"""Plans a training on machines that one does not have: what fits, what it costs, how long it takes at least.
+
+  python -m recvis_jax.plan --config=configs/imagenet/vit_b16.py --topology=v5e:2x4
+  python -m recvis_jax.plan --config=configs/imagenet/vit_h14.py --topology=v5e:4x4,v4:2x2x2,h100:8 --search
+
+The very train step of the config is compiled for these devices, and neither they nor the data need to be there. It
+takes the compiler for TPUs, pip install 'jax[tpu]', or for GPUs, pip install 'jax[cuda12-local]'; `cpu:8` takes none.
+"""
+
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from recvis_jax import cli, errors
+from recvis_jax import config as configs
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, as configs/imagenet/vit_b16.py[:argument].", lock_config=False,
+    accept_new_attributes=True,
+)  # fmt: skip
+_TOPOLOGY = flags.DEFINE_string("topology", "", "Machines, as v5e:16x16,v4:4x4x4,h100:8.")
+_SEARCH = flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
+_LEVEL = flags.DEFINE_enum(
+    "level", "O0", ["O0", "O1", "O2", "O3", "default"],
+    "How hard the compiler tries. O0 is several times faster than what training uses, default, and finds nearly the "
+    "same memory.",
+)  # fmt: skip
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = configs.read(_CONFIG, "configs/imagenet/vit_b16.py")
+    if not _TOPOLOGY.value:
+        raise errors.BadRequest("--topology is missing, for instance --topology=v5e:2x4.")
+    from recvis_jax.planning import topology
+
+    machines = topology.parse(_TOPOLOGY.value)
+    topology.start_jax(machines, _LEVEL.value, cli.CPU_XLA_FLAGS)
+    lacking = [text for machine in machines if (text := _plan(config, machine, _SEARCH.value, _LEVEL.value))]
+    if lacking:
+        raise errors.Failure("; ".join(lacking))
+
+
+def _plan(config: dict[str, Any], machine: Any, search: bool, level: str) -> str:
+    """Prints the plan of one machine, and returns why it does not fit; an empty string if it does."""
+    from recvis_jax.planning import planner, report
+    from recvis_jax.planning import search as searching
+
+    if not search:
+        plan = planner.make_plan(config, machine)
+        print(report.describe(plan, level), flush=True)
+        return "" if plan.fits else report.verdict(plan)
+    planner.check_config(config)
+    found = searching.search(config, machine, planner.make_plan, lambda text: print(f"  {text}", file=sys.stderr))
+    if not found:
+        print(f"{machine.name}: none of the strategies fits", flush=True)
+        return f"{machine.name}: none of the strategies fits"
+    print(f"{machine.name}: {len(found)} strategies fit, the cheapest first (compiled at {level})")
+    print(report.table(found))
+    print(f"\nthe first of them:\n{report.describe(found[0], level)}", flush=True)
+    return ""
+
+
+if __name__ == "__main__":
+    cli.run(main)

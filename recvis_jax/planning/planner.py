@@ -1,0 +1,145 @@
+"""From a config and a machine to a plan: compile the step, count what it costs, bound the time of the whole run."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from recvis_jax import build, errors
+from recvis_jax.data import pipeline
+from recvis_jax.planning import collectives, compiling, cost, flops, hlo, roofline, topology
+from recvis_jax.planning.compiling import Memory
+from recvis_jax.planning.sizes import Examples, examples_of
+from recvis_jax.planning.topology import Topology
+
+# Keys of a config that `train` takes and that change nothing of its step; a test holds this.
+_OTHER = frozenset("compile metrics log_every eval_every checkpoint_every early_stop init_from probe".split())
+
+
+class Plan(NamedTuple):
+    """What is known of a config on a machine.
+
+    Attributes:
+      machine: where.
+      settings: of the config, those that decide about memory and time, as text.
+      mesh: sizes of its axes.
+      memory: of a device.
+      parameters: of the model.
+      batch_size: images a step.
+      model_flops, step_flops: of a step over all devices: three forward passes, and what the step's program asks for.
+      cost: of the compiled step on a device; None where it does not fit.
+      once_flops: XLA's own count on a device, loops once.
+      exchanged: collectives of a step.
+      loops: how many loops were counted, and names of those whose rounds are not known.
+      bounds: of the time of a step; None where it does not fit or nothing is published.
+      examples: of an epoch.
+      steps: of the whole run.
+      seconds: that compiling took.
+    """
+
+    machine: Topology
+    settings: dict[str, Any]
+    mesh: dict[str, int]
+    memory: Memory
+    parameters: int
+    batch_size: int
+    model_flops: int
+    step_flops: int
+    cost: cost.Cost | None
+    once_flops: float | None
+    exchanged: list[collectives.Collective]
+    loops: tuple[int, tuple[str, ...]]
+    bounds: roofline.Bounds | None
+    examples: Examples
+    steps: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device's memory suffices."""
+        return self.cost is not None and not self.memory.shortfall
+
+    def hours(self, seconds: float) -> float:
+        """Hours of the whole run at so many seconds a step."""
+        return seconds * self.steps / 3600
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Refuses what is no config of `train`, or cannot be planned."""
+    errors.check_kwargs(build.make_run, config, "config", extra=_OTHER, given=("devices",))
+    if config.get("compile", "jit") != "jit":
+        raise errors.BadRequest("plan compiles what compile='jit' runs; add --config.compile=jit.")
+
+
+def make_plan(config: dict[str, Any], machine: Topology) -> Plan:
+    """Compiles a config's train step for a machine and counts what it costs.
+
+    Args:
+      config: as plain dicts, of the keys that `train` takes.
+      machine: what to compile for.
+
+    Raises:
+      BadRequest: the config cannot be run, or not on so many devices.
+      Failure: the compiler fails for another reason than too little memory.
+    """
+    check_config(config)
+    batch_size, accumulate = config.get("batch_size", 128), config.get("accumulate", 1)
+    examples, data = examples_of(config["data"])
+    steps = config.get("steps") or round((config.get("epochs") or 0) * examples.number / batch_size)
+    known = {k: v for k, v in config.items() if k not in (*_OTHER, "data", "epochs", "steps")}
+    if config.get("epochs") is not None and config.get("steps") is not None:
+        known["epochs"] = config["epochs"]  # for the message of `make_run`
+    run = build.make_run(**known, data=data, steps=steps, devices=topology.open_devices(machine))
+    compiled = compiling.compile_step(
+        run, machine, accumulate=accumulate, ema_decay=config.get("ema_decay"), cached=_cached(run, data, examples)
+    )
+    plain = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in compiled.batch.items()}
+    augmented = jax.eval_shape(run.data.augment, jax.random.key(0), plain)
+    found: dict[str, Any] = {"cost": None, "exchanged": [], "loops": (0, ()), "bounds": None}
+    if compiled.program is not None:
+        counts = hlo.count_runs(compiled.program)
+        found["cost"] = cost.cost_of(compiled.program, counts)
+        found["exchanged"] = collectives.collectives_of(compiled.program, counts, machine.devices)
+        found["loops"] = (counts.loops, counts.unknown)
+        if machine.device.flops:
+            where = roofline.places(machine, list(run.mesh.devices.flat))
+            dtype = config.get("dtype", "float32")
+            found["bounds"] = roofline.bounds(found["cost"], found["exchanged"], machine, where, dtype)
+    return Plan(
+        machine=machine,
+        settings=settings_of(config),
+        mesh=dict(run.mesh.shape),
+        memory=compiled.memory,
+        parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(run.template.params)),
+        batch_size=batch_size,
+        model_flops=flops.model_flops(run.task, run.template, augmented),
+        step_flops=flops.step_flops(compiled.traced),
+        once_flops=compiled.once_flops,
+        examples=examples,
+        steps=steps,
+        seconds=compiled.seconds,
+        **found,
+    )
+
+
+def _cached(run: build.Run, data: dict[str, Any], examples: Examples) -> int:
+    """Returns the bytes of the images and labels that every device keeps, of a data set cached on devices."""
+    source = run.data.train._replace(length=examples.number)
+    if pipeline.choose_cache(data.get("cache", "auto"), source, run.data.random) != "device":
+        return 0
+    label = 4 * (max(1, source.num_classes) if source.multi_label else 1)
+    return examples.number * (math.prod(run.data.image_shape) + label)
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a config decides about memory and time, beside the model and the batch."""
+    model, layout = config["model"], config.get("sharding", "replicate")
+    name = layout if isinstance(layout, str) else layout.get("strategy", "replicate")
+    return {
+        "model": model["name"],
+        "sharding": name,
+        "remat": model.get("remat", False),
+        "scan": model.get("scan", False),
+        "accumulate": config.get("accumulate", 1),
+        "dtype": config.get("dtype", "float32"),
+    }

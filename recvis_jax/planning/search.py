@@ -1,0 +1,86 @@
+"""The same training in other ways: which strategies fit a machine, the cheapest first.
+
+Nothing here changes what is learned, but where a model has batch norm: accumulated micro-batches have statistics of
+their own.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from recvis_jax import errors, models
+from recvis_jax.planning.planner import Plan
+from recvis_jax.planning.topology import Topology
+
+
+def search(
+    config: dict[str, Any],
+    machine: Topology,
+    make: Callable[[dict[str, Any], Topology], Plan],
+    say: Callable[[str], None] = lambda text: None,
+    most: int = 16,
+) -> list[Plan]:
+    """Plans a config with all strategies, and returns those that fit, the cheapest first.
+
+    The strategies are the config's own `sharding` and "replicate" and "fsdp", each with and without `remat`, with
+    blocks scanned and not, and with as many micro-batches as are needed, doubled up to `most`. More micro-batches than
+    needed are not tried: they cost time and save nothing that is short.
+
+    Args:
+      config: as plain dicts.
+      machine: to plan for.
+      make: (config, machine) -> plan, as `planner.make_plan`.
+      say: is told what is tried.
+      most: micro-batches at most.
+    """
+    found = []
+    for changed in variants(config):
+        for accumulate in micro_batches(config, machine, most):
+            tried = changed | {"accumulate": accumulate}
+            try:
+                plan = make(tried, machine)
+            except errors.BadRequest as e:
+                say(f"{_text(tried)}: {e}")
+                break  # what cannot be run does not become possible with more micro-batches
+            say(f"{_text(tried)}: {'fits' if plan.fits else 'does not fit'} ({plan.seconds:.0f} s)")
+            if plan.fits:
+                found.append(plan)
+                break
+    return sorted(found, key=cost_of)
+
+
+def cost_of(plan: Plan) -> tuple[float, ...]:
+    """What plans are sorted by: least time of a step, then the sum of what takes time, then memory."""
+    times = (plan.bounds.best, plan.bounds.serial) if plan.bounds else (0.0, float(plan.cost.flops if plan.cost else 0))
+    return *times, plan.memory.need
+
+
+def variants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields a config with all shardings, remat and scan that its model can have, those that compute least first."""
+    model = config["model"]
+    takes = errors.keywords((models.MODELS | models.AROUND)[model["name"]]) if model["name"] in models.MODELS else {}
+    shardings: list[Any] = [config.get("sharding", "replicate")]
+    shardings += [s for s in ("replicate", "fsdp") if s not in (shardings[0], _strategy(shardings[0]))]
+    remats = (False, True) if "remat" in takes else (None,)
+    scans = (True, False) if "scan" in takes else (None,)
+    for remat, sharding, scan in itertools.product(remats, shardings, scans):
+        given = {k: v for k, v in (("remat", remat), ("scan", scan)) if v is not None}
+        yield config | {"sharding": sharding, "model": model | given}
+
+
+def micro_batches(config: dict[str, Any], machine: Topology, most: int) -> list[int]:
+    """Returns the config's number of micro-batches and its doublings that still divide the batch."""
+    first, batch = config.get("accumulate", 1), config.get("batch_size", 128)
+    found = [first * 2**k for k in range(most.bit_length()) if first * 2**k <= max(first, most)]
+    return [n for n in found if n == first or batch % (n * machine.devices) == 0]
+
+
+def _strategy(sharding: Any) -> Any:
+    return sharding.get("strategy", "replicate") if isinstance(sharding, dict) and len(sharding) == 1 else None
+
+
+def _text(config: dict[str, Any]) -> str:
+    model, sharding = config["model"], config["sharding"]
+    words = [sharding if isinstance(sharding, str) else sharding.get("strategy", "replicate")]
+    words += [name for name in ("remat", "scan") if model.get(name)]
+    return " + ".join([*words, *([f"accumulate {config['accumulate']}"] if config["accumulate"] > 1 else [])])

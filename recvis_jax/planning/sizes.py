@@ -1,0 +1,56 @@
+"""How many examples a config trains on, with or without the data."""
+
+from typing import Any, NamedTuple
+
+from recvis_jax import errors
+from recvis_jax.data import DATASETS, sources
+
+# Examples of every split, for data that are not there. ImageNet: Russakovsky et al. 2015, "ImageNet large scale visual
+# recognition challenge", table 2. Others: Xiao et al. 2017, "Fashion-MNIST"; LeCun et al. 1998; Krizhevsky 2009,
+# "Learning multiple layers of features from tiny images".
+SIZES: dict[str, dict[str, int]] = {
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+    "fashion_mnist": {"train": 60_000, "test": 10_000},
+    "mnist": {"train": 60_000, "test": 10_000},
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+}
+_MOCK = 64  # made-up examples of a split, enough for shapes
+
+
+class Examples(NamedTuple):
+    """How many examples an epoch has, and how that is known."""
+
+    number: int
+    source: str
+
+
+def examples_of(data: dict[str, Any]) -> tuple[Examples, dict[str, Any]]:
+    """Returns the size of a config's training split, and its `data` section with made-up images where there are none.
+
+    Args:
+      data: a config's section `data`.
+
+    Raises:
+      BadRequest: the data are not there and not known either, or have no such split.
+    """
+    name, split = data.get("name", ""), data.get("train", "train")
+    keys = {k: data[k] for k in ("data_dir", "image_key", "label_key", "mock") if k in data}
+    try:
+        found = sources.open_split(name, split, **keys)
+    except errors.BadRequest as missing:
+        if name not in SIZES:
+            raise errors.BadRequest(
+                f"{missing} Without them plan knows only the sizes of {', '.join(SIZES)}."
+            ) from None
+        parts = sources.parts_of(split, SIZES[name], name)
+        count, source = sum(last - first for _, first, last in parts), f"the table of sizes, {name}/{split}"
+        data = data | {"mock": _MOCK, "train": "train", "val": None, "test": None}
+        if data.get("classes"):  # of each of which there must be one
+            data["mock"] = 50 * DATASETS[name].num_classes
+            source += ", before some classes are chosen"
+        if data.get("per_class"):
+            count = data["per_class"] * len(data.get("classes") or range(DATASETS[name].num_classes))
+            data["per_class"] = 0
+        return Examples(count, source), data
+    return Examples(found.length, f"the data set itself, {found.name}"), data
