@@ -1,5 +1,7 @@
 """gs://BUCKET/... on a command line: programs work with files, so Cloud Storage FUSE mounts the bucket at /gcs/BUCKET.
 
+Only config.checkpoint_dir is left as it is: checkpoints go to buckets by themselves, which is faster.
+
 Nothing is kept of what is known of a bucket's files, as all hosts must see at once what one of them wrote; and a folder
 of a checkpoint may be renamed with all its files.
 """
@@ -16,7 +18,7 @@ _INSTALL = (
     "sudo tee /usr/share/keyrings/cloud.google.asc > /dev/null && "
     "sudo apt-get -qq update && sudo apt-get -qq install -y gcsfuse"
 )
-_VALUE = re.compile(r"^((?:--?[\w.]+=)?)gs://([^/]+)")  # a word, or the value of a flag
+_VALUE = re.compile(r"^(?!--?[\w.]*checkpoint_dir=)((?:--?[\w.]+=)?)gs://([^/]+)")  # a word, or the value of a flag
 
 
 def localized(passed: list[str]) -> tuple[list[str], list[str]]:

@@ -85,12 +85,13 @@ def test_a_run_from_nothing_to_the_deletion(cloud, tmp_path):
 
 def test_buckets_are_mounted_on_all_hosts(cloud):
     flags = ("--program=counting", "--finished=summary.json", "--workdir=gs://mine/runs/x", "--steps=3")
-    finish(start(cloud, "--create", *flags, "--data=gs://other", "--text=no gs://third"))
+    kept = ("--text=no gs://third", "--config.checkpoint_dir=gs://fourth/x")
+    finish(start(cloud, "--create", *flags, "--data=gs://other", *kept))
     for host in range(2):
         mounts = (cloud.home(host) / "gcsfuse.txt").read_text().splitlines()
         assert [line.split()[-2:] for line in mounts] == [[b, f"{cloud.folder}/gcs/{b}"] for b in ("mine", "other")]
         given = json.loads((cloud.folder / f"gcs/mine/runs/x/argv_{host}.json").read_text())
-        assert given[1:] == ["--steps=3", f"--data={cloud.folder}/gcs/other", "--text=no gs://third"]
+        assert given[1:] == ["--steps=3", f"--data={cloud.folder}/gcs/other", *kept]
     assert (cloud.folder / "gcs/mine/runs/x/summary.json").exists()
 
 
