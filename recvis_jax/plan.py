@@ -27,6 +27,9 @@ _LEVEL = flags.DEFINE_enum(
     "How hard the compiler tries. O0 is several times faster than what training uses, default, and finds nearly the "
     "same memory.",
 )  # fmt: skip
+_MEMORY = flags.DEFINE_float(
+    "memory", None, "GiB of a device that a program may use, instead of what is known.", lower_bound=0
+)
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +40,8 @@ def main(argv: list[str]) -> None:
     from recvis_jax.planning import topology
 
     machines = topology.parse(_TOPOLOGY.value)
+    if _MEMORY.value is not None:
+        machines = [topology.with_memory(machine, _MEMORY.value) for machine in machines]
     topology.start_jax(machines, _LEVEL.value, cli.CPU_XLA_FLAGS)
     lacking = [text for machine in machines if (text := _plan(config, machine, _SEARCH.value, _LEVEL.value))]
     if lacking:

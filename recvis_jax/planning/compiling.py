@@ -136,7 +136,8 @@ def compile_step(
         if found is None:
             raise errors.Failure(f"compiling for {machine.name} failed: {e}") from e
         need = max(found[0] + known["ahead"], state)
-        memory = Memory(**known, temporaries=None, program=0, padding=0, need=need, available=found[1])
+        there = min(found[1], available or found[1])
+        memory = Memory(**known, temporaries=None, program=0, padding=0, need=need, available=there)
         return Compiled(traced, batch, memory, None, None, time.monotonic() - began)
     m = compiled.memory_analysis()
     arguments = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes

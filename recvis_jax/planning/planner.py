@@ -13,7 +13,9 @@ from recvis_jax.planning.sizes import Examples, examples_of
 from recvis_jax.planning.topology import Topology
 
 # Keys of a config that `train` takes and that change nothing of its step; a test holds this.
-_OTHER = frozenset("compile metrics log_every eval_every checkpoint_every early_stop init_from probe".split())
+_OTHER = frozenset(
+    "compile metrics log_every eval_every checkpoint_every checkpoint_dir early_stop init_from probe".split()
+)
 
 
 class Plan(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from recvis_jax import errors
-from recvis_jax.planning.devices import DEVICES, Device, target_config
+from recvis_jax.planning.devices import DEVICES, Device, GiB, target_config
 
 # Slices that can be had, by chips along the axes: the pages that `devices` names. What has three axes comes also in
 # every shape of multiples of 4, up to the whole pod.
@@ -86,6 +86,11 @@ def parse(names: str) -> list[Topology]:
     if twice := next((t.name for t in found if sum(t.name == u.name for u in found) > 1), None):
         raise errors.BadRequest(f"--topology names {twice} twice.")
     return found
+
+
+def with_memory(topology: Topology, gib: float) -> Topology:
+    """Returns a machine of whose devices programs may use `gib` GiB of memory."""
+    return topology._replace(device=topology.device._replace(memory=int(gib * GiB)))
 
 
 def _parse(name: str) -> Topology:
