@@ -4,8 +4,8 @@
 
 Every row is `recvis_jax.train` itself, on simulated CPU devices: processes x devices of each, strategy, and what else
 is asked for. The number is the largest difference of any parameter after 3 steps of momentum, float32; parameters are
-of the order of 0.1 to 1. With accumulation, batch norm sees micro-batches, so that row has its own reference: one
-device with as many groups of batch-norm statistics.
+of the order of 0.1 to 1. All start from the same weights, those of a run of one step. With accumulation, batch norm
+sees micro-batches, so that row has its own reference: one device with as many groups of batch-norm statistics.
 """
 
 import os
@@ -26,7 +26,7 @@ _ROWS = flags.DEFINE_string("rows", "", "Only the rows whose name has this in it
 
 MODELS: dict[str, dict[str, Any]] = {
     "ViT": dict(name="vit_s16", patch_size=7, width=64, depth=3, heads=8, drop_path=0.1),
-    "ResNet": dict(name="resnet18", width=16, num_classes=10),
+    "ResNet": dict(name="resnet18", width=16, blocks=(2, 2)),
 }
 GRID = dict(strategy="tensor", data=2, fsdp=2, model=2)
 
@@ -49,15 +49,17 @@ ROWS: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train(folder: Path, model: dict[str, Any], processes: int, devices: int, changes: dict[str, Any]) -> dict[str, Any]:
+def train(
+    folder: Path, model: dict[str, Any], processes: int = 1, devices: int = 1, steps: int = 1, **changes: Any
+) -> dict[str, Any]:
     """Trains in processes of their own; returns the parameters by name, those of scanned blocks unstacked."""
     from recvis_jax.models import scan
     from recvis_jax.pretrained import run
     from recvis_jax.trees import flatten, unflatten
 
     data = dict(name="fashion_mnist", mock=128, train="train[:75%]", statistics="fashion_mnist", augment="flip")
-    optim = dict(name="momentum", lr=0.01, schedule="constant")
-    sections = dict(data=data, model=model, optim=optim, steps=_STEPS.value, batch_size=32, log_every=100, **changes)
+    optim = dict(name="momentum", lr=0.03, schedule="constant")
+    sections = dict(data=data, model=model, optim=optim, steps=steps, batch_size=32, log_every=100, **changes)
     folder.mkdir()
     config = folder / "config.py"
     config.write_text(f"import ml_collections\ndef get_config():\n  return ml_collections.ConfigDict({sections!r})\n")
@@ -87,6 +89,9 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         found: dict[str, dict[str, float]] = {}
         for kind, model in MODELS.items():
+            begin = Path(temporary) / kind
+            train(begin, model)
+            start = dict(init_from=str(begin / "run"), steps=_STEPS.value)
             references: dict[int, dict[str, Any]] = {}
             for i, (name, (processes, devices, changes, own)) in enumerate(ROWS.items()):
                 if _ROWS.value not in name or (kind == "ResNet" and "scan" in own):
@@ -94,8 +99,8 @@ def main(argv: list[str]) -> None:
                 groups = changes.get("accumulate", 1) if kind == "ResNet" else 1
                 if groups not in references:
                     extra = {"bn_groups": groups} if groups > 1 else {}
-                    references[groups] = train(Path(temporary) / f"{kind}-{groups}", {**model, **extra}, 1, 1, {})
-                params = train(Path(temporary) / f"{kind}{i}", {**model, **own}, processes, devices, changes)
+                    references[groups] = train(Path(temporary) / f"{kind}-{groups}", {**model, **extra}, **start)
+                params = train(Path(temporary) / f"{kind}{i}", {**model, **own}, processes, devices, **start, **changes)
                 expected = references[groups]
                 worst = max(float(np.abs(params[k] - expected[k]).max()) for k in expected)
                 found.setdefault(name, {})[kind] = worst
