@@ -75,5 +75,5 @@ def test_a_slurm_job_that_is_told_to_stop_goes_on_when_it_is_queued_again(slurm,
     text = (tmp_path / f"slurm/{job}.txt").read_text()
     assert state == "COMPLETED", text
     assert "in 2 processes" in text and "stopped by SIGTERM at step" in text and "resuming from step" in text
-    assert text.count("launch: life") == 2
+    assert text.count("launch: life") >= 2, text
     assert_same_run(tmp_path, reference)
