@@ -90,7 +90,7 @@ def main(argv: list[str]) -> None:
         found: dict[str, dict[str, float]] = {}
         for kind, model in MODELS.items():
             begin = Path(temporary) / kind
-            train(begin, model)
+            first = train(begin, model)
             start = dict(init_from=str(begin / "run"), steps=_STEPS.value)
             references: dict[int, dict[str, Any]] = {}
             for i, (name, (processes, devices, changes, own)) in enumerate(ROWS.items()):
@@ -100,6 +100,9 @@ def main(argv: list[str]) -> None:
                 if groups not in references:
                     extra = {"bn_groups": groups} if groups > 1 else {}
                     references[groups] = train(Path(temporary) / f"{kind}-{groups}", {**model, **extra}, **start)
+                    if groups == 1:
+                        moved = max(float(np.abs(references[1][k] - first[k]).max()) for k in first)
+                        found.setdefault("(what the steps moved)", {})[kind] = moved
                 params = train(Path(temporary) / f"{kind}{i}", {**model, **own}, processes, devices, **start, **changes)
                 expected = references[groups]
                 worst = max(float(np.abs(params[k] - expected[k]).max()) for k in expected)

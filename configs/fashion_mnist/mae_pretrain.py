@@ -1,9 +1,22 @@
 """Masked autoencoder (He et al. 2022) on Fashion-MNIST: 4x4 patches, 6 blocks of width 128, a decoder of 2 of width 64.
 
   python -m recvis_jax.train --config=configs/fashion_mnist/mae_pretrain.py --workdir=runs/mae
-  python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest --baselines=random,pixels
+  python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest --baselines=random,pixels \
+    --per_class=60,600,0
 
-A figure of masked images, reconstructions and originals is drawn with every evaluation. Not yet measured in full.
+A figure of masked images, reconstructions and originals is drawn with every evaluation. 32 epochs (6,750 steps) at 450
+images/s on two CPU cores with AVX2 are 65 minutes; it took 98 beside other work. Loss on the test images 0.418.
+
+Probes of the frozen encoder (class token beside the mean of the patches), test accuracy; one pretraining, labels drawn
+three times where not all are used:
+
+                          600 labels      6,000 labels    54,000 labels (+ 6,000 to choose and refit)
+  linear   this encoder   80.67 +- 0.33   85.89 +- 0.38   88.22
+           random weights 68.91 +- 0.28   78.31 +- 0.22   82.11
+           pixels         78.28 +- 0.80   82.90 +- 0.25   84.77
+  k-NN     this encoder   76.85 +- 0.46   81.55 +- 0.34   85.42
+           random weights 57.30 +- 0.71   68.26 +- 0.05   74.82
+           pixels         76.13 +- 0.38   81.90 +- 0.21   86.21
 """
 
 import ml_collections
@@ -15,7 +28,7 @@ def get_config(arg=None):
     arg = config.parse_arg(arg)
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.epochs = 24.0
+    c.epochs = 32.0
     c.batch_size = 256
     c.eval_batch_size = 500
     c.log_every = 50
