@@ -3,8 +3,8 @@
 Sources:
   TPU v2: peak and bandwidth as in `jax.experimental.pallas.tpu`'s table of chips.
   TPU v3, v4, v5e, v5p, v6e, 7x: cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}, "System architecture".
-  links of v2 and v3: Norrie et al. 2021, "The design process for Google's training chips", table 1: 496 and 656 Gbit/s
-    in each direction. Of the others the same pages: v4 2400, v5e 1600, v5p 4800 Gbit/s a chip one way; v6e 800 and 7x
+  links of v2 and v3: Norrie et al. 2021, "The design process for Google's training chips": 496 and 656 Gbit/s in
+    each direction. Of the others the same pages: v4 2400, v5e 1600, v5p 4800 Gbit/s a chip one way; v6e 800 and 7x
     1200 GB/s in both directions; divided by the chip's links, 4 on a 2D and 6 on a 3D torus.
   which axes of a slice are rings: the same pages, and Austin et al. 2025, "How to scale your model", part 2.
   A100: NVIDIA A100 datasheet (SXM, 80 GB); H100: NVIDIA H100 datasheet (SXM); without sparsity. Between machines: one
@@ -84,8 +84,7 @@ DEVICES: dict[str, Device] = {
 class Gpu(NamedTuple):
     """What XLA must know of a GPU to compile for it: what `cudaGetDeviceProperties` says of one.
 
-    Source: NVIDIA's architecture white papers (A100: table 4, H100: table 3), CUDA C++ programming guide, "Technical
-    specifications per compute capability".
+    XX
     """
 
     name: str

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from recvis_jax import errors, models
+from recvis_jax.planning import report
 from recvis_jax.planning.planner import Plan
 from recvis_jax.planning.topology import Topology
 
@@ -32,8 +33,12 @@ def search(
       make: (config, machine) -> plan, as `planner.make_plan`.
       say: is told what is tried.
       most: micro-batches at most.
+
+    Raises:
+      BadRequest: no strategy can be run at all.
     """
     found = []
+    refused, planned = None, 0
     for changed in variants(config):
         for accumulate in micro_batches(config, machine, most):
             tried = changed | {"accumulate": accumulate}
@@ -41,11 +46,16 @@ def search(
                 plan = make(tried, machine)
             except errors.BadRequest as e:
                 say(f"{_text(tried)}: {e}")
+                refused = e
                 break  # what cannot be run does not become possible with more micro-batches
-            say(f"{_text(tried)}: {'fits' if plan.fits else 'does not fit'} ({plan.seconds:.0f} s)")
+            planned += 1
+            lacks = report.size(plan.memory.shortfall)
+            say(f"{_text(tried)}: {'fits' if plan.fits else f'lacks {lacks} a device'} ({plan.seconds:.0f} s)")
             if plan.fits:
                 found.append(plan)
                 break
+    if refused and not planned:
+        raise refused
     return sorted(found, key=cost_of)
 
 
@@ -58,7 +68,7 @@ def cost_of(plan: Plan) -> tuple[float, ...]:
 def variants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields a config with all shardings, remat and scan that its model can have, those that compute least first."""
     model = config["model"]
-    takes = errors.keywords((models.MODELS | models.AROUND)[model["name"]]) if model["name"] in models.MODELS else {}
+    takes = errors.keywords(models.MODELS[model["name"]]) if model.get("name") in models.MODELS else {}
     shardings: list[Any] = [config.get("sharding", "replicate")]
     shardings += [s for s in ("replicate", "fsdp") if s not in (shardings[0], _strategy(shardings[0]))]
     remats = (False, True) if "remat" in takes else (None,)

@@ -56,7 +56,7 @@ def test_all_strategies_the_cheapest_first():
     assert listed[0] == ("replicate", False, False, 8) and [p.bounds.best for p in found] == sorted(
         p.bounds.best for p in found
     )
-    assert len(asked) == len(told) == 2 * (4 + 3 + 2 + 1) and told[0] == "replicate + scan: does not fit (0 s)"
+    assert len(asked) == len(told) == 2 * (4 + 3 + 2 + 1) and told[0] == "replicate + scan: lacks 301 B a device (0 s)"
 
 
 def test_micro_batches_must_divide():
@@ -65,6 +65,8 @@ def test_micro_batches_must_divide():
     assert search.micro_batches(config(accumulate=3, batch_size=96), MACHINE, 16) == [3, 6, 12]
     asked, make = made(lambda *a: 1000, lambda *a: 1.0)
     assert search.search(config(batch_size=24), MACHINE, make) == [] and {a[3] for a in asked} == {1, 2}
+    with pytest.raises(errors.BadRequest, match="does not divide"):
+        search.search(config(batch_size=22), MACHINE, make)
 
 
 def test_what_a_model_cannot_do_is_not_tried():
