@@ -35,6 +35,11 @@ def describe(plan: Plan, level: str) -> str:
     if plan.cost is not None:
         lines += [f"  network      {line}" for line in _network(plan)]
         lines += [f"  {line}" for line in _times(plan)]
+        if level == "O0" and s["sharding"] != "replicate" and m.device.platform == "tpu":
+            lines.append(
+                "  note         with split parameters, what is exchanged differs at the level of training: see "
+                "--level=default"
+            )
     wrap = textwrap.TextWrapper(120, subsequent_indent=" " * 15, break_on_hyphens=False, break_long_words=False)
     return "\n".join(map(wrap.fill, lines))
 
