@@ -38,7 +38,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             return main(argv) or 0
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            print("interrupted", file=sys.stderr, flush=True)
+            if processes.several():
+                os._exit(130)  # an orderly exit would wait for the others
             return 130
         except Exception as e:
             code = 2 if isinstance(e, errors.BadRequest) else 1
