@@ -1,7 +1,11 @@
 """Eight simulated devices, a persistent compilation cache, and shapes checked at run time."""
 
 import os
+import signal
 from pathlib import Path
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be the programs that tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 flags = "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn_fusion_type=reduce"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
