@@ -77,7 +77,12 @@ def test_a_program_that_does_not_fit(replicated):
     assert report.verdict(found).startswith("cpu:8: does not fit, needs ") and "lacks 1.0 KiB" in report.verdict(found)
     assert "lacks 1.0 KiB" in report.describe(found, "O0")
     enough = machine._replace(device=machine.device._replace(memory=replicated.memory.need))
-    assert planner.make_plan(config(), enough).fits
+    found = planner.make_plan(config(), enough)
+    assert found.fits
+    tpu = found._replace(machine=machine._replace(device=machine.device._replace(platform="tpu")))
+    for level, warned in (("O0", True), ("default", False)):
+        text = " ".join(report.describe(tpu, level).split())
+        assert ("Here only 0 B are left: too little to be sure" in text) == warned
 
 
 def test_a_compiler_that_gives_up(replicated, monkeypatch):
