@@ -357,7 +357,8 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     params = variables.pop("params")
     ema = None if state.ema is None else {"params": params, "model_state": variables}
     state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
-    return distributed.onto_devices(state, run.shardings)
+    # Copies: memory shared with numpy, or between parameters and their average, must not be donated to a step.
+    return jax.tree.map(jnp.copy, distributed.onto_devices(state, run.shardings))
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:

@@ -153,7 +153,7 @@ def place_state(state: State, shardings: State, compile: str) -> State:
         return jax.device_put(stacked, NamedSharding(Mesh(devices, (DATA_AXIS,)), PartitionSpec(DATA_AXIS)))
     if all(x.sharding == s for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)):
         return state
-    return distributed.onto_devices(state, shardings)
+    return jax.tree.map(jnp.copy, distributed.onto_devices(state, shardings))  # a step may be given only what JAX owns
 
 
 def fetch_state(state: State, shardings: State, compile: str) -> State:
