@@ -3,7 +3,8 @@
 Each process keeps its count in a file and goes on from it. SIGTERM to any one: all stop with exit code 0. At the end
 process 0 writes `summary.json`. What is asked by --fail happens in one life only, or with --always=1 in every one:
 "1:30:kill" kills process 1 at 30, "0:30:2" ends process 0 with exit code 2; the others then end with exit code 1,
-or with --hang=1 go on as if nothing had happened.
+or with --hang=1 go on as if nothing had happened. With --held=1 the first life stays one short of the end until it
+is stopped: a test that stops it needs no luck.
 """
 
 import json
@@ -28,15 +29,18 @@ def main(argv: list[str]) -> int:
         return path.exists() and path.stat().st_mtime > began
 
     count = int(kept.read_text()) if kept.exists() else 0
+    steps = int(flags.get("steps", "30"))
     print(f"process {index} starts at {count}", flush=True)
-    with (folder / "lives").open("a") as lives:
+    with (folder / "lives").open("a+") as lives:
+        lives.seek(0)
+        held = "held" in flags and not any(line.split()[0] == str(index) for line in lives)
         lives.write(f"{index} {count}\n")
     signal.signal(signal.SIGTERM, lambda *_: stop.touch())
     who, at, how = flags.get("fail", "-1:0:0").split(":")
     failed = folder / "failed"
-    while count < int(flags.get("steps", "30")):
+    while count < steps:
         time.sleep(0.05)
-        count += 1
+        count = min(count + 1, steps - held)
         kept.with_suffix(".part").write_text(str(count))
         kept.with_suffix(".part").replace(kept)
         if index == int(who) and count >= int(at) and not (failed.exists() and "always" not in flags):

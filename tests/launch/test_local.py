@@ -109,7 +109,7 @@ def test_a_wrong_request_is_not_tried_again(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_on_to_all_processes_and_nothing_is_restarted(number, tmp_path):
-    flags = (*COUNTING, "--processes=2", f"--workdir={tmp_path}", "--steps=60", "--max_restarts=3")
+    flags = (*COUNTING, "--processes=2", f"--workdir={tmp_path}", "--steps=60", "--held=1", "--max_restarts=3")
     process = start(*flags)
     wait_for(lambda: counted(tmp_path) > 3)
     process.send_signal(number)

@@ -55,7 +55,7 @@ def test_a_stopped_job_is_queued_again_and_a_cancelled_one_is_not(slurm, tmp_pat
         "requeue": ["scontrol", "requeue"],
         "cancel": ["scancel"],
     }
-    jobs = {way: submit(slurm, tmp_path / way, "--steps=100") for way in ways}
+    jobs = {way: submit(slurm, tmp_path / way, "--steps=100", "--held=1") for way in ways}
     for way, command in ways.items():
         begun(tmp_path / way, 5)
         slurm.run(*command, jobs[way])
@@ -85,8 +85,8 @@ def test_failures_are_tried_again_so_often_and_wrong_requests_are_not(slurm, tmp
 
 
 def test_a_job_saves_before_its_time_limit_and_goes_on_after_preemption(slurm, tmp_path):
-    timed = submit(slurm, tmp_path / "time", "--steps=480", "--time=1", "--signal=40")
-    yielding = submit(slurm, tmp_path / "yielding", "--steps=100", "--cpus_per_task=8")
+    timed = submit(slurm, tmp_path / "time", "--steps=480", "--held=1", "--time=1", "--signal=40")
+    yielding = submit(slurm, tmp_path / "yielding", "--steps=100", "--held=1", "--cpus_per_task=8")
     begun(tmp_path / "yielding", 5)
     slurm.run("srun", "--partition=urgent", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=12", "true")
     for name, job in (("yielding", yielding), ("time", timed)):

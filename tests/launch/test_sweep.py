@@ -89,7 +89,7 @@ def test_a_list_names_runs_and_combines_with_a_grid(tmp_path):
 
 
 def test_a_signal_stops_the_run_and_the_sweep(tmp_path):
-    flags = ("--program=counting", "--steps=60", "--grid=config.seed=0,1", f"--workdir={tmp_path}")
+    flags = ("--program=counting", "--steps=100", "--grid=config.seed=0,1", f"--workdir={tmp_path}")
     process = start(*flags)
     while not (tmp_path / "seed=0/count_0").exists():
         assert process.poll() is None

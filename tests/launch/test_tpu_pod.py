@@ -114,7 +114,7 @@ def test_restarts_end_and_wrong_requests_are_not_tried_again(cloud, tmp_path):
 
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_preempted_tpu_is_created_anew(queued, cloud, tmp_path):
-    process = start(cloud, "--queued" if queued else "--create", "--spot", *train(tmp_path, "--steps=60"))
+    process = start(cloud, "--queued" if queued else "--create", "--spot", *train(tmp_path, "--steps=60", "--held=1"))
     begun(tmp_path)
     cloud.preempt()
     _, err = finish(process)
