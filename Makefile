@@ -1,13 +1,14 @@
 # make train   sets up everything and trains LeNet-5 on Fashion-MNIST
 # make test    sets up everything and runs all tests
 # make lint    formatting, lint and types
+# make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~1 hour
 
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/lenet5
 BIN    := $(VENV)/bin
 
-.PHONY: train test lint setup
+.PHONY: train test lint setup bench bench-setup
 
 train: setup
 	$(BIN)/python -m recvis_jax.prepare --dataset=fashion_mnist
@@ -32,4 +33,14 @@ $(VENV)/installed: pyproject.toml
 	  { echo "Python lacks venv; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+bench: setup bench-setup
+	for b in models epoch jpeg startup growth input_pipeline mae_ablation; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+
+bench-setup: .venv-bench/installed
+
+.venv-bench/installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@

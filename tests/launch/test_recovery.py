@@ -56,7 +56,7 @@ def reached(workdir, step):
 def test_a_process_killed_at_any_step_is_made_good_by_a_restart(victim, reference, tmp_path):
     process = start(tmp_path, "--max_restarts=1")
     rng = random.Random()
-    step, later = rng.randrange(5, STEPS - 10), rng.uniform(0, 0.1)
+    step, later = rng.randrange(5, STEPS - 20), rng.uniform(0, 0.1)
     reached(tmp_path, step)
     time.sleep(later)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -70,7 +70,7 @@ def test_a_process_killed_at_any_step_is_made_good_by_a_restart(victim, referenc
 
 def test_a_slurm_job_that_is_told_to_stop_goes_on_when_it_is_queued_again(slurm, reference, tmp_path):
     job = slurm.submit("--nodes=2", CONFIG, f"--workdir={tmp_path}")
-    reached(tmp_path, random.Random().randrange(5, STEPS - 10))
+    reached(tmp_path, random.Random().randrange(5, STEPS // 2))
     slurm.run("scancel", "--signal=TERM", job)
     state = slurm.end(job)
     text = (tmp_path / f"slurm/{job}.txt").read_text()
