@@ -1,0 +1,157 @@
+"""Our side of the benchmarks: compiled steps of recvis_jax, as its programs run them. See `sides`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import sides
+
+from recvis_jax import cli
+
+_STATE: dict[str, Any] = {}
+
+
+def about() -> str:
+    return cli.about_jax()
+
+
+def gemm(size: int = 2048, least: float = 1.0) -> float:
+    """Returns the FLOPs a second of a float32 matrix product."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.dot)
+    product(a, a).block_until_ready()
+    return 2 * size**3 / sides.timed(lambda: product(a, a).block_until_ready(), least)["wall"]
+
+
+def prepare(model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool) -> dict[str, float]:
+    """Makes what `measure` measures; see `make_work`."""
+    _STATE["work"], found = make_work(model, task, optim, batch, size, train)
+    return found
+
+
+def make_work(
+    model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool
+) -> tuple[Callable[[], None], dict[str, float]]:
+    """Compiles a training step, or a forward pass in evaluation, on uint8 images of `size` x `size`.
+
+    Returns:
+      Work, one step or pass; and the number of `parameters` and the theoretical `flops` of a batch.
+    """
+    import jax
+
+    from recvis_jax import build
+    from recvis_jax.planning import flops
+    from recvis_jax.training import step as steps_of
+
+    name = {28: "fashion_mnist", 32: "cifar10"}.get(size, "imagenet2012")
+    statistics = name.replace("2012", "")
+    data: dict[str, Any] = dict(name=name, mock=batch, train="train", test=None, statistics=statistics)
+    if name == "imagenet2012":
+        data["transform"] = f"resize_crop({size})"
+    optimizer: dict[str, Any] = {
+        "sgd": dict(name="momentum", lr=0.01, schedule="constant"),
+        "adamw": dict(name="adamw", lr=1e-4, weight_decay=0.05, schedule="constant"),
+    }[optim]
+    run = build.make_run(
+        data=data, model=model, task={"name": task}, optim=optimizer, steps=10**6, batch_size=batch, seed=0
+    )
+    data_batch, state = next(build.train_batches(run, 0)), run.create()
+    shaped = jax.eval_shape(run.data.augment, jax.random.key(0), data_batch)
+    total = flops.model_flops(run.task, jax.eval_shape(lambda: state), shaped)
+    found = {"parameters": sum(p.size for p in jax.tree.leaves(state.params)), "flops": total if train else total // 3}
+    if train:
+        step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+
+        def work() -> None:
+            nonlocal state
+            state, metrics = step(state, data_batch)
+            jax.block_until_ready(metrics)
+    else:
+
+        def forward(state: Any, images: Any) -> Any:
+            image = run.data.preprocess({"image": images})["image"]
+            return run.model.apply({"params": state.params, **state.model_state}, image, train=False)[0]
+
+        compiled = jax.jit(forward)
+
+        def work() -> None:
+            jax.block_until_ready(compiled(state, data_batch["image"]))
+
+    work(), work()
+    return work, found
+
+
+def prepare_jpeg(folder: str, images: int) -> None:
+    """Streams a folder of JPEGs through the pipeline: 224x224 crops, normalised on the device, batches of 64."""
+    import itertools
+
+    import jax
+
+    from recvis_jax import build
+    from recvis_jax.data import builders
+
+    target = f"{folder}.prepared"
+    builders.prepare("folder", target, folder, folder_name="photographs", say=lambda line: None)
+    data = dict(name="photographs", data_dir=target, train="train", test=None, cache="none", threads=2)
+    data |= dict(transform="random_resized_crop(224)|flip", statistics="imagenet")
+    optim = dict(name="momentum", lr=0.1, schedule="constant")
+    run = build.make_run(data=data, model={"name": "linear"}, optim=optim, steps=10**6, batch_size=64)
+    batches, augment = build.train_batches(run, 0), jax.jit(run.data.augment)
+    key = jax.random.key(0)
+
+    def work() -> None:
+        for batch in itertools.islice(batches, images // 64):
+            jax.block_until_ready(augment(key, batch))
+
+    work()
+    _STATE["work"] = work
+
+
+def prepare_epoch(images: int) -> str:
+    """Trains LeNet-5 on Fashion-MNIST, an epoch a piece of work; returns a file with the raw images and labels."""
+    import itertools
+    import tempfile
+
+    import jax
+    import numpy as np
+
+    from recvis_jax import build
+    from recvis_jax.data import pipeline
+    from recvis_jax.training import step as steps_of
+
+    data = dict(name="fashion_mnist", train=f"train[:{images}]", test=None, statistics="fashion_mnist")
+    data["augment"] = "pad_crop(2)|flip"
+    optim = dict(name="momentum", lr=0.01, schedule="constant")
+    run = build.make_run(data=data, model={"name": "lenet5"}, optim=optim, steps=10**6, batch_size=256)
+    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+    batches, state = build.train_batches(run, 0), run.create()
+
+    def work() -> None:
+        nonlocal state
+        for batch in itertools.islice(batches, images // 256):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+
+    work()
+    _STATE["work"] = work
+    kept = pipeline.materialise(run.data.train, None)
+    file = tempfile.NamedTemporaryFile(suffix=".npz", delete=False)
+    np.savez(file, image=kept.image, label=kept.label)
+    return file.name
+
+
+def measure(least: float) -> dict[str, float]:
+    return sides.timed(_STATE["work"], least)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    cli.start_jax()
+    prepares = {"prepare": prepare, "prepare_jpeg": prepare_jpeg, "prepare_epoch": prepare_epoch}
+    sides.serve({"about": about, "gemm": gemm, **prepares, "measure": measure})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,126 @@
+"""Training steps and inference against PyTorch, float32, both sides in turn.
+
+  make bench-setup && python benchmarks/models.py [--rows=ViT] [--kinds=train,inference]
+
+Both sides start from uint8 images in memory, normalise them, and compute a whole step (gradients and the optimizer's
+update) or the outputs in evaluation. PyTorch's fastest form of eager, channels last and `torch.compile` is found first,
+and measured in full. `ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with
+quartiles. MFU is the model's theoretical arithmetic over that of a matrix product measured in the same run.
+"""
+
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import sides
+from absl import app, flags
+
+_ROWS = flags.DEFINE_list("rows", [], "Only the rows whose name starts so.")
+_KINDS = flags.DEFINE_list("kinds", ["train", "inference"], "What is measured.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of both sides.", 1)
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Least seconds of a measurement.")
+_FORMS = flags.DEFINE_list("forms", ["eager", "channels_last", "compile"], "PyTorch's forms.")
+_TORCH = flags.DEFINE_string("torch", ".venv-bench/bin/python", "Python that has PyTorch, torchvision and timm.")
+
+HERE = Path(__file__).parent
+CONVMIXER = dict(name="convmixer_768_32", width=256, depth=8, kernel_size=9, activation="gelu")
+MAE = dict(name="mae_b16", width=384, heads=6)
+
+# name -> our model, PyTorch's, task, optimizer, batch, size of the images, targets of training and of inference.
+ROWS: dict[str, tuple[dict[str, Any], str, str, str, int, int, float, float | None]] = {
+    "LeNet": (dict(name="lenet5"), "LeNet5", "classify", "sgd", 256, 28, 1.0, 1.0),
+    "ResNet-20": (dict(name="resnet20"), "ResNet20", "classify", "sgd", 128, 32, 1.0, 1.0),
+    "ResNet-18": (dict(name="resnet18"), "resnet18", "classify", "sgd", 16, 224, 0.95, 1.0),
+    "ResNet-50": (dict(name="resnet50"), "resnet50", "classify", "sgd", 8, 224, 0.95, 1.0),
+    "ViT-S/16": (dict(name="vit_s16"), "vit_small_patch16_224", "classify", "adamw", 16, 224, 1.0, 1.0),
+    "Mixer-S/16": (dict(name="mixer_s16"), "mixer_s16_224", "classify", "adamw", 16, 224, 1.0, 1.0),
+    "ConvMixer-256/8": (CONVMIXER, "convmixer", "classify", "adamw", 8, 224, 0.5, None),
+    "MAE ViT-S/16": (MAE, "MAE", "mae", "adamw", 16, 224, 1.0, 1.0),
+}
+
+
+def compare(name: str, kind: str) -> dict[str, Any]:
+    """Measures a row; raises RuntimeError if the two sides do not train the same parameters."""
+    model, theirs, task, optim, batch, size, *targets = ROWS[name]
+    work = dict(task=task, optim=optim, batch=batch, size=size, train=kind == "train")
+    python = Path(_TORCH.value)
+    if not python.exists():
+        raise SystemExit(f"error: there is no {python}: run `make bench-setup`, or name a Python by --torch.")
+    env = {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
+    with sides.Side([sys.executable, str(HERE / "jax_side.py")], **env) as ours:
+        found = ours.call("prepare", model=model, **work)
+        forms, failed = {}, {}
+        try:
+            for form in _FORMS.value:
+                side = forms[form] = sides.Side([str(python), str(HERE / "torch_side.py")], **env)
+                side.call("about", threads=os.cpu_count())
+                try:
+                    there = side.call("prepare", model=theirs, form=form, **work)
+                except RuntimeError as e:
+                    failed[form] = str(e)
+                    continue
+                if there["parameters"] != found["parameters"]:
+                    counts = f"{found['parameters']:,} parameters here, {there['parameters']:,} there"
+                    raise RuntimeError(f"{name}: {counts}")
+            trial = {
+                form: min(side.call("measure", least=_SECONDS.value / 2)["wall"] for _ in range(2))
+                for form, side in forms.items()
+                if form not in failed
+            }
+            best = min(trial, key=trial.__getitem__)
+            side, least = forms[best], _SECONDS.value
+            peak = max(ours.call("gemm"), side.call("gemm"))
+            a, b = sides.interleave(
+                lambda: ours.call("measure", least=least), lambda: side.call("measure", least=least), _ROUNDS.value
+            )
+        finally:
+            for side in forms.values():
+                side.__exit__()
+    seconds, others = [m["wall"] for m in a], [m["wall"] for m in b]
+    wall, other = statistics.median(seconds), statistics.median(others)
+    return {
+        "name": f"{name}, batch {batch}, {kind}",
+        **sides.ratio(others, seconds),
+        "target": targets[kind != "train"],
+        "cpu_ratio": sides.ratio([m["cpu"] for m in b], [m["cpu"] for m in a])["ratio"],
+        "images_per_s": batch / wall,
+        "torch_images_per_s": batch / other,
+        "mfu": found["flops"] / wall / peak,
+        "torch_mfu": found["flops"] / other / peak,
+        "gemm_gflops": peak / 1e9,
+        "torch_form": best,
+        "torch_forms_ms": {form: round(1000 * t, 2) for form, t in trial.items()},
+        "torch_failed": failed,
+        "load": sides.load(),
+    }
+
+
+COLUMNS = {
+    "float32": "{name}",
+    "speed / PyTorch's": "{ratio:.2f} ({spread[0]:.2f}-{spread[1]:.2f})",
+    "target": "{target:.2f}",
+    "CPU-seconds": "{cpu_ratio:.2f}",
+    "images/s": "{images_per_s:,.0f}",
+    "PyTorch's": "{torch_images_per_s:,.0f}",
+    "MFU": "{mfu:.0%}",
+    "PyTorch's MFU": "{torch_mfu:.0%}",
+    "its form": "{torch_form}",
+    "load": "{load}",
+}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    rows = []
+    for kind in _KINDS.value:
+        for name in ROWS:
+            if not _ROWS.value or any(name.startswith(r) for r in _ROWS.value):
+                rows.append(compare(name, kind))
+                print(COLUMNS["speed / PyTorch's"].format(**rows[-1]), rows[-1]["name"], file=sys.stderr, flush=True)
+    sides.save("models", rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    app.run(main)

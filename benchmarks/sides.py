@@ -1,0 +1,133 @@
+"""Two sides of a comparison, each a warm process of its own, measured in turn.
+
+A side is a program that calls `serve` with functions; whoever measures starts it as a `Side` and calls them by name.
+Only one side works at a time: the others wait for a line on their standard input, and use no processor.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+# PyTorch's idle OpenMP threads would otherwise spin on the processors that the other side is measured on.
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
+class Side:
+    """A process that answers calls."""
+
+    def __init__(self, command: Sequence[str], **env: str):
+        self.process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **QUIET, **env}
+        )
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Calls a function of the process, and returns what it returned.
+
+        Raises:
+          RuntimeError: it failed, with its message.
+        """
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps([name, arguments]) + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise RuntimeError(f"the other process ended with exit code {self.process.wait()}.")
+        result = json.loads(answer)
+        if "error" in result:
+            raise RuntimeError(result["error"])
+        return result["value"]
+
+
+def serve(functions: dict[str, Callable[..., Any]]) -> None:
+    """Answers calls, one a line, until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        try:
+            answer = {"value": functions[name](**arguments)}
+        except Exception as e:
+            answer = {"error": f"{type(e).__name__}: {' '.join(str(e).split())[:400]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def timed(work: Callable[[], None], least: float) -> dict[str, float]:
+    """Does work again and again for at least so many seconds.
+
+    Returns:
+      wall, cpu: seconds of one piece of work, of the clock and of all threads of this process.
+    """
+    count, wall, cpu = 0, time.perf_counter(), time.process_time()
+    while True:
+        work()
+        count += 1
+        passed = time.perf_counter() - wall
+        if passed >= least:
+            return {"wall": passed / count, "cpu": (time.process_time() - cpu) / count}
+
+
+def interleave(a: Callable[[], Any], b: Callable[[], Any], rounds: int) -> tuple[list[Any], list[Any]]:
+    """Measures A B A B ..., and returns what each gave."""
+    found: tuple[list[Any], list[Any]] = ([], [])
+    for _ in range(rounds):
+        found[0].append(a())
+        found[1].append(b())
+    return found
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, Any]:
+    """Returns the median of the pairs' ratios, and `spread`, their quartiles."""
+    ratios = sorted(n / d for n, d in zip(numerators, denominators, strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {"ratio": statistics.median(ratios), "spread": [low, high]}
+
+
+def load() -> float:
+    """Returns how many processes wanted a processor in the last minute, on average."""
+    return round(os.getloadavg()[0], 2)
+
+
+def save(name: str, rows: Sequence[dict[str, Any]], columns: dict[str, str], note: str = "") -> None:
+    """Writes rows to `results/NAME.json`, and the table of them to `results/NAME.md`, which it also prints.
+
+    Args:
+      rows: with at least `name` and `ratio`; `target` and `spread` where there are any.
+      columns: title -> format string over a row, such as "{ratio:.2f}"; empty where the row lacks a value.
+      note: a line above the table.
+    """
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for row in rows:
+        cells = []
+        for form in columns.values():
+            try:
+                cells.append(form.format(**row))
+            except (KeyError, TypeError, ValueError):
+                cells.append("")
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join([*([note, ""] if note else []), *lines, ""])
+    RESULTS.mkdir(exist_ok=True)
+    texts = {"json": json.dumps(list(rows), indent=2) + "\n", "md": table}
+    for path, text in ((RESULTS / f"{name}.{suffix}", text) for suffix, text in texts.items()):
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(text)
+        part.replace(path)
+    print(table)
