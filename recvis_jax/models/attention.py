@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Dense
+from recvis_jax.models.layers import Dense, held
 
 # True where a query may attend to a key; of a shape that broadcasts to (b k n m).
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
@@ -39,7 +39,7 @@ def attention(
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
     if mask is None:
-        weights = nn.softmax(scores)
+        weights = held(nn.softmax(scores))
     else:
         scores = jnp.where(mask, scores, -jnp.inf)
         peak = scores.max(-1, keepdims=True)

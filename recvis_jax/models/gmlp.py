@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.models.attention import xavier_uniform
-from recvis_jax.models.layers import Acts, Dense, activation
-from recvis_jax.models.tokens import LayerNorm, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
+from recvis_jax.models.layers import Acts, Dense, LayerNorm, activation
+from recvis_jax.models.tokens import PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Liu et al. 2021, table 1.
 VARIANTS = {f"gmlp_{size}16": dict(width=width) for size, width in (("ti", 128), ("s", 256), ("b", 512))}

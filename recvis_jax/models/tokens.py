@@ -15,10 +15,6 @@ from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.conv_layers import dense_head
 from recvis_jax.models.layers import Acts, Dense, batch_split
 
-# Variance in two passes: in float32, E[x^2] - E[x]^2 loses the small variances that the epsilon is there for.
-LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
-
-
 # The DeiT family's initialiser of everything: a normal of 0.02, cut off at two of them.
 trunc_normal = nn.initializers.truncated_normal(0.02)
 

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import Mask, MultiHeadAttention, check_heads
 from recvis_jax.models.attention_patterns import causal
-from recvis_jax.models.layers import Acts, activation
-from recvis_jax.models.tokens import LayerNorm, Mlp, check_rates
+from recvis_jax.models.layers import Acts, LayerNorm, activation
+from recvis_jax.models.tokens import Mlp, check_rates
 
 
 def sinusoidal(n: int, width: int) -> Float[np.ndarray, "n d"]:

@@ -173,3 +173,44 @@ def test_activations():
     np.testing.assert_allclose(layers.activation("mish")(x), x * np.tanh(np.log1p(np.exp(x))), rtol=1e-5)
     with pytest.raises(BadRequest, match="leaky_relu"):
         layers.activation("leakyrelu")
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (1, 2, 3, 12)])
+def test_layer_norm_and_its_gradients_are_those_of_flax(shape):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = 3 + 2 * jax.random.normal(keys[0], shape)
+    weight = jax.random.normal(keys[1], shape)
+    params = {"scale": jax.random.normal(keys[2], shape[-1:]), "bias": jax.random.normal(keys[3], shape[-1:])}
+
+    def loss(module):
+        return lambda params, x: (jnp.sin(module.apply({"params": params}, x)) * weight).sum()
+
+    ours, reference = layers.LayerNorm(epsilon=1e-3), nn.LayerNorm(epsilon=1e-3, use_fast_variance=False)
+    np.testing.assert_allclose(*(m.apply({"params": params}, x) for m in (ours, reference)), atol=2e-6)
+    found, expected = (jax.jit(jax.grad(loss(m), argnums=(0, 1)))(params, x) for m in (ours, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
+def test_a_dense_layer_on_tokens_and_its_gradients_are_those_of_flax(width, hidden):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weight = jax.random.normal(keys[0], (3, 5, width)), jax.random.normal(keys[1], (3, 5, hidden))
+    ours, reference = layers.Dense(hidden), nn.Dense(hidden)
+    params = reference.init(keys[2], x)["params"]
+
+    def loss(module):
+        return lambda params, x: (jnp.sin(module.apply({"params": params}, x)) * weight).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(loss(m), argnums=(0, 1)))(params, x) for m in (ours, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    assert jax.tree.map(jnp.shape, found[1]) == jax.tree.map(jnp.shape, (params, x))
+
+
+def test_layers_compute_in_their_dtype():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.bfloat16)
+    for layer in (layers.LayerNorm(dtype=jnp.bfloat16), layers.Dense(4, dtype=jnp.bfloat16)):
+        params = layer.init(jax.random.key(1), x)
+        loss = lambda params, x, layer=layer: layer.apply(params, x).astype(jnp.float32).sum()  # noqa: E731
+        assert layer.apply(params, x).dtype == jnp.bfloat16
+        of_params, of_x = jax.grad(loss, argnums=(0, 1))(params, x)
+        assert of_x.dtype == jnp.bfloat16 and {p.dtype for p in jax.tree.leaves(of_params)} == {jnp.dtype("float32")}
