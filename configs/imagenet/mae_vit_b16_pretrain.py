@@ -19,13 +19,9 @@ Arguments: `size` b, l or h, `patch`, `epochs` (800; 1600 for the best results o
 
 import ml_collections
 
-from recvis_jax import config
+from recvis_jax import config, errors
 
-SIZES = dict(
-    b=dict(width=768, depth=12, heads=12),
-    l=dict(width=1024, depth=24, heads=16),
-    h=dict(width=1280, depth=32, heads=16),
-)
+MODELS = dict(b="mae_b16", l="mae_l16", h="mae_h14")
 
 
 def get_config(arg=None):
@@ -47,7 +43,7 @@ def get_config(arg=None):
     c.data.statistics = "imagenet"
     c.data.threads = 16
     c.data.workers = 0 if arg.smoke else 8
-    c.model = dict(name="mae_b16", patch_size=arg.patch, mask_ratio=0.75, **SIZES[arg.size])
+    c.model = dict(name=errors.choose(MODELS, arg.size, "size"), patch_size=arg.patch, mask_ratio=0.75)
     c.model.update(decoder_width=512, decoder_depth=8, decoder_heads=16, scan=not arg.smoke, remat=arg.size != "b")
     if arg.smoke:
         c.model.update(width=64, depth=2, heads=4, decoder_width=32, decoder_depth=1, decoder_heads=4)

@@ -1,0 +1,24 @@
+"""How programs start: the allocator's settings on CPUs."""
+
+import programs
+import pytest
+
+SMOKE = ("-m", "recvis_jax.train", f"{programs.DIGITS}:smoke")
+
+
+@pytest.mark.parametrize("given, there", [({}, True), ({"GLIBC_TUNABLES": ""}, False)])
+def test_the_allocator_is_set_unless_the_user_did(given, there, tmp_path):
+    text = programs.run(*SMOKE, f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", **given)
+    assert ("glibc.malloc.hugetlb=1" in text) == there
+    assert "finished (done)" in text
+
+
+def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        "import runpy, sys\nprint('begun')\n"
+        f"sys.argv = ['train', '{programs.DIGITS}:smoke', '--workdir={tmp_path / 'run'}']\n"
+        "runpy.run_module('recvis_jax.train', run_name='__main__', alter_sys=True)\n"
+    )
+    text = programs.run(caller, JAX_PLATFORMS="cpu")
+    assert text.count("begun") == 1 and "finished (done)" in text and "glibc.malloc" not in text
