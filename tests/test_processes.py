@@ -75,6 +75,16 @@ def test_several_processes_train_as_one(alone, tmp_path, model, way):
         assert a["accuracy"] == pytest.approx(b["accuracy"]) and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_several_processes_begin_from_the_weights_of_a_run(alone, tmp_path):
+    flags = (config(tmp_path, "vit", steps=1), "--config.optim.lr=1e-12", "--config.sharding=fsdp")
+    texts = train(tmp_path / "run", (2, 2, {}), *flags, f"--config.init_from={alone['vit']}")
+    assert f"initialised from {alone['vit']}" in texts[0]
+    average, found = (programs.arrays(d, "last") for d in (alone["vit"], tmp_path / "run"))
+    params = {k: found[k] for k in found if k.startswith("['params']")}
+    assert difference(params, {k: average[f"['ema']{k}"] for k in params}) < 1e-8
+
+
 def until(process, line):
     """Reads what a process prints up to a line that holds `line`."""
     seen = ""

@@ -1,6 +1,7 @@
 """Checkpoints of our own runs as sources of weights."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
       BadRequest: there is no such checkpoint.
       Failure: it is damaged.
     """
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    # One device of every process: orbax reads together, and each needs the whole.
+    mesh = sharding.make_mesh(list({d.process_index: d for d in reversed(jax.devices())}.values()))
     saved: Any = {}
     for kind in ("best", "last"):
         folder = checkpoint.home(workdir) / kind
