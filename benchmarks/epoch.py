@@ -37,9 +37,7 @@ def main(argv: list[str]) -> None:
             trial[workers] = theirs.call("measure", least=0)["wall"]
         best = min(trial, key=trial.__getitem__)
         theirs.call("prepare_epoch", file=file, workers=best)
-        a, b = sides.interleave(
-            lambda: ours.call("measure", least=0), lambda: theirs.call("measure", least=0), _ROUNDS.value
-        )
+        a, b = sides.interleave([ours, theirs], _ROUNDS.value, 0)
     row: dict[str, Any] = {
         "name": f"LeNet-5, {_IMAGES.value:,} images, crop and flip",
         **sides.ratio([m["wall"] for m in b], [m["wall"] for m in a]),

@@ -61,9 +61,7 @@ def main(argv: list[str]) -> None:
             trial = {form: side.call("measure", least=1)["cpu"] for form, side in (("pil", pil), ("tensor", tensor))}
             best = min(trial, key=trial.__getitem__)
             theirs = {"pil": pil, "tensor": tensor}[best]
-            a, b = sides.interleave(
-                lambda: ours.call("measure", least=1), lambda: theirs.call("measure", least=1), _ROUNDS.value
-            )
+            a, b = sides.interleave([ours, theirs], _ROUNDS.value, 1)
     row: dict[str, Any] = {
         "name": f"JPEG 500x375 ({kilobytes:.0f} kB) to 224",
         **sides.ratio([m["cpu"] for m in b], [m["cpu"] for m in a]),

@@ -3,9 +3,10 @@
   make bench-setup && python benchmarks/models.py [--rows=ViT] [--kinds=train,inference]
 
 Both sides start from uint8 images in memory, normalise them, and compute a whole step (gradients and the optimizer's
-update) or the outputs in evaluation. PyTorch's fastest form of eager, channels last and `torch.compile` is found first,
-and measured in full. `ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with
-quartiles. MFU is the model's theoretical arithmetic over that of a matrix product measured in the same run.
+update) or the outputs in evaluation. PyTorch's fastest form of eager, channels last and `torch.compile` is found first
+and measured in full; beside it the same with THP_MEM_ALLOC_ENABLE=1, as our programs ask for huge pages themselves.
+`ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with quartiles. MFU is the
+model's theoretical arithmetic over that of a matrix product measured in the same run.
 """
 
 import os
@@ -48,13 +49,14 @@ def compare(name: str, kind: str) -> dict[str, Any]:
     python = Path(_TORCH.value)
     if not python.exists():
         raise SystemExit(f"error: there is no {python}: run `make bench-setup`, or name a Python by --torch.")
+    command = [str(python), str(HERE / "torch_side.py")]
     env = {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
     with sides.Side([sys.executable, str(HERE / "jax_side.py")], **env) as ours:
         found = ours.call("prepare", model=model, **work)
         forms, failed = {}, {}
         try:
             for form in _FORMS.value:
-                side = forms[form] = sides.Side([str(python), str(HERE / "torch_side.py")], **env)
+                side = forms[form] = sides.Side(command, **env)
                 side.call("about", threads=os.cpu_count())
                 try:
                     there = side.call("prepare", model=theirs, form=form, **work)
@@ -70,11 +72,12 @@ def compare(name: str, kind: str) -> dict[str, Any]:
                 if form not in failed
             }
             best = min(trial, key=trial.__getitem__)
-            side, least = forms[best], _SECONDS.value
+            side = forms[best]
+            huge = forms["huge pages"] = sides.Side(command, **env, THP_MEM_ALLOC_ENABLE="1")
+            huge.call("about", threads=os.cpu_count())
+            huge.call("prepare", model=theirs, form=best, **work)
             peak = max(ours.call("gemm"), side.call("gemm"))
-            a, b = sides.interleave(
-                lambda: ours.call("measure", least=least), lambda: side.call("measure", least=least), _ROUNDS.value
-            )
+            a, b, c = sides.interleave([ours, side, huge], _ROUNDS.value, _SECONDS.value)
         finally:
             for side in forms.values():
                 side.__exit__()
@@ -85,6 +88,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
         **sides.ratio(others, seconds),
         "target": targets[kind != "train"],
         "cpu_ratio": sides.ratio([m["cpu"] for m in b], [m["cpu"] for m in a])["ratio"],
+        "huge_ratio": sides.ratio([m["wall"] for m in c], seconds)["ratio"],
         "images_per_s": batch / wall,
         "torch_images_per_s": batch / other,
         "mfu": found["flops"] / wall / peak,
@@ -101,6 +105,7 @@ COLUMNS = {
     "float32": "{name}",
     "speed / PyTorch's": "{ratio:.2f} ({spread[0]:.2f}-{spread[1]:.2f})",
     "target": "{target:.2f}",
+    "PyTorch with huge pages": "{huge_ratio:.2f}",
     "CPU-seconds": "{cpu_ratio:.2f}",
     "images/s": "{images_per_s:,.0f}",
     "PyTorch's": "{torch_images_per_s:,.0f}",

@@ -85,12 +85,12 @@ def timed(work: Callable[[], None], least: float) -> dict[str, float]:
             return {"wall": passed / count, "cpu": (time.process_time() - cpu) / count}
 
 
-def interleave(a: Callable[[], Any], b: Callable[[], Any], rounds: int) -> tuple[list[Any], list[Any]]:
-    """Measures A B A B ..., and returns what each gave."""
-    found: tuple[list[Any], list[Any]] = ([], [])
+def interleave(among: Sequence[Side], rounds: int, least: float) -> list[list[dict[str, float]]]:
+    """Lets sides `measure` in turn, A B A B ..., and returns what each gave, round by round."""
+    found: list[list[dict[str, float]]] = [[] for _ in among]
     for _ in range(rounds):
-        found[0].append(a())
-        found[1].append(b())
+        for side, own in zip(among, found, strict=True):
+            own.append(side.call("measure", least=least))
     return found
 
 
