@@ -70,9 +70,10 @@ def _wants_malloc() -> bool:
     """Whether this is a CPU under Linux, where the allocator has not been set, by us or by the user."""
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
         return False
-    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]  # such as: python -m recvis_jax.train
-    named = "-m" in program[:-1] or program[-1] == sys.argv[0]
-    if not named or "-c" in program or [*program, *sys.argv[1:]] != sys.orig_argv:
+    flags_given = sys.argv[1:]
+    program = sys.orig_argv[1 : len(sys.orig_argv) - len(flags_given)]  # such as: -m recvis_jax.train
+    named = program and ("-m" in program[:-1] or program[-1] == sys.argv[0]) and "-c" not in program
+    if not named or sys.orig_argv[1:] != [*program, *flags_given]:
         return False  # called by another program, which must not begin again
     accelerators = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
     platforms = os.environ.get("JAX_PLATFORMS", "")
