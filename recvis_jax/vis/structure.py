@@ -161,11 +161,11 @@ def _nested(e: Any) -> Any:
 
 def macs_of(e: Any) -> int:
     """Returns the multiplications of one equation, those with a convolution's padding among them; 0 for all others."""
+    if e.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return 0
     out = math.prod(e.outvars[0].aval.shape)
     if e.primitive.name == "dot_general":
         (contracted, _), _ = e.params["dimension_numbers"]
         return out * math.prod(e.invars[0].aval.shape[d] for d in contracted)
-    if e.primitive.name == "conv_general_dilated":
-        kernel = e.invars[1].aval.shape
-        return out * math.prod(kernel) // kernel[e.params["dimension_numbers"].rhs_spec[0]]
-    return 0
+    kernel = e.invars[1].aval.shape
+    return out * math.prod(kernel) // kernel[e.params["dimension_numbers"].rhs_spec[0]]
