@@ -30,10 +30,10 @@ def get_config(arg=None):
     c.data = dict(name="fashion_mnist", train="train[:54000]", val="train[54000:]", test="test")
     c.data.update(per_class=0 if arg.smoke else arg.per_class, subset_seed=arg.seed)
     c.data.statistics = "fashion_mnist"
-    c.data.augment = "random_resized_crop(28, scale=(0.6, 1.0))|flip|mixup_cutmix(0.8, 1.0)"
+    c.data.augment = "random_resized_crop(28, scale=(0.6, 1.0))|flip"
     c.model = dict(name="vit_s16", patch_size=4, width=128, depth=depth, heads=4, pool="gap_norm", drop_path=0.1)
     c.task = dict(name="classify", loss="softmax", label_smoothing=0.1)
-    c.optim = dict(name="adamw", lr=1e-3, schedule="cosine", warmup=0.1, b1=0.9, b2=0.999)
+    c.optim = dict(name="adamw", lr=2e-3, schedule="cosine", warmup=0.1, b1=0.9, b2=0.999)
     c.optim.update(weight_decay=0.05, decay="kernel$", layer_decay=1.0 if arg.scratch else 0.75)
     if arg.last:
         frozen = "|".join(f"block{i}/" for i in range(depth - arg.last))
