@@ -7,7 +7,9 @@ from pathlib import Path
 # A shell starts what runs in its background deaf to Ctrl-C, and so would be the programs that tests send it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-flags = "--xla_force_host_platform_device_count=8 --xla_cpu_experimental_ynn_fusion_type=reduce"
+from recvis_jax import cli
+
+flags = f"--xla_force_host_platform_device_count=8 {' '.join(cli.CPU_XLA_FLAGS)}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/recvis_jax/tests"))
 

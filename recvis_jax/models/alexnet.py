@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, dense_head, torch_bias, torch_dense, torch_kernel
-from recvis_jax.models.layers import Acts, flatten, max_pool
+from recvis_jax.models.layers import Acts, Conv, flatten, max_pool
 
 
 class AlexNet(nn.Module):
@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
         fan_in = size * size * x.shape[-1]
         init = dict(kernel_init=torch_kernel, bias_init=torch_bias(fan_in))
         padding = 2 if size > 3 else 1
-        conv = nn.Conv(width, (size, size), stride, padding, dtype=self.dtype, name=f"conv{i}", **init)
+        conv = Conv(width, (size, size), stride, padding, dtype=self.dtype, name=f"conv{i}", **init)
         return nn.relu(conv(x))
 
     @nn.compact

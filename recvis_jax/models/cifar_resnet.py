@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.layers import (
     Acts,
+    Conv,
     activation,
     batch_split,
     global_avg_pool,
@@ -45,7 +46,7 @@ class BasicBlock(nn.Module):
 
     def conv(self, name: str, size: int, stride: int = 1) -> nn.Conv:
         kw = dict(strides=stride, padding=size // 2, use_bias=self.use_bias, kernel_init=he_normal, dtype=self.dtype)
-        return nn.Conv(self.width, (size, size), name=name, **kw)
+        return Conv(self.width, (size, size), name=name, **kw)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j d"]:
@@ -106,7 +107,7 @@ class CifarResNet(nn.Module):
         act, acts = activation(self.activation), {}
         norm = make_norm(self.norm, bn_groups=self.bn_groups, norm_groups=self.norm_groups, dtype=self.dtype)
         kw = dict(use_bias=self.norm == "none", dtype=self.dtype)
-        x = nn.Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, name="stem", **kw)(x.astype(self.dtype))
+        x = Conv(self.width, (3, 3), padding=1, kernel_init=he_normal, name="stem", **kw)(x.astype(self.dtype))
         acts["stem"] = x = act(norm(name="stem_norm")(x, train=train))
         for stage in (1, 2, 3):
             for block in range(1, (self.depth - 2) // 6 + 1):

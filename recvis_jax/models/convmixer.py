@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import dense_head, torch_bias, torch_kernel
-from recvis_jax.models.layers import Acts, BatchNorm, activation, global_avg_pool
+from recvis_jax.models.layers import Acts, BatchNorm, Conv, activation, global_avg_pool
 
 # Trockman & Kolter 2022, table 1: width / depth, as published; only the smallest was trained with ReLU.
 VARIANTS = {
@@ -37,8 +37,8 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         k, d = self.kernel_size, x.shape[-1]
         kw = dict(padding="SAME", kernel_init=torch_kernel, dtype=self.dtype)
-        depthwise = nn.Conv(d, (k, k), feature_group_count=d, bias_init=torch_bias(k * k), name="depthwise", **kw)
-        pointwise = nn.Conv(d, (1, 1), bias_init=torch_bias(d), name="pointwise", **kw)
+        depthwise = Conv(d, (k, k), feature_group_count=d, bias_init=torch_bias(k * k), name="depthwise", **kw)
+        pointwise = Conv(d, (1, 1), bias_init=torch_bias(d), name="pointwise", **kw)
         norm1, norm2 = (BatchNorm(self.bn_groups, dtype=self.dtype, name=f"norm{i}") for i in (1, 2))
         x = x + norm1(self.act(depthwise(x)), train=train)
         return norm2(self.act(pointwise(x)), train=train)
@@ -89,7 +89,7 @@ class ConvMixer(nn.Module):
             raise BadRequest(f"{x.shape[1]}x{x.shape[2]} images are smaller than a patch: at least {p}x{p}.")
         bias = torch_bias(p * p * x.shape[-1])
         kw = dict(strides=p, padding="VALID", kernel_init=torch_kernel, bias_init=bias, dtype=self.dtype)
-        x = act(nn.Conv(self.width, (p, p), name="stem", **kw)(x.astype(self.dtype)))
+        x = act(Conv(self.width, (p, p), name="stem", **kw)(x.astype(self.dtype)))
         x = BatchNorm(self.bn_groups, dtype=self.dtype, name="stem_norm")(x, train=train)
         acts = {"stem": x}
         block = nn.remat(Block, static_argnums=2) if self.remat else Block

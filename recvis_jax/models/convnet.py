@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, flatten, linear_head, max_pool
+from recvis_jax.models.layers import Acts, Conv, activation, flatten, linear_head, max_pool
 
 
 class ConvNet(nn.Module):
@@ -37,9 +37,9 @@ class ConvNet(nn.Module):
         if min(x.shape[1:3]) < 16:
             raise BadRequest(f"convnet needs images of at least 16x16, not {x.shape[1]}x{x.shape[2]}.")
         act, acts = activation(self.activation), {}
-        x = nn.Conv(10, (5, 5), padding="VALID", dtype=self.dtype, name="conv1")(x.astype(self.dtype))
+        x = Conv(10, (5, 5), padding="VALID", dtype=self.dtype, name="conv1")(x.astype(self.dtype))
         acts["stem"] = x = act(max_pool(x, 2))
-        x = nn.Conv(20, (5, 5), padding="VALID", dtype=self.dtype, name="conv2")(x)
+        x = Conv(20, (5, 5), padding="VALID", dtype=self.dtype, name="conv2")(x)
         x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
         acts["stage1/block1"] = x = act(max_pool(x, 2))
         acts["features"] = x = act(nn.Dense(50, dtype=self.dtype, name="fc1")(flatten(x)))

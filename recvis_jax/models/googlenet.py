@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, ceil_max_pool, dense_head, torch_bias
-from recvis_jax.models.layers import Acts, BatchNorm, flatten, global_avg_pool, max_pool
+from recvis_jax.models.layers import Acts, BatchNorm, Conv, flatten, global_avg_pool, max_pool
 
 # Channels of each block, columns of the paper's table 1: 1x1; 3x3 reduced, 3x3; 5x5 reduced, 5x5; projected pool.
 INCEPTION = {
@@ -39,7 +39,7 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b i j d"]:
         kw = dict(use_bias=False, kernel_init=_normal, dtype=self.dtype, name="conv")
-        x = nn.Conv(self.width, (self.size, self.size), self.stride, self.size // 2, **kw)(x)
+        x = Conv(self.width, (self.size, self.size), self.stride, self.size // 2, **kw)(x)
         return nn.relu(BatchNorm(self.bn_groups, epsilon=1e-3, dtype=self.dtype, name="norm")(x, train=train))
 
 

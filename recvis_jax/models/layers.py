@@ -93,6 +93,19 @@ _product.defvjp(_product_forward, _product_backward)
 Dense = partial(nn.Dense, dot_general=dot_rows)
 
 
+def convolve(x: Array, kernel: Array, *args: Any, **kw: Any) -> Array:
+    """`lax.conv_general_dilated`, whose operands in the gradient of the kernel are read, not computed again, on CPUs.
+
+    XLA's CPU convolutions want both of them transposed there, and it would compute what comes before a convolution
+    while transposing, element by element: four fifths of the time of a small ResNet.
+    """
+    return held(lax.conv_general_dilated(held(x), kernel, *args, **kw))
+
+
+# A convolution (b h w c); use it instead of flax's.
+Conv = partial(nn.Conv, conv_general_dilated=convolve)
+
+
 def activation(name: str) -> Callable[[Array], Array]:
     """Returns the elementwise function of that name; `BadRequest` lists them for an unknown one."""
     return choose(ACTIVATIONS, name, "activation")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.models.layers import POOLS, Acts, activation, flatten, linear_head
+from recvis_jax.models.layers import POOLS, Acts, Conv, activation, flatten, linear_head
 
 
 class LeNet5(nn.Module):
@@ -41,10 +41,10 @@ class LeNet5(nn.Module):
         if min(x.shape[1:3]) < 4:
             raise BadRequest(f"LeNet-5 needs images of at least 4x4, not {x.shape[1]}x{x.shape[2]}.")
         act, pool, acts = activation(self.activation), choose(POOLS, self.pool, "pool"), {}
-        x = nn.Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
+        x = Conv(6, (5, 5), padding=2, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
         acts["stem"] = x = pool(act(x), 2)
         padding = 0 if min(x.shape[1:3]) >= 6 else 2
-        x = nn.Conv(16, (5, 5), padding=padding, dtype=self.dtype, name="conv2")(x)
+        x = Conv(16, (5, 5), padding=padding, dtype=self.dtype, name="conv2")(x)
         acts["stage1/block1"] = x = pool(act(x), 2)
         acts["stage2/block1"] = x = act(nn.Dense(120, dtype=self.dtype, name="fc1")(flatten(x)))
         acts["features"] = x = act(nn.Dense(84, dtype=self.dtype, name="fc2")(x))

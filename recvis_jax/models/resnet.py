@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import dense_head, he_fan_out
-from recvis_jax.models.layers import Acts, activation, batch_split, global_avg_pool, make_norm, max_pool
+from recvis_jax.models.layers import Acts, Conv, activation, batch_split, global_avg_pool, make_norm, max_pool
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": dict(blocks=(2, 2, 2, 2), bottleneck=False),
@@ -48,7 +48,7 @@ class ResidualBlock(nn.Module):
 
     def conv(self, name: str, width: int, size: int, stride: int = 1) -> nn.Conv:
         kw = dict(strides=stride, padding=size // 2, use_bias=self.use_bias, kernel_init=he_fan_out, dtype=self.dtype)
-        return nn.Conv(width, (size, size), name=name, **kw)
+        return Conv(width, (size, size), name=name, **kw)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b i j d"]:
@@ -126,7 +126,7 @@ class ResNet(nn.Module):
         norm = make_norm(self.norm, bn_groups=self.bn_groups, norm_groups=self.norm_groups, dtype=self.dtype)
         kw = dict(use_bias=self.norm == "none", dtype=self.dtype)
         block_type = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
-        stem = nn.Conv(self.width, (7, 7), strides=2, padding=3, kernel_init=he_fan_out, name="stem", **kw)
+        stem = Conv(self.width, (7, 7), strides=2, padding=3, kernel_init=he_fan_out, name="stem", **kw)
         x = act(norm(name="stem_norm")(stem(x.astype(self.dtype)), train=train))
         acts["stem"] = x = max_pool(x, 3, 2, padding=1)
         for stage, blocks in enumerate(self.blocks, 1):

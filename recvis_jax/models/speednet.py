@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, activation, global_max_pool, he_normal, make_norm, max_pool
+from recvis_jax.models.layers import Acts, Conv, activation, global_max_pool, he_normal, make_norm, max_pool
 
 
 class SpeedNet(nn.Module):
@@ -55,7 +55,7 @@ class SpeedNet(nn.Module):
 
         def conv(x: Array, width: int, name: str, size: int = 3, stride: int = 1) -> Array:
             kw = dict(strides=stride, padding=(size - 1) // 2, use_bias=False, kernel_init=he_normal)
-            return nn.Conv(width, (size, size), dtype=self.dtype, name=name, **kw)(x)
+            return Conv(width, (size, size), dtype=self.dtype, name=name, **kw)(x)
 
         x = conv(x.astype(self.dtype), self.widths[0], "stem", self.stem_size, 2)
         acts["stem"] = x = act(norm(name="stem_norm")(x, train=train))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.conv_layers import dense_head
-from recvis_jax.models.layers import Acts, Dense, batch_split
+from recvis_jax.models.layers import Acts, Conv, Dense, batch_split
 
 # The DeiT family's initialiser of everything: a normal of 0.02, cut off at two of them.
 trunc_normal = nn.initializers.truncated_normal(0.02)
@@ -43,7 +43,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         patch_grid(x.shape[1:3], self.patch_size)
         size = (self.patch_size, self.patch_size)
-        conv = partial(nn.Conv, strides=size, padding="VALID", kernel_init=self.kernel_init, dtype=self.dtype)
+        conv = partial(Conv, strides=size, padding="VALID", kernel_init=self.kernel_init, dtype=self.dtype)
         x = conv(self.width, size, name="proj")(x.astype(self.dtype))
         return x.reshape(len(x), -1, self.width)
 

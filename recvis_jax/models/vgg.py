@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, ceil_max_pool, dense_head, he_fan_out, local_response_norm
-from recvis_jax.models.layers import Acts, flatten, make_norm, max_pool
+from recvis_jax.models.layers import Acts, Conv, flatten, make_norm, max_pool
 
 # Configurations A, B, D and E of the paper's table 1: convolutions in each stage.
 BLOCKS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -72,7 +72,7 @@ class VGG(nn.Module):
             width = self.width * min(2 ** (stage - 1), 8)
             for block in range(1, blocks + 1):
                 name = f"stage{stage}_conv{block}"
-                x = nn.Conv(width, (3, 3), padding=1, kernel_init=he_fan_out, dtype=self.dtype, name=name)(x)
+                x = Conv(width, (3, 3), padding=1, kernel_init=he_fan_out, dtype=self.dtype, name=name)(x)
                 x = nn.relu(norm(name=f"stage{stage}_norm{block}")(x, train=train))
                 acts[f"stage{stage}/block{block}"] = x
             acts[f"stage{stage}/pool"] = x = max_pool(x, 2)
@@ -109,7 +109,7 @@ class VGGM(nn.Module):
             raise BadRequest(f"hidden={self.hidden} must be at least 1, num_classes={self.num_classes} at least 0.")
 
     def conv(self, i: int, width: int, size: int, stride: int = 1, padding: int = 1) -> nn.Conv:
-        return nn.Conv(width, (size, size), stride, padding, kernel_init=_normal, dtype=self.dtype, name=f"conv{i}")
+        return Conv(width, (size, size), stride, padding, kernel_init=_normal, dtype=self.dtype, name=f"conv{i}")
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:

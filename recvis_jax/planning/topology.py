@@ -132,15 +132,16 @@ def start_jax(topologies: Sequence[Topology], level: str, cpu_flags: Sequence[st
     Args:
       topologies: what will be compiled for.
       level: how hard the compiler tries, "O0" to "O3", or "default".
-      cpu_flags: for XLA_FLAGS, with which programs run on CPUs.
+      cpu_flags: for XLA_FLAGS, with which programs run on CPUs; not given where other platforms are asked for too.
 
     Raises:
       BadRequest: a package is missing, with the command that installs it.
     """
     platforms = {t.device.platform for t in topologies}
     flags = [*_GPU_FLAGS] if "cuda" in platforms else []
-    if "cpu" in platforms:
+    if platforms == {"cpu"}:
         flags += cpu_flags
+    if "cpu" in platforms:
         if "device_count" not in os.environ.get("XLA_FLAGS", ""):
             flags.append(
                 f"--xla_force_host_platform_device_count={max(t.devices for t in topologies if t.kind == 'cpu')}"
