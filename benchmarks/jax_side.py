@@ -31,19 +31,9 @@ def prepare(model: dict[str, Any], task: str, optim: str, batch: int, size: int,
     return found
 
 
-def make_work(
-    model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool
-) -> tuple[Callable[[], None], dict[str, float]]:
-    """Compiles a training step, or a forward pass in evaluation, on uint8 images of `size` x `size`.
-
-    Returns:
-      Work, one step or pass; and the number of `parameters` and the theoretical `flops` of a batch.
-    """
-    import jax
-
+def make_training(model: dict[str, Any], task: str, optim: str, batch: int, size: int) -> tuple[Any, Any]:
+    """Returns a run as `build.make_run` makes it, and a batch of made-up uint8 images of `size` x `size`."""
     from recvis_jax import build
-    from recvis_jax.planning import flops
-    from recvis_jax.training import step as steps_of
 
     name = {28: "fashion_mnist", 32: "cifar10"}.get(size, "imagenet2012")
     statistics = name.replace("2012", "")
@@ -57,7 +47,24 @@ def make_work(
     run = build.make_run(
         data=data, model=model, task={"name": task}, optim=optimizer, steps=10**6, batch_size=batch, seed=0
     )
-    data_batch, state = next(build.train_batches(run, 0)), run.create()
+    return run, next(build.train_batches(run, 0))
+
+
+def make_work(
+    model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool
+) -> tuple[Callable[[], None], dict[str, float]]:
+    """Compiles a training step, or a forward pass in evaluation, on uint8 images of `size` x `size`.
+
+    Returns:
+      Work, one step or pass; and the number of `parameters` and the theoretical `flops` of a batch.
+    """
+    import jax
+
+    from recvis_jax.planning import flops
+    from recvis_jax.training import step as steps_of
+
+    run, data_batch = make_training(model, task, optim, batch, size)
+    state = run.create()
     shaped = jax.eval_shape(run.data.augment, jax.random.key(0), data_batch)
     total = flops.model_flops(run.task, jax.eval_shape(lambda: state), shaped)
     found = {"parameters": sum(p.size for p in jax.tree.leaves(state.params)), "flops": total if train else total // 3}
@@ -112,13 +119,10 @@ def prepare_jpeg(folder: str, images: int) -> None:
 def prepare_epoch(images: int) -> str:
     """Trains LeNet-5 on Fashion-MNIST, an epoch a piece of work; returns a file with the raw images and labels."""
     import itertools
-    import tempfile
 
     import jax
-    import numpy as np
 
     from recvis_jax import build
-    from recvis_jax.data import pipeline
     from recvis_jax.training import step as steps_of
 
     data = dict(name="fashion_mnist", train=f"train[:{images}]", test=None, statistics="fashion_mnist")
@@ -136,10 +140,99 @@ def prepare_epoch(images: int) -> str:
 
     work()
     _STATE["work"] = work
-    kept = pipeline.materialise(run.data.train, None)
-    file = tempfile.NamedTemporaryFile(suffix=".npz", delete=False)
-    np.savez(file, image=kept.image, label=kept.label)
+    return _file(run.data.train)
+
+
+def prepare_speedrun(seed: int) -> dict[str, Any]:
+    """Makes the training of `configs/fashion_mnist/speedrun.py`; `epoch` trains one, `accuracy` ends it.
+
+    Returns:
+      train, test: files with the images, for the other side; epochs: how many there are.
+    """
+    import importlib.util
+    from pathlib import Path
+
+    from recvis_jax import build
+    from recvis_jax.training import step as steps_of
+
+    file = Path(__file__).parents[1] / "configs/fashion_mnist/speedrun.py"
+    spec = importlib.util.spec_from_file_location("speedrun_config", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config().to_dict()
+    keys = ("data", "model", "optim", "task", "epochs", "batch_size", "eval_batch_size", "ema_decay")
+    run = build.make_run(**{k: config[k] for k in keys}, seed=seed)
+    step = steps_of.make_train_step(
+        run.task, run.optimizer, augment=run.data.augment, ema_decay=config["ema_decay"], shardings=run.shardings
+    )
+    test = build.open_test(run.data)
+    _STATE.update(run=run, step=step, state=run.create(), batches=build.train_batches(run, 0), test=test)
+    return {"train": _file(run.data.train), "test": _file(test), "epochs": round(config["epochs"])}
+
+
+def epoch() -> float:
+    """Trains an epoch of the speedrun; returns its seconds, in the first one with compilation."""
+    import itertools
+    import time
+
+    import jax
+
+    start = time.perf_counter()
+    for batch in itertools.islice(_STATE["batches"], _STATE["run"].steps_per_epoch):
+        _STATE["state"], metrics = _STATE["step"](_STATE["state"], batch)
+    jax.block_until_ready(metrics)
+    return time.perf_counter() - start
+
+
+def accuracy() -> tuple[float, float]:
+    """Returns the test accuracy of the speedrun, and the seconds that its evaluation took."""
+    import time
+
+    from recvis_jax import build
+    from recvis_jax.evaluation import classify
+
+    start, run = time.perf_counter(), _STATE["run"]
+    metrics = classify.build_metrics(["accuracy"], 10)
+    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, metrics, run.data.preprocess, run.mesh)
+    found = evaluate(*_STATE["state"].evaluated, build.eval_batches(run, _STATE["test"]))
+    assert found
+    return float(found["accuracy"]), time.perf_counter() - start
+
+
+def _file(source: Any) -> str:
+    """Returns a temporary file with the images and labels of a source, for the other side."""
+    import tempfile
+
+    import numpy as np
+
+    from recvis_jax.data import pipeline
+
+    kept = pipeline.materialise(source, None)
+    with tempfile.NamedTemporaryFile(suffix=".npz", delete=False) as file:
+        np.savez(file, image=kept.image, label=kept.label)
     return file.name
+
+
+def prepare_evaluation(model: dict[str, Any]) -> str:
+    """Evaluates a net on the test images of Fashion-MNIST, all of them a piece of work; returns a file with them."""
+    from recvis_jax import build
+    from recvis_jax.evaluation import classify
+
+    data = dict(name="fashion_mnist", train="train[:1000]", test="test", statistics="fashion_mnist")
+    optim = dict(name="momentum", lr=0.01, schedule="constant")
+    run = build.make_run(data=data, model=model, optim=optim, steps=10**6, batch_size=100, eval_batch_size=500)
+    source, state = build.open_test(run.data), run.create()
+    evaluate = classify.make_evaluate(
+        run.task.predict, run.task.losses, classify.build_metrics(["accuracy"], 10), run.data.preprocess, run.mesh
+    )
+
+    def work() -> None:
+        evaluate(state.params, state.model_state, build.eval_batches(run, source))
+
+    work()
+    _STATE["work"] = work
+    return _file(source)
 
 
 def measure(least: float) -> dict[str, float]:
@@ -149,8 +242,8 @@ def measure(least: float) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     del argv
     cli.start_jax()
-    prepares = {"prepare": prepare, "prepare_jpeg": prepare_jpeg, "prepare_epoch": prepare_epoch}
-    sides.serve({"about": about, "gemm": gemm, **prepares, "measure": measure})
+    prepares = (prepare, prepare_jpeg, prepare_epoch, prepare_evaluation, prepare_speedrun, epoch, accuracy)
+    sides.serve({f.__name__: f for f in (about, gemm, *prepares, measure, sides.peak_memory)})
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
             huge.call("prepare", model=theirs, form=best, **work)
             peak = max(ours.call("gemm"), side.call("gemm"))
             a, b, c = sides.interleave([ours, side, huge], _ROUNDS.value, _SECONDS.value)
+            memory = [s.call("peak_memory") for s in (ours, huge)]
         finally:
             for side in forms.values():
                 side.__exit__()
@@ -93,6 +94,8 @@ def compare(name: str, kind: str) -> dict[str, Any]:
         "torch_images_per_s": batch / other,
         "mfu": found["flops"] / wall / peak,
         "torch_mfu": found["flops"] / other / peak,
+        "peak_gb": memory[0] / 1e9,
+        "torch_peak_gb": memory[1] / 1e9,
         "gemm_gflops": peak / 1e9,
         "torch_form": best,
         "torch_forms_ms": {form: round(1000 * t, 2) for form, t in trial.items()},
@@ -111,6 +114,8 @@ COLUMNS = {
     "PyTorch's": "{torch_images_per_s:,.0f}",
     "MFU": "{mfu:.0%}",
     "PyTorch's MFU": "{torch_mfu:.0%}",
+    "peak memory, GB": "{peak_gb:.1f}",
+    "PyTorch's ": "{torch_peak_gb:.1f}",
     "its form": "{torch_form}",
     "load": "{load}",
 }

@@ -6,6 +6,7 @@ Only one side works at a time: the others wait for a line on their standard inpu
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -86,6 +87,11 @@ def timed(work: Callable[[], None], least: float) -> dict[str, float]:
         passed = time.perf_counter() - wall
         if passed >= least:
             return {"wall": passed / count, "cpu": (time.process_time() - cpu) / count}
+
+
+def peak_memory() -> int:
+    """Returns the most memory that this process has had at once, in bytes, compilation included."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def interleave(among: Sequence[Side], rounds: int, least: float) -> list[list[dict[str, float]]]:

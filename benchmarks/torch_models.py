@@ -51,6 +51,39 @@ def convmixer(num_classes: int = 1000) -> nn.Module:
     return ConvMixer(256, 8, kernel_size=9, patch_size=7, num_classes=num_classes)
 
 
+class SpeedNet(nn.Module):
+    """The network of `configs/fashion_mnist/speedrun.py`."""
+
+    def __init__(self, widths: tuple[int, ...] = (64, 64, 128, 256), blocks: tuple[int, ...] = (1, 1, 0)):
+        super().__init__()
+        self.stem = self.piece(1, widths[0], 5, 2)
+        self.grow, self.norms, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for before, width, count in zip(widths, widths[1:], blocks, strict=False):
+            self.grow.append(self.conv(before, width))
+            self.norms.append(nn.BatchNorm2d(width))
+            self.blocks.append(nn.ModuleList([self.piece(width, width) for _ in range(count)]))
+        self.head = nn.Linear(widths[-1], 10, bias=False)
+        nn.init.normal_(self.head.weight, std=widths[-1] ** -0.5)
+
+    @staticmethod
+    def conv(inputs: int, width: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+        conv = nn.Conv2d(inputs, width, size, stride, size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        return conv
+
+    @classmethod
+    def piece(cls, *shape: int) -> nn.Sequential:
+        return nn.Sequential(cls.conv(*shape), nn.BatchNorm2d(shape[1]), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for grow, norm, blocks in zip(self.grow, self.norms, self.blocks, strict=True):
+            x = F.relu(norm(F.max_pool2d(grow(x), 2)))
+            for block in blocks:
+                x = x + block(x)
+        return 0.125 * self.head(x.amax((2, 3)))
+
+
 class MAE(nn.Module):
     """Masked autoencoder on 224x224 images, 75 % masked; the forward pass returns the loss."""
 

@@ -89,14 +89,15 @@ def prepare_jpeg(folder: str, form: str) -> None:
 class _Images(torch.utils.data.Dataset):
     """Images in memory, given one by one as PIL's, as torchvision's MNIST does."""
 
-    def __init__(self, file: str):
+    def __init__(self, file: str, train: bool = True):
         import numpy as np
         from torchvision.transforms import v2
 
         with np.load(file) as kept:
             self.images, self.labels = kept["image"][..., 0], kept["label"].astype("int64")
         scale = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.286,), (0.353,))]
-        self.transform = v2.Compose([v2.RandomCrop(28, padding=2), v2.RandomHorizontalFlip(), *scale])
+        augment = [v2.RandomCrop(28, padding=2), v2.RandomHorizontalFlip()] if train else []
+        self.transform = v2.Compose([*augment, *scale])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -126,6 +127,132 @@ def prepare_epoch(file: str, workers: int) -> None:
     _STATE["work"] = work
 
 
+def prepare_evaluation(model: str, file: str, workers: int) -> None:
+    """Evaluates a net on the images of a file, all of them a piece of work."""
+    kw = dict(num_workers=workers, persistent_workers=workers > 0)
+    loader = torch.utils.data.DataLoader(_Images(file, train=False), batch_size=500, **kw)
+    net = _net(model).eval()
+
+    def work() -> None:
+        right = 0
+        with torch.inference_mode():
+            for images, labels in loader:
+                right += (net(images).argmax(1) == labels).sum().item()
+
+    work()
+    _STATE["work"] = work
+
+
+def prepare_checkpoint(model: str, file: str) -> None:
+    """Saves a model with an AdamW that has made a step."""
+    net = _net(model)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    _STATE["work"] = lambda: torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, file)
+
+
+class _Muon(torch.optim.Optimizer):
+    """Orthogonalised Nesterov momentum (Jordan et al. 2024), scaled to AdamW's root mean square (Liu et al. 2025)."""
+
+    def __init__(self, params: Any, decay: float):
+        super().__init__(params, dict(lr=0.0, decay=decay))
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                x = p.grad.lerp(momentum, 0.95).flatten(1)
+                tall = x.shape[0] > x.shape[1]
+                x = x.T if tall else x
+                x = x / (x.norm() + 1e-8)
+                for _ in range(5):
+                    a = x @ x.T
+                    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+                x = (x.T if tall else x).reshape(p.shape) * 0.2 * max(x.shape) ** 0.5
+                p.add_(x + group["decay"] * p, alpha=-group["lr"])
+
+
+def prepare_speedrun(train: str, test: str, epochs: int, seed: int) -> None:
+    """Makes the same training as `configs/fashion_mnist/speedrun.py`, with images in memory, augmented by the batch."""
+    import copy
+
+    import numpy as np
+    import torch_models
+
+    torch.manual_seed(seed)
+
+    def read(file: str) -> tuple[torch.Tensor, torch.Tensor]:
+        with np.load(file) as kept:
+            return torch.from_numpy(kept["image"].transpose(0, 3, 1, 2).copy()), torch.from_numpy(kept["label"]).long()
+
+    net = torch_models.SpeedNet().to(memory_format=torch.channels_last)
+    convs = [p for p in net.parameters() if p.ndim == 4]
+    norms = [p for p in net.parameters() if p.ndim == 1]
+    adam = [dict(params=norms, weight_decay=0.0), dict(params=net.head.parameters(), weight_decay=0.05)]
+    optimizers = _Muon(convs, 0.05), torch.optim.AdamW(adam, lr=0.0, fused=True)
+    _STATE.update(net=net, average=copy.deepcopy(net), optimizers=optimizers, t=0, epochs=epochs)
+    _STATE.update(train=read(train), test=read(test))
+
+
+def _ready(images: torch.Tensor) -> torch.Tensor:
+    return ((images.float() / 255 - 0.2860) / 0.3530).contiguous(memory_format=torch.channels_last)
+
+
+def epoch(batch: int = 500) -> float:
+    """Trains an epoch of the speedrun; returns its seconds."""
+    import time
+
+    start = time.perf_counter()
+    images, labels = _STATE["train"]
+    net, average = _STATE["net"].train(), _STATE["average"]
+    steps = len(images) // batch
+    total, grid = steps * _STATE["epochs"], torch.arange(28)
+    for chosen in torch.randperm(len(images))[: steps * batch].split(batch):
+        t = _STATE["t"]
+        rise = 0.1 + 0.9 * t / (0.2 * total)
+        lr = 0.012 * min(rise, 1 - 0.99 * (t - 0.2 * total) / (0.8 * total))
+        for group in (g for optimizer in _STATE["optimizers"] for g in optimizer.param_groups):
+            group["lr"] = lr
+        x = F.pad(images[chosen], (2, 2, 2, 2))
+        rows, columns = (torch.randint(0, 5, (batch, 1)) + grid for _ in range(2))
+        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
+        x = x[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        loss = F.cross_entropy(net(_ready(x)), labels[chosen], label_smoothing=0.1)
+        for optimizer in _STATE["optimizers"]:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimizer in _STATE["optimizers"]:
+            optimizer.step()
+        with torch.no_grad():
+            weight = 1 - min(0.99, (1 + t) / (10 + t))
+            old, new = average.state_dict().values(), net.state_dict().values()
+            pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.is_floating_point()]
+            torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], weight)
+        _STATE["t"] = t + 1
+    return time.perf_counter() - start
+
+
+def accuracy() -> tuple[float, float]:
+    """Returns the test accuracy of the averaged weights over six views, and the seconds that it took."""
+    import time
+
+    start = time.perf_counter()
+    net, right = _STATE["average"].eval(), 0
+    images, labels = _STATE["test"]
+    with torch.inference_mode():
+        for x, truth in zip(images.split(500), labels.split(500), strict=True):
+            x, out = _ready(x), 0
+            for view in (x, x.flip(3)):
+                padded = F.pad(view, (1, 1, 1, 1), mode="replicate")
+                out = out + net(view) / 2 + sum(net(padded[:, :, i : i + 28, i : i + 28]) for i in (0, 2)) / 4
+            right += (out.argmax(1) == truth).sum().item()
+    return right / len(labels), time.perf_counter() - start
+
+
 def _net(name: str) -> torch.nn.Module:
     import timm
     import torch_models
@@ -143,5 +270,6 @@ def measure(least: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    prepares = {"prepare": prepare, "prepare_jpeg": prepare_jpeg, "prepare_epoch": prepare_epoch}
-    sides.serve({"about": about, "gemm": gemm, **prepares, "measure": measure})
+    prepares = (prepare, prepare_jpeg, prepare_epoch, prepare_evaluation, prepare_checkpoint)
+    prepares += (prepare_speedrun, epoch, accuracy)
+    sides.serve({f.__name__: f for f in (about, gemm, *prepares, measure, sides.peak_memory)})
