@@ -9,7 +9,7 @@ from recvis_jax import cli
 
 _MODEL = flags.DEFINE_string("model", "vit_s16", "Which.")
 _SCAN = flags.DEFINE_bool("scan", False, "Whether blocks are scanned.")
-_BATCH = flags.DEFINE_integer("batch", 16, "Images of 224x224.")
+_BATCH = flags.DEFINE_integer("batch", 4, "Images of 224x224.")
 
 
 def since_start() -> float:

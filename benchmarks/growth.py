@@ -20,10 +20,7 @@ from recvis_jax import cli
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds over the points of a line.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 0.5, "Least seconds of a measurement.")
 
-SMALL = dict(
-    width=128,
-    depth=4,
-)
+SMALL = dict(width=128, depth=4)
 # line -> (what varies, its values, value -> (model, image size))
 LINES: dict[str, tuple[str, tuple[int, ...], Any]] = {
     "ViT": ("depth", (2, 4, 8, 16), lambda n: (dict(name="vit_s16", **{**SMALL, "depth": n}, heads=4), 112)),
@@ -39,7 +36,7 @@ LINES: dict[str, tuple[str, tuple[int, ...], Any]] = {
         "pixels", (64**2, 128**2, 256**2), lambda n: (dict(name="resnet18", width=16), round(n**0.5))
     ),
     "ConvMixer": (
-        "pixels", (56**2, 112**2, 224**2),
+        "pixels", (64**2, 128**2, 256**2),
         lambda n: (dict(name="convmixer_768_32", kernel_size=5, activation="gelu", **SMALL), round(n**0.5)),
     ),
 }  # fmt: skip
@@ -60,7 +57,7 @@ def main(argv: list[str]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
     rows, panels = [], dict(zip(("depth", "width", "tokens", "pixels"), axes, strict=True))
@@ -85,8 +82,11 @@ def main(argv: list[str]) -> None:
         (line,) = axis.loglog(values, [1000 * t for t in seconds], "o-", label=f"{name.strip()}, measured")
         scaled = [f * 1000 * seconds[-1] / flops[-1] for f in flops]
         axis.loglog(values, scaled, "--", color=line.get_color(), alpha=0.6, label="its arithmetic")
+    ticks = {what: sorted({n for w, values, _ in LINES.values() if w == what for n in values}) for what in panels}
     for what, axis in panels.items():
         axis.set(xlabel=what, ylabel="ms a training step" if what == "depth" else "")
+        axis.set_xticks(ticks[what], [f"{n:,}" for n in ticks[what]], minor=False)
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     sides.RESULTS.mkdir(exist_ok=True)

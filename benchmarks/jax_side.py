@@ -39,7 +39,7 @@ def make_training(model: dict[str, Any], task: str, optim: str, batch: int, size
     statistics = name.replace("2012", "")
     data: dict[str, Any] = dict(name=name, mock=batch, train="train", test=None, statistics=statistics)
     if name == "imagenet2012":
-        data["transform"] = f"resize_crop({size})"
+        data["transform"] = f"resize_crop({size}, resize={max(256, size)})"
     optimizer: dict[str, Any] = {
         "sgd": dict(name="momentum", lr=0.01, schedule="constant"),
         "adamw": dict(name="adamw", lr=1e-4, weight_decay=0.05, schedule="constant"),
@@ -179,7 +179,7 @@ def epoch() -> float:
     import jax
 
     start = time.perf_counter()
-    for batch in itertools.islice(_STATE["batches"], _STATE["run"].steps_per_epoch):
+    for batch in itertools.islice(_STATE["batches"], int(_STATE["run"].steps_per_epoch)):
         _STATE["state"], metrics = _STATE["step"](_STATE["state"], batch)
     jax.block_until_ready(metrics)
     return time.perf_counter() - start

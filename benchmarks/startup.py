@@ -2,7 +2,7 @@
 
   make bench-setup && python benchmarks/startup.py
 
-All times are of whole processes, from their start to the end of their first step on 16 images, as `first_step.py` says
+All times are of whole processes, from their start to the end of their first step on 4 images, as `first_step.py` says
 them. Unrolled and scanned take turns, each cold (an empty cache) and then warm (the cache that it left). The import of
 PyTorch is beside ours.
 """

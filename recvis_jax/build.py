@@ -278,11 +278,11 @@ def make_run(
 
     template = jax.eval_shape(initial)
     layout = layouts.plan(template, mesh, strategy, rules)
-    # Used once: what optimising its code would save is far less than it costs.
+    # Used once: what optimising its code more would save is less than it costs.
     create = jax.jit(
         initial,
         out_shardings=layout.shardings,
-        compiler_options={"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None,
+        compiler_options={"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None,
     )
     return Run(
         data=parts,
