@@ -93,13 +93,59 @@ _product.defvjp(_product_forward, _product_backward)
 Dense = partial(nn.Dense, dot_general=dot_rows)
 
 
-def convolve(x: Array, kernel: Array, *args: Any, **kw: Any) -> Array:
-    """`lax.conv_general_dilated`, whose operands in the gradient of the kernel are read, not computed again, on CPUs.
+def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> Array:
+    """`lax.conv_general_dilated` for flax's `Conv`, in forms that are fast on CPUs.
 
-    XLA's CPU convolutions want both of them transposed there, and it would compute what comes before a convolution
-    while transposing, element by element: four fifths of the time of a small ResNet.
+    Its operands in the gradient of the kernel are read, not computed again: XLA's CPU convolutions want both of them
+    transposed there, and it would compute what comes before a convolution while transposing, element by element: four
+    fifths of the time of a small ResNet. And few channels are made more, as `_by_neighbours` says.
     """
-    return held(lax.conv_general_dilated(held(x), kernel, *args, **kw))
+
+    def plain(x: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **kw)
+
+    dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in kw.get(name) or ())
+    usual = kernel.ndim == 4 and tuple(strides) == (1, 1) and not dilated and kw.get("feature_group_count", 1) == 1
+    if usual and x.shape[-1] < 8 and kernel.shape[1] >= 5:
+        pads = padding
+        if isinstance(pads, str):
+            pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads)
+        out = x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1
+        for n in (4, 2):
+            if n * kernel.shape[3] <= 40 and out > 0 and out % n == x.shape[2] % n == 0:
+                folded = partial(_by_neighbours, n=n, pads=pads, precision=kw.get("precision"))
+                return held(lax.platform_dependent(held(x), kernel, cpu=folded, default=plain))
+    return held(plain(held(x), kernel))
+
+
+def _by_neighbours(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], n: int, pads: Any, precision: Any
+) -> Float[Array, "b p q d"]:
+    """A convolution that computes n neighbours of a row at once, as n d channels from n c: 1 to 3 times as fast.
+
+    A pixel's channels fill no vector register where they are fewer than 8, the outputs' only with luck. In memory n
+    neighbours are one pixel of n c channels; the kernel is repeated, shifted by one for each of the n outputs, with
+    zeros for what an output does not see. Of wide kernels the zeros are few.
+    """
+    rows, across, c, d = kernel.shape
+    left, right = pads[1]
+    before = -(-left // n)  # groups of n pixels left of the first
+    shift = before * n - left
+    groups = -(-(shift + n - 1 + across) // n)
+    moved = [jnp.pad(kernel, ((0, 0), (shift + k, groups * n - across - shift - k), (0, 0), (0, 0))) for k in range(n)]
+    wide = jnp.stack(moved, axis=3).reshape(rows, groups, n * c, n * d)
+    b, h, w, _ = x.shape
+    out = w + left + right - across + 1
+    after = out // n - 1 + groups - before - w // n
+    y = lax.conv_general_dilated(
+        x.reshape(b, h, w // n, n * c),
+        wide,
+        (1, 1),
+        [pads[0], (before, after)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    return y.reshape(b, y.shape[1], out, d)
 
 
 # A convolution (b h w c); use it instead of flax's.

@@ -51,6 +51,8 @@ def count(program: Any, macs: Callable[[Any], int]) -> int:
         inner = [p for p in map(_open, values) if p is not None]
         if not inner:
             total += macs(e)
+        elif (default := structure.default_branch(e)) is not None:
+            total += count(default, macs)
         elif e.primitive.name == "cond":
             total += max(count(p, macs) for p in inner)
         elif e.primitive.name in ("custom_jvp_call", "custom_vjp_call"):

@@ -130,7 +130,7 @@ class _Reader:
             if inner is not None:
                 repeat = times * (e.params["length"] if e.primitive.name == "scan" else 1)
                 seen = len(e.invars) - len(inner.invars)
-                loop = e.primitive.name in ("scan", "while", "cond")
+                loop = e.primitive.name in ("scan", "while")
                 start = [self.everything if f and loop else f for f in given]
                 found = self.read(inner, start[seen:], path, repeat)
                 found = [self.everything if f and loop else f for f in found]
@@ -151,7 +151,15 @@ def _path(outer: str | None, stack: str) -> str:
     return "/".join(parts[1:] if outer is None else [outer, *parts] if outer else parts)
 
 
+def default_branch(e: Any) -> Any:
+    """Returns the program that an equation of `lax.platform_dependent` runs where nothing else is said, else None."""
+    platforms = e.params.get("branches_platforms")
+    return e.params["branches"][platforms.index(None)].jaxpr if platforms and None in platforms else None
+
+
 def _nested(e: Any) -> Any:
+    if (default := default_branch(e)) is not None:
+        return default
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr"):
         if key in e.params:
             found = e.params[key]

@@ -214,3 +214,34 @@ def test_layers_compute_in_their_dtype():
         assert layer.apply(params, x).dtype == jnp.bfloat16
         of_params, of_x = jax.grad(loss, argnums=(0, 1))(params, x)
         assert of_x.dtype == jnp.bfloat16 and {p.dtype for p in jax.tree.leaves(of_params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "image, kernel, padding",
+    [
+        ((28, 28, 1), (5, 5, 1, 6), 2),  # LeNet's first: 4 neighbours
+        ((14, 14, 6), (5, 5, 6, 16), "VALID"),  # and second: 2, as 4 do not divide 14
+        ((16, 16, 3), (3, 7, 3, 5), "SAME"),
+        ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
+        ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
+    ],
+)
+def test_convolutions_of_few_channels_are_convolutions(image, kernel, padding):
+    conv = layers.Conv(kernel[3], kernel[:2], padding=padding)
+    x = data((3, *image))
+    params = conv.init(jax.random.key(0), x)
+    k = params["params"]["kernel"]
+    pads = padding if isinstance(padding, str) else ((padding, padding),) * 2 if isinstance(padding, int) else padding
+
+    def expected(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def found(x, k):
+        return conv.apply({"params": {"kernel": k, "bias": jnp.zeros(kernel[3])}}, x)
+
+    y, pull = jax.vjp(found, x, k)
+    expected_y, expected_pull = jax.vjp(expected, x, k)
+    np.testing.assert_allclose(y, expected_y, atol=1e-4)
+    d_y = data(y.shape, 1)
+    for ours, theirs in zip(pull(d_y), expected_pull(d_y), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
