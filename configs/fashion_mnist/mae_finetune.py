@@ -18,7 +18,7 @@ def get_config(arg=None):
     depth = 6
     c = ml_collections.ConfigDict()
     c.seed = arg.seed
-    c.steps = 300 if arg.per_class == 60 else 600
+    c.steps = {60: 300, 600: 600}.get(arg.per_class, 1620)
     c.batch_size = 100
     c.eval_batch_size = 500
     c.log_every = 50
