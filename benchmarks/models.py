@@ -6,7 +6,8 @@ Both sides start from uint8 images in memory, normalise them, and compute a whol
 update) or the outputs in evaluation. PyTorch's fastest form of eager, channels last and `torch.compile` is found first
 and measured in full; beside it the same with THP_MEM_ALLOC_ENABLE=1, as our programs ask for huge pages themselves.
 `ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with quartiles. MFU is the
-model's theoretical arithmetic over that of a matrix product measured in the same run.
+model's theoretical arithmetic over that of a matrix product measured in the same run. Rows that are not measured keep
+what was found last.
 """
 
 import os
@@ -40,6 +41,10 @@ ROWS: dict[str, tuple[dict[str, Any], str, str, str, int, int, float, float | No
     "ConvMixer-256/8": (CONVMIXER, "convmixer", "classify", "adamw", 8, 224, 0.5, None),
     "MAE ViT-S/16": (MAE, "MAE", "mae", "adamw", 16, 224, 1.0, 1.0),
 }
+
+
+def title(name: str, kind: str) -> str:
+    return f"{name}, batch {ROWS[name][4]}, {kind}"
 
 
 def compare(name: str, kind: str) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
     seconds, others = [m["wall"] for m in a], [m["wall"] for m in b]
     wall, other = statistics.median(seconds), statistics.median(others)
     return {
-        "name": f"{name}, batch {batch}, {kind}",
+        "name": title(name, kind),
         **sides.ratio(others, seconds),
         "target": targets[kind != "train"],
         "cpu_ratio": sides.ratio([m["cpu"] for m in b], [m["cpu"] for m in a])["ratio"],
@@ -123,13 +128,14 @@ COLUMNS = {
 
 def main(argv: list[str]) -> None:
     del argv
-    rows = []
+    order = [title(name, kind) for kind in ("train", "inference") for name in ROWS]
+    kept = {row["name"]: row for row in sides.load_rows("models")}
     for kind in _KINDS.value:
         for name in ROWS:
             if not _ROWS.value or any(name.startswith(r) for r in _ROWS.value):
-                rows.append(compare(name, kind))
-                print(COLUMNS["speed / PyTorch's"].format(**rows[-1]), rows[-1]["name"], file=sys.stderr, flush=True)
-    sides.save("models", rows, COLUMNS)
+                row = kept[title(name, kind)] = compare(name, kind)
+                print(COLUMNS["speed / PyTorch's"].format(**row), row["name"], file=sys.stderr, flush=True)
+                sides.save("models", [kept[n] for n in order if n in kept], COLUMNS)
 
 
 if __name__ == "__main__":

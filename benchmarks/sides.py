@@ -115,6 +115,12 @@ def load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
+def load_rows(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of `results/NAME.json`, none if there is no such file."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def save(name: str, rows: Sequence[dict[str, Any]], columns: dict[str, str], note: str = "") -> None:
     """Writes rows to `results/NAME.json`, and the table of them to `results/NAME.md`, which it also prints.
 
@@ -139,4 +145,4 @@ def save(name: str, rows: Sequence[dict[str, Any]], columns: dict[str, str], not
         part = path.with_name(f".{path.name}.part")
         part.write_text(text)
         part.replace(path)
-    print(table)
+    print(table, flush=True)
