@@ -4,8 +4,8 @@
 
 A training that is told to stop saves and exits with 0, as does one that has finished. Who starts it again needs to
 tell them apart: here the exit code is 75 if the program exits with 0 and `<workdir>/summary.json` is not new, else
-the program's own (128 + the signal if it was killed by one). SIGTERM and SIGINT go on to the program. Other launchers
-run this in pods and on workers.
+the program's own (128 + the signal if it was killed by one, unless this was told to stop it). SIGTERM and SIGINT go on
+to the program. Other launchers run this in pods and on workers.
 """
 
 import signal
@@ -70,7 +70,11 @@ def main(argv: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
-    code = exit_code(child.wait())
+    ended = child.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # too late to matter, but it would still end an interpreter that ends
+    # What dies of being told to stop has stopped: the signal met it before it began, or after it had saved.
+    code = 0 if told and -ended in (signal.SIGTERM, signal.SIGINT) else exit_code(ended)
     if code or not path:
         return code
     end = time.monotonic() + (0 if told else _SEEN_WITHIN)  # told to stop, it most likely did

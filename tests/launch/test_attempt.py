@@ -44,3 +44,13 @@ def test_a_summary_of_an_earlier_end_does_not_count(tmp_path):
     begun(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
+
+
+def test_what_dies_of_being_told_to_stop_has_stopped(tmp_path):
+    """The signal may find a program that has set no handler yet, or that has saved and whose interpreter is ending."""
+    (tmp_path / "deaf.py").write_text("import sys, time\nprint('here', flush=True)\ntime.sleep(30)\n")
+    command = [sys.executable, "-m", "launch.attempt", "--finished=summary.json", "deaf", f"--workdir={tmp_path}"]
+    with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 75
