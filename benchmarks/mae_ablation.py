@@ -45,7 +45,7 @@ class Side:
         from recvis_jax.training import step as steps_of
 
         model = dict(name="mae_b16", patch_size=4, width=128, depth=6, heads=4)
-        model |= dict(decoder_width=64, decoder_depth=2, decoder_heads=4, **changes)
+        model |= dict(decoder_width=64, decoder_depth=2, decoder_heads=4) | changes
         data = dict(name="fashion_mnist", mock=2 * _BATCH.value, statistics="fashion_mnist")
         data["augment"] = "random_resized_crop(28, scale=(0.4, 1.0))|flip"
         optim = dict(name="adamw", lr=1e-4, schedule="constant")

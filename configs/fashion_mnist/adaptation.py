@@ -1,9 +1,18 @@
 """Adaptation layers on a pretrained trunk (Oquab et al. 2014), on scenes of several garments.
 
-python -m recvis_jax.prepare --dataset=fashion_scenes
-python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py:run=source --workdir=runs/source
-python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py --workdir=runs/adaptation
-python -m recvis_jax.evaluate --workdir=runs/adaptation --windows=fashion_scenes
+  python -m recvis_jax.prepare --dataset=fashion_scenes
+  python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py:run=source --workdir=runs/source
+  python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py --workdir=runs/adaptation
+  python -m recvis_jax.evaluate --workdir=runs/adaptation --windows=fashion_scenes
+
+Arguments: `run`, a row below (`pretrained` by default), and `scenes` to train on. Mean average precision (%, 11-point)
+on 1,000 test scenes, mean over `--config.seed` 0, 1, 2, each with a source of its own (`--config.init_from`; 90.13 +-
+0.28 % of the single garments); minutes on one CPU core with AVX2, source 2.3:
+
+  run=pretrained   trunk pretrained and frozen       58.36 +- 0.69   0.9
+  run=finetuned    trunk pretrained and fine-tuned   78.26 +- 0.17   2.0
+  run=random       trunk random and frozen           47.33 +- 0.24   0.9
+  run=scratch      all trained from scratch          72.43 +- 1.11   2.0
 """
 
 import ml_collections

@@ -4,7 +4,16 @@
   python -m recvis_jax.probe --workdir=runs/five --classes=0,2,3,4,6 --protocols=linear,knn --baselines=random,pixels
 
 It learns trousers, sandals, sneakers, bags and boots; what it is probed on, T-shirts, pullovers, dresses, coats and
-shirts, are the classes that are hardest to tell apart. `:seed=1` and so on for other seeds. Not yet measured.
+shirts, are the classes that are hardest to tell apart. `:seed=1` and so on for other seeds. Test
+accuracy on its own five classes 97.14 +- 0.16 % after 7 minutes on one CPU core with AVX2; on the other five, mean over
+seeds 0, 1, 2:
+
+                             linear          k-NN
+  features of the five       70.72 +- 0.78   72.67 +- 0.58
+  random weights             63.95 +- 0.51   65.77 +- 1.89
+  pixels                     76.04           79.38
+
+What tells a boot from a bag does not tell a coat from a pullover: the features beat random ones, the pixels beat both.
 """
 
 import ml_collections

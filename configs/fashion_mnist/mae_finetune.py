@@ -5,7 +5,16 @@
 
 Arguments: `per_class` labels of each class (0 for all), `scratch`, `seed` (of everything, and of which labels), `last`
 (trains the last so many blocks, final norm and head alone; 0 for all), `source` (the run of `mae_pretrain.py`).
-Not yet measured.
+
+Test accuracy, mean over seeds 0, 1, 2 (other 60 or 600 labels of each class with each seed; all labels once), and the
+time of a run on one CPU core with AVX2:
+
+                                       600 labels      6,000 labels    54,000 labels
+                                       300 steps       600 steps       1,620 steps (three epochs)
+  fine-tuned                           82.27 +- 0.94   86.98 +- 0.54   89.01
+  the same net from scratch            64.15 +- 1.42   71.35 +- 0.38   79.09
+  fine-tuned, the last two blocks      80.94 +- 1.39
+  time                                 6 min           10 min          20 min
 """
 
 import ml_collections

@@ -4,7 +4,12 @@
 
 The backbone is frozen and in evaluation mode; a batch norm without affine parameters and a linear layer read the mean
 of the patches beside the class token. The fast form, on cached features:
-`python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest`. Not yet measured.
+`python -m recvis_jax.probe --workdir=runs/mae --layers=latent --pool=first_rest`.
+
+The paper's base rate, but a trust coefficient of 0.2 and not 0.001: the weights have 324 steps to grow in and not 7,000
+(0.001 stops at 71 %). And no crops, after which the garments are no longer where they are in the test images. Both were
+chosen on validation images. Test accuracy 86.63 +- 0.07 % (mean over seeds 0, 1, 2) after 8 minutes on one CPU core with
+AVX2; L-BFGS on all of the features, without flips, reaches 88.22 %.
 """
 
 import ml_collections
@@ -23,9 +28,10 @@ def get_config(arg=None):
 
     c.data = dict(name="fashion_mnist", train="train[:54000]", val="train[54000:]", test="test")
     c.data.statistics = "fashion_mnist"
-    c.data.augment = "random_resized_crop(28, scale=(0.6, 1.0))|flip"
+    c.data.augment = "flip"
     c.model = dict(name="probe", layer="tokens", pool="first_rest", norm=True)
     c.model.backbone = dict(name="vit_s16", patch_size=4, width=128, depth=6, heads=4)
     c.task = dict(name="classify", loss="softmax")
-    c.optim = dict(name="lars", lr=0.5, base_batch=256, schedule="cosine", warmup=0.1, momentum=0.9, weight_decay=0.0)
+    c.optim = dict(name="lars", lr=0.1, base_batch=256, schedule="cosine", warmup=0.1, momentum=0.9, weight_decay=0.0)
+    c.optim.optimizer_args = dict(trust_coefficient=0.2)
     return config.finish(c, arg)

@@ -224,17 +224,25 @@ def test_layers_compute_in_their_dtype():
         ((16, 16, 3), (3, 7, 3, 5), "SAME"),
         ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
         ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
+        ((12, 10, 8), (9, 9, 1, 8), "SAME"),  # depthwise
+        ((9, 40, 5), (3, 4, 1, 5), "VALID"),
+        ((6, 5, 4), (7, 7, 1, 4), ((0, 7), (9, 0))),
+        ((4, 4, 6), (3, 3, 3, 6), 1),  # two groups
     ],
 )
-def test_convolutions_of_few_channels_are_convolutions(image, kernel, padding):
-    conv = layers.Conv(kernel[3], kernel[:2], padding=padding)
+def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding):
+    groups = image[2] // kernel[2]
+    conv = layers.Conv(kernel[3], kernel[:2], padding=padding, feature_group_count=groups)
     x = data((3, *image))
     params = conv.init(jax.random.key(0), x)
     k = params["params"]["kernel"]
     pads = padding if isinstance(padding, str) else ((padding, padding),) * 2 if isinstance(padding, int) else padding
 
     def expected(x, k):
-        return jax.lax.conv_general_dilated(x, k, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), pads, dimension_numbers=dimensions, feature_group_count=groups
+        )
 
     def found(x, k):
         return conv.apply({"params": {"kernel": k, "bias": jnp.zeros(kernel[3])}}, x)
