@@ -8,8 +8,8 @@ of the patches beside the class token. The fast form, on cached features:
 
 The paper's base rate, but a trust coefficient of 0.2 and not 0.001: the weights have 324 steps to grow in and not 7,000
 (0.001 stops at 71 %). And no crops, after which the garments are no longer where they are in the test images. Both were
-chosen on validation images. Test accuracy 86.63 +- 0.07 % (mean over seeds 0, 1, 2) after 8 minutes on one CPU core with
-AVX2; L-BFGS on all of the features, without flips, reaches 88.22 %.
+chosen on validation images. Test accuracy 86.63 +- 0.07 % (mean over seeds 0, 1, 2) after 8 minutes on one CPU core;
+L-BFGS on all of the features, without flips, reaches 88.22 %.
 """
 
 import ml_collections
