@@ -222,6 +222,8 @@ def test_layers_compute_in_their_dtype():
         ((28, 28, 1), (5, 5, 1, 6), 2),  # LeNet's first: 4 neighbours
         ((14, 14, 6), (5, 5, 6, 16), "VALID"),  # and second: 2, as 4 do not divide 14
         ((16, 16, 3), (3, 7, 3, 5), "SAME"),
+        ((10, 11, 3), (3, 3, 3, 16), 1),  # as sums of products
+        ((10, 11, 8), (3, 2, 8, 16), ((2, 3), (0, 1))),  # and its gradient, too
         ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
         ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
         ((12, 10, 8), (9, 9, 1, 8), "SAME"),  # depthwise
