@@ -182,8 +182,8 @@ def _by_products(
 ) -> Float[Array, "b p q d"]:
     """A convolution as a sum over pixels and channels of x times a row of the kernel: outputs lie along registers.
 
-    XLA's copies patches for a matrix product, and a narrow one does not pay for them: from 3 channels to 16 this is five
-    times as fast. `other` is the same convolution, for the gradients where it is better.
+    XLA's copies patches for a matrix product, and a narrow one does not pay for them: from 3 channels to 16 this is
+    five times as fast. `other` is the same convolution, for the gradients where it is better.
     """
     del other
     return _sum_of_products(x, kernel, pads, [slice(k, k + 1) for k in range(kernel.shape[2])])
