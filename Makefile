@@ -1,7 +1,7 @@
 # make train   sets up everything and trains LeNet-5 on Fashion-MNIST
 # make test    sets up everything and runs all tests
 # make lint    formatting, lint and types
-# make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~1 hour
+# make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~2 hours
 
 PYTHON ?= python3
 VENV   ?= .venv
