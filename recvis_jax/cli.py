@@ -28,7 +28,7 @@ _SHARED_FLAGS = ("debug", "distributed", "coordinator", "num_processes", "proces
 # Settings that make XLA faster on CPUs, given to no other platform. See benchmarks/.
 CPU_XLA_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type=reduce",
-    # Keeps optimization barriers (`layers.held`, rematerialisation) until operations have been fused.
+    # Keeps optimization barriers (`models.cpu.held`, rematerialisation) until operations have been fused.
     "--xla_disable_hlo_passes=cse_barrier_expander",
 )
 

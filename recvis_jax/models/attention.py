@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Dense, held
+from recvis_jax.models.cpu import held
+from recvis_jax.models.layers import Dense
 
 # True where a query may attend to a key; of a shape that broadcasts to (b k n m).
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]

@@ -1,0 +1,65 @@
+"""Products and convolutions in their forms for CPUs against flax's and XLA's."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recvis_jax.models import layers
+
+
+@pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
+def test_a_dense_layer_on_tokens_and_its_gradients_are_those_of_flax(width, hidden):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weight = jax.random.normal(keys[0], (3, 5, width)), jax.random.normal(keys[1], (3, 5, hidden))
+    ours, reference = layers.Dense(hidden), nn.Dense(hidden)
+    params = reference.init(keys[2], x)["params"]
+
+    def loss(module):
+        return lambda params, x: (jnp.sin(module.apply({"params": params}, x)) * weight).sum()
+
+    found, expected = (jax.jit(jax.value_and_grad(loss(m), argnums=(0, 1)))(params, x) for m in (ours, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    assert jax.tree.map(jnp.shape, found[1]) == jax.tree.map(jnp.shape, (params, x))
+
+
+@pytest.mark.parametrize(
+    "image, kernel, padding",
+    [
+        ((28, 28, 1), (5, 5, 1, 6), 2),  # LeNet's first: 4 neighbours
+        ((14, 14, 6), (5, 5, 6, 16), "VALID"),  # and second: 2, as 4 do not divide 14
+        ((16, 16, 3), (3, 7, 3, 5), "SAME"),
+        ((10, 11, 3), (3, 3, 3, 16), 1),  # as sums of products
+        ((10, 11, 8), (3, 2, 8, 16), ((2, 3), (0, 1))),  # and its gradient, too
+        ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
+        ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
+        ((12, 10, 8), (9, 9, 1, 8), "SAME"),  # depthwise
+        ((9, 40, 5), (3, 4, 1, 5), "VALID"),
+        ((6, 5, 4), (7, 7, 1, 4), ((0, 7), (9, 0))),
+        ((4, 4, 6), (3, 3, 3, 6), 1),  # two groups
+    ],
+)
+def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding):
+    groups = image[2] // kernel[2]
+    conv = layers.Conv(kernel[3], kernel[:2], padding=padding, feature_group_count=groups)
+    x = jax.random.normal(jax.random.key(1), (3, *image))
+    params = conv.init(jax.random.key(0), x)
+    k = params["params"]["kernel"]
+    pads = padding if isinstance(padding, str) else ((padding, padding),) * 2 if isinstance(padding, int) else padding
+
+    def expected(x, k):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, k, (1, 1), pads, dimension_numbers=dimensions, feature_group_count=groups
+        )
+
+    def found(x, k):
+        return conv.apply({"params": {"kernel": k, "bias": jnp.zeros(kernel[3])}}, x)
+
+    y, pull = jax.vjp(found, x, k)
+    expected_y, expected_pull = jax.vjp(expected, x, k)
+    np.testing.assert_allclose(y, expected_y, atol=1e-4)
+    d_y = jax.random.normal(jax.random.key(2), y.shape)
+    for ours, theirs in zip(pull(d_y), expected_pull(d_y), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
