@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import layers
+from recvis_jax.models import cpu, layers
 
 
 @pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
@@ -63,3 +63,25 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
     d_y = jax.random.normal(jax.random.key(2), y.shape)
     for ours, theirs in zip(pull(d_y), expected_pull(d_y), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
+def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, size, inputs, outputs):
+    x = jax.random.normal(jax.random.key(0), (24, 6, 5, inputs if inputs > 1 else outputs))
+    k = jax.random.normal(jax.random.key(1), (*size, inputs, outputs))
+
+    def pulled(x, k):
+        conv = layers.Conv(outputs, size, use_bias=False, feature_group_count=x.shape[-1] // inputs)
+        y, pull = jax.vjp(lambda x, k: conv.apply({"params": {"kernel": k}}, x), x, k)
+        return y, *pull(jnp.sin(y))
+
+    def blocks(x, k):
+        return str(jax.make_jaxpr(lambda x, k: pulled(x, k))(x, k)).count("scan[")  # traced anew
+
+    expected, whole = pulled(x, k), blocks(x, k)
+    monkeypatch.setattr(cpu, "_BLOCK", 4 * 4 * 6 * 5 * outputs)  # four examples
+    assert whole == 0 and blocks(x, k) > 1 and blocks(x[:23], k) == 0
+    for ours, theirs in zip(pulled(x, k), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
+        assert blocks(x, k) == 0
