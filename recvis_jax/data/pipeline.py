@@ -217,10 +217,11 @@ def train_batches(
         per_batch = local // size
 
     def placed() -> Iterator[Batch]:
+        same = placement.put({"mask": np.ones(local, bool), "slot": slots})
         for _ in range(start, stop):
             pieces = [next(parts) for _ in range(per_batch)]
             batch = {k: np.concatenate([p[k] for p in pieces]) if per_batch > 1 else pieces[0][k] for k in pieces[0]}
-            yield placement.put({**batch, "mask": np.ones(local, bool), "slot": slots})
+            yield {**placement.put(batch), **same}
 
     yield from _ahead(placed())
 

@@ -36,6 +36,9 @@ def jit_placement(mesh: Mesh) -> Placement:
     share = sharding.host_share(mesh)
 
     def put(batch: Batch) -> Batch:
+        if jax.process_count() == 1:  # in one call, a third of the time
+            return jax.device_put(batch, split)
+
         def one(v: np.ndarray) -> jax.Array:
             return jax.make_array_from_process_local_data(split, v, (len(v) * share[1], *v.shape[1:]))
 
