@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
                 "ratio": exponent(values, seconds),
                 "spread": [slopes[0], slopes[-1]],
                 "theory": exponent(values, flops),
-                "ms": [round(1000 * t, 2) for t in seconds],
+                "ms": ", ".join(f"{1000 * t:.3g}" if t < 0.1 else f"{1000 * t:,.0f}" for t in seconds),
                 "load": sides.load(),
             }
         )
@@ -86,12 +86,15 @@ def main(argv: list[str]) -> None:
     for what, axis in panels.items():
         axis.set(xlabel=what, ylabel="ms a training step" if what == "depth" else "")
         axis.set_xticks(ticks[what], [f"{n:,}" for n in ticks[what]], minor=False)
-        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_minor_locator(ticker.NullLocator())
         axis.legend(fontsize=7)
         axis.grid(alpha=0.3)
     sides.RESULTS.mkdir(exist_ok=True)
     figure.savefig(sides.RESULTS / "growth.png", dpi=110)
-    columns = {"": "{name}", "time grows as n to the": "{ratio:.2f}", "arithmetic": "{theory:.2f}", "ms": "{ms}"}
+    columns = {"": "{name}", "time grows as n to the": "{ratio:.2f}", "arithmetic": "{theory:.2f}", "ms a step": "{ms}"}
     sides.save("growth", rows, columns)
 
 
