@@ -2,7 +2,7 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/convnet.py --workdir=runs/convnet
 
-3 minutes on one CPU core (AVX2). Test accuracy 87.64 %, one seed.
+2.3 minutes on one CPU core (AVX2). Test accuracy 87.22 %, one seed.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/lenet5.py --workdir=runs/lenet5
 
-2.5 minutes on one CPU core (AVX2). Test accuracy 91.38 %, mean of seeds 0, 1, 2 (91.37, 91.35, 91.42).
+1.3 minutes on one CPU core (AVX2). Test accuracy 91.32 %, mean of seeds 0, 1, 2 (91.47, 91.38, 91.11).
 """
 
 import ml_collections
