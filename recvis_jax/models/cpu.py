@@ -67,7 +67,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     Its operands in the gradient of the kernel are read, not computed again: XLA's CPU convolutions want both of them
     transposed there, and it would compute what comes before a convolution while transposing, element by element: four
     fifths of the time of a small ResNet. Where a matrix product would be wasted on them, convolutions of stride 1 are
-    sums of shifted images: `_depthwise`, and `_by_products` for few channels, which `_by_neighbours` may find.
+    sums of shifted images: `_depthwise`, and `_by_products` for few channels, which `_by_neighbours` may find. Large
+    ones of 3x3 are `_winograd`.
     """
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -83,6 +84,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
         groups = kw.get("feature_group_count", 1)
         if groups == x.shape[-1] == kernel.shape[-1] > 1:
             form = partial(_depthwise, pads=pads)
+        elif groups == 1 and x.dtype == jnp.float32 and _tiles_pay(x.shape, kernel.shape, pads):
+            form = partial(_winograd, pads=pads)
         elif groups == 1:
             form = _of_few_channels(x.shape, kernel.shape, pads, plain, kw.get("precision"))
     if form is plain:
@@ -138,31 +141,42 @@ def _by_neighbours(
 # Products that one loop adds up: with more of them the operands would no longer stay in the first cache.
 _TERMS = 16
 
-# Bytes of a block's activations: what one loop wrote and the next one reads is then in the second or third cache.
-# All of them at once are, up to some blocks: then the loops are better long.
-_BLOCK, _WHOLE = 2 << 20, 4
+# Bytes of a block's activations: what one loop wrote and the next one reads is then in the second or third cache; and
+# from how many blocks on it matters: sums of shifted images are better in long loops until then.
+_SHIFTED = dict(size=2 << 20, least=4)
+_TILED = dict(size=4 << 20, least=1)
 
 
 def _in_blocks(
-    work: Callable[..., Array], channels: int, *images: Float[Array, "b _ _ _"], total: bool = False
+    work: Callable[..., Array],
+    channels: int,
+    *images: Float[Array, "b _ _ _"],
+    size: int,
+    least: int,
+    total: bool = False,
 ) -> Array:
     """Returns work(*images), done for one block of examples after the other, where one device has all of them.
 
     Args:
       work: maps images of as many examples to an array with a row an example, or to a sum over the examples.
       channels: of the largest array that it reads or writes, of about the images' size.
-      images: whose examples are cut into equal blocks, of `_BLOCK` bytes or down to half of that, if they are of at
-        least `_WHOLE` times as many.
+      images: whose examples are cut into equal blocks, of `size` bytes or down to half of that, if they are of at
+        least `least` times as many.
       total: whether it is a sum.
     """
     b, h, w, _ = images[0].shape
-    most = max(1, _BLOCK // (4 * h * w * channels))
+    most = max(1, size // (4 * h * w * channels))
     n = max(k for k in range(1, min(b, most) + 1) if b % k == 0)
-    mesh = jax.sharding.get_abstract_mesh()
-    if b < _WHOLE * most or 2 * n < most or not (mesh.empty or mesh.size == 1):
+    if n == b or b < least * most or 2 * n < most or not _one_device():
         return work(*images)
     parts = lax.map(lambda block: work(*block), [x.reshape(-1, n, *x.shape[1:]) for x in images])
     return parts.sum(0) if total else parts.reshape(b, *parts.shape[2:])
+
+
+def _one_device() -> bool:
+    """Whether the program being traced is for one device, or for each alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -176,7 +190,7 @@ def _by_products(
     """
     del other
     channels = [slice(k, k + 1) for k in range(kernel.shape[2])]
-    return _in_blocks(lambda x: _sum_of_products(x, kernel, pads, channels), max(kernel.shape[2:]), x)
+    return _in_blocks(lambda x: _sum_of_products(x, kernel, pads, channels), max(kernel.shape[2:]), x, **_SHIFTED)
 
 
 def _by_products_forward(x: Array, kernel: Array, pads: Any, other: Callable) -> tuple[Array, tuple[Array, Array]]:
@@ -201,7 +215,7 @@ def _depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "i j 1 c"], pads
 
     XLA's own takes the channels one by one: on CPUs this is some 25 times as fast, a kernel of 9x9 on 256 channels.
     """
-    return _in_blocks(lambda x: _sum_of_products(x, kernel, pads, [slice(None)]), x.shape[-1], x)
+    return _in_blocks(lambda x: _sum_of_products(x, kernel, pads, [slice(None)]), x.shape[-1], x, **_SHIFTED)
 
 
 def _depthwise_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -212,7 +226,7 @@ def _depthwise_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tup
     x, kernel = kept
     d_x = _depthwise(d_y, kernel[::-1, ::-1], _turned_pads(kernel.shape, pads))
     gradient = partial(_depthwise_kernel_gradient, size=kernel.shape[:2], pads=pads)
-    d_kernel = _in_blocks(gradient, x.shape[-1], x, d_y, total=True)
+    d_kernel = _in_blocks(gradient, x.shape[-1], x, d_y, total=True, **_SHIFTED)
     return d_x, d_kernel[:, :, None].astype(kernel.dtype)
 
 
@@ -270,3 +284,93 @@ def _padded(x: Float[Array, "b h w c"], pads: Any) -> Float[Array, "b p q c"]:
 def _turned_pads(kernel: tuple, pads: Any) -> tuple:
     """Returns the padding of a convolution's gradient to its input: a convolution by the kernel turned around."""
     return tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel, pads, strict=False))
+
+
+# F(2x2, 3x3) of Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", section 4.1: the tile of
+# outputs is A^T ((G k G^T) * (B^T x B)) A, of a kernel k of 3x3 and a tile x of 4x4 inputs.
+_B = np.array([[1, 0, 0, 0], [0, 1, -1, 1], [-1, 1, 1, 0], [0, 0, 0, -1]], np.float32)
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+_A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]], np.float32)
+
+
+def _tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
+    """Whether `_winograd` is faster, and by enough to be worth its compilation: measured from 64 channels on."""
+    rows, columns = (n + sum(p) - 2 for n, p in zip(image[1:3], pads, strict=True))
+    if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
+        return False
+    needed = rows * columns / (4 * -(-rows // 2) * -(-columns // 2))  # of the outputs that tiles compute
+    products = image[0] * rows * columns * math.prod(kernel)
+    return needed > 0.8 and products > 2**28 and _one_device()
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
+    """A convolution by a kernel of 3x3 that computes 2x2 outputs with 16 products instead of 36, and gradients alike.
+
+    Rounding errors are about those of the plain sum. What the tiles add to the work is done where it is cheap: they
+    are sums of shifted images, in blocks of examples that stay in the cache.
+    """
+    turned = jnp.einsum("ai,ej,ijcd->aecd", _G, _G, kernel)
+    return _in_blocks(lambda x: _tiled(x, turned, pads), max(kernel.shape[2:]), x, **_TILED)
+
+
+def _winograd_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _winograd(x, kernel, pads), (x, kernel)
+
+
+def _winograd_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    d_x = _winograd(d_y, kernel[::-1, ::-1].swapaxes(2, 3), _turned_pads(kernel.shape, pads))
+    gradient = partial(_tiled_kernel_gradient, pads=pads)
+    return d_x, _in_blocks(gradient, max(kernel.shape[2:]), x, d_y, total=True, **_TILED)
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _tiled(x: Float[Array, "b h w c"], kernel: Float[Array, "4 4 c d"], pads: Any) -> Float[Array, "b p q d"]:
+    b, d = len(x), kernel.shape[-1]
+    p, q = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
+    rows, columns = -(-p // 2), -(-q // 2)
+    tiles = _input_tiles(x, pads, rows, columns)
+    products = [[_flat(tiles[i][j]) @ kernel[i, j] for j in range(4)] for i in range(4)]
+    y = _both_sides(_A.T, [[lax.optimization_barrier(m) for m in row] for row in products])
+    wide = [jnp.stack([m.reshape(b, rows, columns, d) for m in row], 3) for row in y]
+    return lax.optimization_barrier(jnp.stack(wide, 2).reshape(b, 2 * rows, 2 * columns, d))[:, :p, :q]
+
+
+def _tiled_kernel_gradient(
+    x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any
+) -> Float[Array, "3 3 c d"]:
+    p, q = d_y.shape[1:3]
+    rows, columns = -(-p // 2), -(-q // 2)
+    tiles = _input_tiles(x, pads, rows, columns)
+    whole = lax.optimization_barrier(jnp.pad(d_y, ((0, 0), (0, 2 * rows - p), (0, 2 * columns - q), (0, 0))))
+    of_outputs = _both_sides(_A, [[whole[:, i::2, j::2] for j in range(2)] for i in range(2)])
+    products = [[_flat(tiles[i][j]).T @ _flat(of_outputs[i][j]) for j in range(4)] for i in range(4)]
+    return jnp.einsum("ai,ej,aecd->ijcd", _G, _G, jnp.stack([jnp.stack(row) for row in products]))
+
+
+def _input_tiles(x: Float[Array, "b h w c"], pads: Any, rows: int, columns: int) -> list[list[Array]]:
+    """Returns B^T x B of all tiles, as 4 x 4 arrays (b, rows, columns, c)."""
+    (top, _), (left, _) = pads
+    h, w = x.shape[1:3]
+    moved = _padded(x, ((top, 2 * rows + 2 - h - top), (left, 2 * columns + 2 - w - left)))
+    return _both_sides(
+        _B.T, [[moved[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
+    )
+
+
+def _both_sides(matrix: np.ndarray, parts: list[list[Array]]) -> list[list[Array]]:
+    """Returns matrix @ parts @ matrix.T for a matrix of arrays."""
+
+    def entry(left: np.ndarray, right: np.ndarray) -> Array:
+        pairs = [(v * w, parts[i][j]) for i, v in enumerate(left) for j, w in enumerate(right) if v * w]
+        return sum([part if sign > 0 else -part for sign, part in pairs[1:]], pairs[0][0] * pairs[0][1])
+
+    return [[entry(left, right) for right in matrix] for left in matrix]
+
+
+def _flat(x: Array) -> Float[Array, "n c"]:
+    """Returns the pixels of images as rows that are in memory, for a matrix product."""
+    return lax.optimization_barrier(x.reshape(-1, x.shape[-1]))

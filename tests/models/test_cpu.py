@@ -24,26 +24,10 @@ def test_a_dense_layer_on_tokens_and_its_gradients_are_those_of_flax(width, hidd
     assert jax.tree.map(jnp.shape, found[1]) == jax.tree.map(jnp.shape, (params, x))
 
 
-@pytest.mark.parametrize(
-    "image, kernel, padding",
-    [
-        ((28, 28, 1), (5, 5, 1, 6), 2),  # LeNet's first: 4 neighbours
-        ((14, 14, 6), (5, 5, 6, 16), "VALID"),  # and second: 2, as 4 do not divide 14
-        ((16, 16, 3), (3, 7, 3, 5), "SAME"),
-        ((10, 11, 3), (3, 3, 3, 16), 1),  # as sums of products
-        ((10, 11, 8), (3, 2, 8, 16), ((2, 3), (0, 1))),  # and its gradient, too
-        ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
-        ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
-        ((12, 10, 8), (9, 9, 1, 8), "SAME"),  # depthwise
-        ((9, 40, 5), (3, 4, 1, 5), "VALID"),
-        ((6, 5, 4), (7, 7, 1, 4), ((0, 7), (9, 0))),
-        ((4, 4, 6), (3, 3, 3, 6), 1),  # two groups
-    ],
-)
-def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding):
-    groups = image[2] // kernel[2]
+def check_convolution(image, kernel, padding):
+    groups = image[3] // kernel[2]
     conv = layers.Conv(kernel[3], kernel[:2], padding=padding, feature_group_count=groups)
-    x = jax.random.normal(jax.random.key(1), (3, *image))
+    x = jax.random.normal(jax.random.key(1), image)
     params = conv.init(jax.random.key(0), x)
     k = params["params"]["kernel"]
     pads = padding if isinstance(padding, str) else ((padding, padding),) * 2 if isinstance(padding, int) else padding
@@ -65,6 +49,55 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "image, kernel, padding",
+    [
+        ((28, 28, 1), (5, 5, 1, 6), 2),  # LeNet's first: 4 neighbours
+        ((14, 14, 6), (5, 5, 6, 16), "VALID"),  # and second: 2, as 4 do not divide 14
+        ((16, 16, 3), (3, 7, 3, 5), "SAME"),
+        ((10, 11, 3), (3, 3, 3, 16), 1),  # as sums of products
+        ((10, 11, 8), (3, 2, 8, 16), ((2, 3), (0, 1))),  # and its gradient, too
+        ((9, 12, 2), (5, 6, 2, 3), ((1, 0), (5, 0))),
+        ((9, 13, 2), (5, 5, 2, 3), 2),  # one by one: 13 is odd
+        ((12, 10, 8), (9, 9, 1, 8), "SAME"),  # depthwise
+        ((9, 40, 5), (3, 4, 1, 5), "VALID"),
+        ((6, 5, 4), (7, 7, 1, 4), ((0, 7), (9, 0))),
+        ((4, 4, 6), (3, 3, 3, 6), 1),  # two groups
+    ],
+)
+def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding):
+    check_convolution((3, *image), kernel, padding)
+
+
+@pytest.mark.parametrize(
+    "image, padding",
+    [
+        ((3, 7, 6), 1),
+        ((2, 8, 9), ((0, 0), (2, 1))),
+        ((4, 5, 5), ((3, 0), (0, 4))),
+        ((40, 6, 8), "SAME"),
+        ((1, 4, 3), 0),
+    ],
+)
+def test_winograds_convolutions_are_convolutions(monkeypatch, image, padding):
+    monkeypatch.setattr(cpu, "_tiles_pay", lambda image, kernel, pads: True)
+    monkeypatch.setitem(cpu._TILED, "size", 4 * 10 * 6 * 8 * 5)
+    check_convolution((*image, 4), (3, 3, 4, 5), padding)
+
+
+def test_winograds_convolutions_are_for_large_ones_on_one_device():
+    def pays(image, kernel, pad=1):
+        return cpu._tiles_pay(image, kernel, ((pad, pad),) * 2)
+
+    assert pays((16, 56, 56, 64), (3, 3, 64, 64)) and pays((100, 14, 14, 128), (3, 3, 128, 64), 0)
+    assert not pays((16, 56, 56, 64), (3, 3, 64, 32))
+    assert not pays((16, 56, 56, 64), (5, 5, 64, 64))
+    assert not pays((1, 14, 14, 64), (3, 3, 64, 64))  # not worth its compilation
+    assert not pays((500, 3, 3, 256), (3, 3, 256, 256))  # 16 outputs computed for 9
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
+        assert not pays((16, 56, 56, 64), (3, 3, 64, 64))
+
+
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
 def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, size, inputs, outputs):
     x = jax.random.normal(jax.random.key(0), (24, 6, 5, inputs if inputs > 1 else outputs))
@@ -79,7 +112,7 @@ def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, s
         return str(jax.make_jaxpr(lambda x, k: pulled(x, k))(x, k)).count("scan[")  # traced anew
 
     expected, whole = pulled(x, k), blocks(x, k)
-    monkeypatch.setattr(cpu, "_BLOCK", 4 * 4 * 6 * 5 * outputs)  # four examples
+    monkeypatch.setitem(cpu._SHIFTED, "size", 4 * 4 * 6 * 5 * outputs)  # four examples
     assert whole == 0 and blocks(x, k) > 1 and blocks(x[:23], k) == 0
     for ours, theirs in zip(pulled(x, k), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
