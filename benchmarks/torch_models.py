@@ -54,7 +54,7 @@ def convmixer(num_classes: int = 1000) -> nn.Module:
 class SpeedNet(nn.Module):
     """The network of `configs/fashion_mnist/speedrun.py`."""
 
-    def __init__(self, widths: tuple[int, ...] = (64, 64, 128, 256), blocks: tuple[int, ...] = (1, 1, 0)):
+    def __init__(self, widths: tuple[int, ...] = (64, 128, 128, 256), blocks: tuple[int, ...] = (0, 1, 0)):
         super().__init__()
         self.stem = self.piece(1, widths[0], 5, 2)
         self.grow, self.norms, self.blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

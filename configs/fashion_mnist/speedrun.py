@@ -19,7 +19,7 @@ def get_config(arg=None):
     arg = config.parse_arg(arg, val=False)
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.epochs = 13.0
+    c.epochs = 10.0
     c.batch_size = 500
     c.eval_batch_size = 500
     c.ema_decay = 0.99
@@ -29,7 +29,7 @@ def get_config(arg=None):
         c.data.train, c.data.val = "train[:57000]", "train[57000:]"
     c.data.statistics = "fashion_mnist"
     c.data.augment = "pad_crop(2)|flip"
-    c.model = dict(name="speednet", widths=(64, 64, 128, 256), blocks=(1, 1, 0))
+    c.model = dict(name="speednet", widths=(64, 128, 128, 256), blocks=(0, 1, 0))
     c.task = dict(name="classify", loss="softmax", label_smoothing=0.1, views="mirror_shift")
     c.optim = dict(name="muon", lr=0.012, schedule="one_cycle", weight_decay=0.05)
     c.optim.schedule_args = dict(peak=0.2, start=0.1, final=0.01, shape="linear")

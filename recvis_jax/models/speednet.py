@@ -35,8 +35,8 @@ class SpeedNet(nn.Module):
     """
 
     num_classes: int = 10
-    widths: tuple[int, ...] = (64, 64, 128, 256)
-    blocks: tuple[int, ...] = (1, 1, 0)
+    widths: tuple[int, ...] = (64, 128, 128, 256)
+    blocks: tuple[int, ...] = (0, 1, 0)
     stem_size: int = 5
     activation: str = "relu"
     head_scale: float = 0.125

@@ -70,19 +70,19 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
 
 
 @pytest.mark.parametrize(
-    "image, padding",
+    "image, outputs, padding",
     [
-        ((3, 7, 6), 1),
-        ((2, 8, 9), ((0, 0), (2, 1))),
-        ((4, 5, 5), ((3, 0), (0, 4))),
-        ((40, 6, 8), "SAME"),
-        ((1, 4, 3), 0),
+        ((3, 7, 6), 5, 1),
+        ((2, 8, 9), 3, ((0, 0), (2, 1))),
+        ((4, 5, 5), 4, ((3, 0), (0, 4))),
+        ((40, 6, 8), 5, "SAME"),
+        ((1, 4, 3), 3, 0),
     ],
 )
-def test_winograds_convolutions_are_convolutions(monkeypatch, image, padding):
+def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding):
     monkeypatch.setattr(cpu, "_tiles_pay", lambda image, kernel, pads: True)
     monkeypatch.setitem(cpu._TILED, "size", 4 * 10 * 6 * 8 * 5)
-    check_convolution((*image, 4), (3, 3, 4, 5), padding)
+    check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 
 def test_winograds_convolutions_are_for_large_ones_on_one_device():
