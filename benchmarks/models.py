@@ -106,6 +106,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
         "torch_forms_ms": {form: round(1000 * t, 2) for form, t in trial.items()},
         "torch_failed": failed,
         "load": sides.load(),
+        "machine": sides.machine(),
     }
 
 
@@ -123,6 +124,7 @@ COLUMNS = {
     "PyTorch's ": "{torch_peak_gb:.1f}",
     "its form": "{torch_form}",
     "load": "{load}",
+    "on": "{machine}",
 }
 
 

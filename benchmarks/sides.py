@@ -6,6 +6,7 @@ Only one side works at a time: the others wait for a line on their standard inpu
 
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -113,6 +114,14 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> dict[st
 def load() -> float:
     """Returns how many processes wanted a processor in the last minute, on average."""
     return round(os.getloadavg()[0], 2)
+
+
+def machine() -> str:
+    """Returns the number of processors and what they compute with: "2 x AVX-512"."""
+    info = Path("/proc/cpuinfo")
+    features = info.read_text().split() if info.exists() else []
+    vectors = "AVX-512" if "avx512f" in features else "AVX2" if "avx2" in features else platform.machine()
+    return f"{os.cpu_count()} x {vectors}"
 
 
 def load_rows(name: str) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         "accuracy": accuracy,
         "torch_accuracy": their_accuracy,
         "load": sides.load(),
+        "machine": sides.machine(),
     }
     columns = {
         "": "{name}",
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
         "PyTorch's": "{torch_seconds:.0f}",
         "test accuracy": "{accuracy:.2%}",
         "PyTorch's ": "{torch_accuracy:.2%}",
+        "on": "{machine}",
     }
     sides.save("speedrun", [row], columns)
 

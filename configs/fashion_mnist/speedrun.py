@@ -19,7 +19,7 @@ def get_config(arg=None):
     arg = config.parse_arg(arg, val=False)
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.epochs = 10.0
+    c.epochs = 12.0
     c.batch_size = 500
     c.eval_batch_size = 500
     c.ema_decay = 0.99

@@ -13,8 +13,7 @@ SMALL_IMAGES = {
     "lenet5": (61_706, 456 + 2416 + 16 * 36 * 120 + 120 + 10_164 + 850),
     # stem 5x5, and by stage: convolution, residual convolution; norms with scale and bias; head without bias.
     "speednet": tuple(
-        25 * c * 64 + 9 * (64 * 128 + 128**2 + 128**2 + 128 * 256) + 2 * (64 + 128 * 3 + 256) + 2560
-        for c in (1, 3)
+        25 * c * 64 + 9 * (64 * 128 + 128**2 + 128**2 + 128 * 256) + 2 * (64 + 128 * 3 + 256) + 2560 for c in (1, 3)
     ),
     "convnet": (21_840, 760 + 5020 + 500 * 50 + 50 + 510),
     "resnet20": (269_434, 269_722),
