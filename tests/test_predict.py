@@ -71,7 +71,7 @@ def train(program, folder, **changes):
 def trained(program, tmp_path_factory):
     """A finished run whose best checkpoint is not its last."""
     changes = dict(optim__schedule="step", optim__lr=0.1)
-    changes["optim__schedule_args"] = dict(boundaries=(40,), factor=100.0)
+    changes["optim__schedule_args"] = dict(boundaries=(40,), factor=10.0)
     run = train(program, tmp_path_factory.mktemp("trained"), **changes)
     assert programs.steps(run, "best") != programs.steps(run, "last")[-1:]
     return run
