@@ -93,7 +93,8 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
     assert not pays((16, 56, 56, 64), (3, 3, 64, 32))
     assert not pays((16, 56, 56, 64), (5, 5, 64, 64))
     assert not pays((1, 14, 14, 64), (3, 3, 64, 64))  # not worth its compilation
-    assert not pays((500, 3, 3, 256), (3, 3, 256, 256))  # 16 outputs computed for 9
+    assert not pays((500, 5, 5, 256), (3, 3, 256, 256))  # 64 outputs computed for 25
+    assert not pays((8, 7, 7, 512), (3, 3, 512, 512))  # 32 tiles: the kernel's takes longer
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
         assert not pays((16, 56, 56, 64), (3, 3, 64, 64))
 
