@@ -7,6 +7,7 @@ Nothing here imports JAX before `start_jax`, so `--help` answers at once.
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def start_jax(compile_cache: str | None = "default") -> None:
         jax.config.update("jax_compilation_cache_dir", compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        # Programs with convolutions of `models.onednn` are compiled at every start: jaxlib cannot write them down.
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
     if _DISTRIBUTED.value == "auto":
         processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     elif _COORDINATOR.value or _PROCESSES.value or _PROCESS.value:

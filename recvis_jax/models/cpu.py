@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from recvis_jax.models import onednn
+
 
 def held(x: Array) -> Array:
     """Returns x; on CPUs its readers read it, where XLA would rather compute it again from what it was made of."""
@@ -75,16 +77,20 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
         return lax.conv_general_dilated(x, kernel, strides, padding, **kw)
 
     dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in kw.get(name) or ())
-    form = plain
-    if kernel.ndim == 4 and tuple(strides) == (1, 1) and not dilated and math.prod(kernel.shape[:2]) > 1:
+    form, groups, strides = plain, kw.get("feature_group_count", 1), tuple(strides)
+    if kernel.ndim == 4 and not dilated and math.prod(kernel.shape[:2]) > 1:
         pads = padding
         if isinstance(pads, str):
             pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads)
         pads = tuple(tuple(p) for p in pads)
-        groups = kw.get("feature_group_count", 1)
-        if groups == x.shape[-1] == kernel.shape[-1] > 1:
+        dense = groups == 1 and x.dtype == kernel.dtype == jnp.float32 and _one_device()
+        if dense and onednn.pays(x.shape, kernel.shape, strides, pads):
+            form = partial(onednn.convolution, strides=strides, pads=pads)
+        elif strides != (1, 1):
+            pass
+        elif groups == x.shape[-1] == kernel.shape[-1] > 1:
             form = partial(_depthwise, pads=pads)
-        elif groups == 1 and x.dtype == jnp.float32 and _tiles_pay(x.shape, kernel.shape, pads):
+        elif dense and _tiles_pay(x.shape, kernel.shape, pads):
             form = partial(_winograd, pads=pads)
         elif groups == 1:
             form = _of_few_channels(x.shape, kernel.shape, pads, plain, kw.get("precision"))

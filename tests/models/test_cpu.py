@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import cpu, layers
+from recvis_jax.models import cpu, layers, onednn
 
 
 @pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
@@ -24,9 +24,9 @@ def test_a_dense_layer_on_tokens_and_its_gradients_are_those_of_flax(width, hidd
     assert jax.tree.map(jnp.shape, found[1]) == jax.tree.map(jnp.shape, (params, x))
 
 
-def check_convolution(image, kernel, padding):
+def check_convolution(image, kernel, padding, strides=(1, 1)):
     groups = image[3] // kernel[2]
-    conv = layers.Conv(kernel[3], kernel[:2], padding=padding, feature_group_count=groups)
+    conv = layers.Conv(kernel[3], kernel[:2], strides, padding, feature_group_count=groups)
     x = jax.random.normal(jax.random.key(1), image)
     params = conv.init(jax.random.key(0), x)
     k = params["params"]["kernel"]
@@ -35,7 +35,7 @@ def check_convolution(image, kernel, padding):
     def expected(x, k):
         dimensions = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            x, k, (1, 1), pads, dimension_numbers=dimensions, feature_group_count=groups
+            x, k, strides, pads, dimension_numbers=dimensions, feature_group_count=groups
         )
 
     def found(x, k):
@@ -97,6 +97,47 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
     assert not pays((8, 7, 7, 512), (3, 3, 512, 512))  # 32 tiles: the kernel's takes longer
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
         assert not pays((16, 56, 56, 64), (3, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    "image, kernel, padding, strides",
+    [
+        ((9, 7, 5), (3, 3, 5, 16), 1, (1, 1)),
+        ((8, 8, 8), (5, 3, 8, 17), "SAME", (1, 1)),
+        ((10, 9, 3), (3, 4, 3, 16), ((2, 0), (0, 1)), (2, 1)),
+        ((11, 8, 16), (1, 3, 16, 32), "VALID", (1, 1)),
+        ((6, 5, 16), (3, 2, 16, 16), ((3, 4), (1, 2)), (1, 1)),  # padded by more than a kernel: no turned one
+    ],
+)
+def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, padding, strides):
+    asked = []
+    monkeypatch.setattr(onednn, "pays", lambda *shapes: not asked.append(shapes) and onednn.available())
+    check_convolution((3, *image), kernel, padding, strides)
+    assert asked
+
+
+def test_convolutions_by_onednn_are_for_large_ones_that_this_jaxlib_computes(monkeypatch):
+    def pays(image, kernel, stride=1, pad=1):
+        return onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
+
+    monkeypatch.setattr(onednn, "available", lambda: True)
+    assert pays((128, 32, 32, 16), (3, 3, 16, 16)) and pays((16, 224, 224, 3), (7, 7, 3, 64), 2, 3)
+    assert not pays((16, 224, 224, 3), (16, 16, 3, 384), 16, 0)  # patches
+    assert not pays((1, 56, 56, 64), (3, 3, 64, 64))  # one image is answered sooner by a program from the cache
+    assert not pays((256, 28, 28, 1), (5, 5, 1, 6))
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    assert not pays((128, 32, 32, 16), (3, 3, 16, 16))
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no such call"), None])
+def test_a_jaxlib_without_onednns_convolutions_or_with_others_is_found_out(monkeypatch, failure):
+    def other(x, kernel, strides, pads):
+        if failure:
+            raise failure
+        return 1.001 * onednn._plain(x, kernel, strides, pads)
+
+    monkeypatch.setattr(onednn, "_call", other)
+    assert not onednn.available.__wrapped__()
 
 
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
