@@ -117,11 +117,12 @@ def load() -> float:
 
 
 def machine() -> str:
-    """Returns the number of processors and what they compute with: "2 x AVX-512"."""
+    """Returns the number of processors, whose they are, and what they compute with: "2 x Intel, AVX-512"."""
     info = Path("/proc/cpuinfo")
-    features = info.read_text().split() if info.exists() else []
-    vectors = "AVX-512" if "avx512f" in features else "AVX2" if "avx2" in features else platform.machine()
-    return f"{os.cpu_count()} x {vectors}"
+    words = set(info.read_text().split()) if info.exists() else set()
+    vendor = "Intel, " if "GenuineIntel" in words else "AMD, " if "AuthenticAMD" in words else ""
+    vectors = "AVX-512" if "avx512f" in words else "AVX2" if "avx2" in words else platform.machine()
+    return f"{os.cpu_count()} x {vendor}{vectors}"
 
 
 def load_rows(name: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import cpu, layers, onednn
+from recvis_jax.models import cpu_onednn, cpu_shifted, cpu_winograd, layers
 
 
 @pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
@@ -80,14 +80,14 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
     ],
 )
 def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding):
-    monkeypatch.setattr(cpu, "_tiles_pay", lambda image, kernel, pads: True)
-    monkeypatch.setitem(cpu._TILED, "size", 4 * 10 * 6 * 8 * 5)
+    monkeypatch.setattr(cpu_winograd, "tiles_pay", lambda image, kernel, pads: True)
+    monkeypatch.setitem(cpu_winograd._TILED, "size", 4 * 10 * 6 * 8 * 5)
     check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 
 def test_winograds_convolutions_are_for_large_ones_on_one_device():
     def pays(image, kernel, pad=1):
-        return cpu._tiles_pay(image, kernel, ((pad, pad),) * 2)
+        return cpu_winograd.tiles_pay(image, kernel, ((pad, pad),) * 2)
 
     assert pays((16, 56, 56, 64), (3, 3, 64, 64)) and pays((100, 14, 14, 128), (3, 3, 128, 64), 0)
     assert not pays((16, 56, 56, 64), (3, 3, 64, 32))
@@ -111,21 +111,21 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
 )
 def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, padding, strides):
     asked = []
-    monkeypatch.setattr(onednn, "pays", lambda *shapes: not asked.append(shapes) and onednn.available())
+    monkeypatch.setattr(cpu_onednn, "pays", lambda *shapes: not asked.append(shapes) and cpu_onednn.available())
     check_convolution((3, *image), kernel, padding, strides)
     assert asked
 
 
 def test_convolutions_by_onednn_are_for_large_ones_that_this_jaxlib_computes(monkeypatch):
     def pays(image, kernel, stride=1, pad=1):
-        return onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
+        return cpu_onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
 
-    monkeypatch.setattr(onednn, "available", lambda: True)
+    monkeypatch.setattr(cpu_onednn, "available", lambda: True)
     assert pays((128, 32, 32, 16), (3, 3, 16, 16)) and pays((16, 224, 224, 3), (7, 7, 3, 64), 2, 3)
     assert not pays((16, 224, 224, 3), (16, 16, 3, 384), 16, 0)  # patches
     assert not pays((1, 56, 56, 64), (3, 3, 64, 64))  # one image is answered sooner by a program from the cache
     assert not pays((256, 28, 28, 1), (5, 5, 1, 6))
-    monkeypatch.setattr(onednn, "available", lambda: False)
+    monkeypatch.setattr(cpu_onednn, "available", lambda: False)
     assert not pays((128, 32, 32, 16), (3, 3, 16, 16))
 
 
@@ -134,10 +134,10 @@ def test_a_jaxlib_without_onednns_convolutions_or_with_others_is_found_out(monke
     def other(x, kernel, strides, pads):
         if failure:
             raise failure
-        return 1.001 * onednn._plain(x, kernel, strides, pads)
+        return 1.001 * cpu_onednn._plain(x, kernel, strides, pads)
 
-    monkeypatch.setattr(onednn, "_call", other)
-    assert not onednn.available.__wrapped__()
+    monkeypatch.setattr(cpu_onednn, "_call", other)
+    assert not cpu_onednn.available.__wrapped__()
 
 
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
@@ -154,7 +154,7 @@ def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, s
         return str(jax.make_jaxpr(lambda x, k: pulled(x, k))(x, k)).count("scan[")  # traced anew
 
     expected, whole = pulled(x, k), blocks(x, k)
-    monkeypatch.setitem(cpu._SHIFTED, "size", 4 * 4 * 6 * 5 * outputs)  # four examples
+    monkeypatch.setitem(cpu_shifted._SHIFTED, "size", 4 * 4 * 6 * 5 * outputs)  # four examples
     assert whole == 0 and blocks(x, k) > 1 and blocks(x[:23], k) == 0
     for ours, theirs in zip(pulled(x, k), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)

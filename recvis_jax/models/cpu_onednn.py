@@ -8,6 +8,7 @@ else, everything is the plain operation.
 import json
 import logging
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+from recvis_jax.models.cpu_blocks import turned_pads
 
 _TARGET = "__onednn$convolution"
 
@@ -51,30 +54,36 @@ def available() -> bool:
         return False
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], strides: Any, pads: Any) -> Array:
-    """A convolution in float32, (b p q d), and its gradient to the input where the stride is 1.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def convolution(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], strides: Any, pads: Any, gradient: Callable | None
+) -> Float[Array, "b p q d"]:
+    """A convolution in float32, and likewise its gradient to the input where the stride is 1.
 
     Args:
       x: images.
       kernel: as flax keeps it.
       strides: of rows and columns.
       pads: ((above, below), (left, right)), none negative.
+      gradient: maps x and the gradient to the output to that of the kernel; None leaves it to XLA.
     """
+    del gradient
     return _call(x, kernel, strides, pads)
 
 
-def _forward(x: Array, kernel: Array, strides: Any, pads: Any) -> tuple[Array, tuple[Array, Array]]:
-    return _call(x, kernel, strides, pads), (x, kernel)
+def _forward(x: Array, kernel: Array, strides: Any, pads: Any, gradient: Any) -> tuple[Array, tuple[Array, Array]]:
+    return convolution(x, kernel, strides, pads, gradient), (x, kernel)
 
 
-def _backward(strides: Any, pads: Any, kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
+def _backward(
+    strides: Any, pads: Any, gradient: Callable | None, kept: tuple[Array, Array], d_y: Array
+) -> tuple[Array, Array]:
     x, kernel = kept
     d_x, d_kernel = jax.vjp(partial(_plain, strides=strides, pads=pads), x, kernel)[1](d_y)
-    turned = tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel.shape, pads, strict=False))
-    if tuple(strides) == (1, 1) and min(map(min, turned)) >= 0:
+    turned = turned_pads(kernel.shape, pads)
+    if strides == (1, 1) and min(map(min, turned)) >= 0:
         d_x = _call(d_y, kernel[::-1, ::-1].swapaxes(2, 3), strides, turned)
-    return d_x, d_kernel
+    return d_x, gradient(x, d_y) if gradient else d_kernel
 
 
 convolution.defvjp(_forward, _backward)
@@ -97,7 +106,7 @@ def _call(x: Array, kernel: Array, strides: Any, pads: Any) -> Array:
             "size": kernel.shape[:2],
             "pad_left": [low for low, _ in pads],
             "pad_right": [high for _, high in pads],
-            "strides": tuple(strides),
+            "strides": strides,
             "window_dilations": [1, 1],
         },
         "feature_groups": 1,

@@ -1,0 +1,52 @@
+"""What convolutions in forms for CPUs are made of: blocks of examples that stay in the cache, images with a border."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def in_blocks(
+    work: Callable[..., Array],
+    channels: int,
+    *images: Float[Array, "b _ _ _"],
+    size: int,
+    least: int,
+    total: bool = False,
+) -> Array:
+    """Returns work(*images), done for one block of examples after the other, where one device has all of them.
+
+    Args:
+      work: maps images of as many examples to an array with a row an example, or to a sum over the examples.
+      channels: of the largest array that it reads or writes, of about the images' size.
+      images: whose examples are cut into equal blocks, of `size` bytes or down to half of that, if they are of at
+        least `least` times as many.
+      total: whether it is a sum.
+    """
+    b, h, w, _ = images[0].shape
+    most = max(1, size // (4 * h * w * channels))
+    n = max(k for k in range(1, min(b, most) + 1) if b % k == 0)
+    if n == b or b < least * most or 2 * n < most or not one_device():
+        return work(*images)
+    parts = lax.map(lambda block: work(*block), [x.reshape(-1, n, *x.shape[1:]) for x in images])
+    return parts.sum(0) if total else parts.reshape(b, *parts.shape[2:])
+
+
+def one_device() -> bool:
+    """Whether the program being traced is for one device, or for each alone."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
+def padded(x: Float[Array, "b h w c"], pads: Any) -> Float[Array, "b p q c"]:
+    config = [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)]
+    return lax.optimization_barrier(lax.pad(x.astype(jnp.float32), np.float32(0), config))
+
+
+def turned_pads(kernel: tuple, pads: Any) -> tuple:
+    """Returns the padding of a convolution's gradient to its input: a convolution by the kernel turned around."""
+    return tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel, pads, strict=False))
