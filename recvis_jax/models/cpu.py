@@ -5,7 +5,6 @@ them are the plain operation, and blocks of examples are used only where one dev
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
