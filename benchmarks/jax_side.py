@@ -25,6 +25,15 @@ def gemm(size: int = 2048, least: float = 1.0) -> float:
     return 2 * size**3 / sides.timed(lambda: product(a, a).block_until_ready(), least)["wall"]
 
 
+def onednn(use: bool) -> bool:
+    """Whether large convolutions are oneDNN's, for programs made from now on, which can only be forbidden."""
+    from recvis_jax.models import cpu_onednn
+
+    if not use:
+        cpu_onednn.available = lambda: False  # type: ignore[assignment]
+    return cpu_onednn.available()
+
+
 def prepare(model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool) -> dict[str, float]:
     """Makes what `measure` measures; see `make_work`."""
     _STATE["work"], found = make_work(model, task, optim, batch, size, train)
@@ -243,7 +252,7 @@ def main(argv: list[str]) -> None:
     del argv
     cli.start_jax()
     prepares = (prepare, prepare_jpeg, prepare_epoch, prepare_evaluation, prepare_speedrun, epoch, accuracy)
-    sides.serve({f.__name__: f for f in (about, gemm, *prepares, measure, sides.peak_memory)})
+    sides.serve({f.__name__: f for f in (about, gemm, onednn, *prepares, measure, sides.peak_memory)})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""What jaxlib's oneDNN brings to convolutional nets on this machine: steps and inference with it and without.
+
+  python benchmarks/onednn.py [--rows=ResNet-20]
+
+Both sides are ours, in turn; one leaves all convolutions to XLA, Winograd and sums of shifted images. `ratio` is its
+time over that of the programs as they are: the median of the rounds, with quartiles.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import sides
+from absl import app, flags
+
+_ROWS = flags.DEFINE_list("rows", [], "Only the rows whose name starts so.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds of both sides.", 1)
+
+HERE = Path(__file__).parent
+SPEEDNET = dict(name="speednet", widths=(64, 128, 128, 256), blocks=(0, 1, 0))
+
+# name -> model, batch, size of the images
+ROWS: dict[str, tuple[dict[str, Any], int, int]] = {
+    "LeNet": (dict(name="lenet5"), 256, 28),
+    "ResNet-20": (dict(name="resnet20"), 128, 32),
+    "the speedrun's net": (SPEEDNET, 500, 28),
+    "ResNet-18": (dict(name="resnet18"), 16, 224),
+}
+
+
+def compare(name: str, train: bool) -> dict[str, Any]:
+    model, batch, size = ROWS[name]
+    command = [sys.executable, str(HERE / "jax_side.py")]
+    env = {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    work = dict(model=model, task="classify", optim="sgd", batch=batch, size=size, train=train)
+    with sides.Side(command, **env) as ours, sides.Side(command, **env) as without:
+        if not ours.call("onednn", use=True):
+            raise SystemExit("error: this jaxlib has no convolutions by oneDNN; see recvis_jax/models/cpu_onednn.py.")
+        without.call("onednn", use=False)
+        ours.call("prepare", **work)
+        without.call("prepare", **work)
+        a, b = ([m["wall"] for m in found] for found in sides.interleave([ours, without], _ROUNDS.value, 1.0))
+    return {
+        "name": f"{name}, batch {batch}, {'train' if train else 'inference'}",
+        **sides.ratio(b, a),
+        "images_per_s": batch / statistics.median(a),
+        "without": batch / statistics.median(b),
+        "machine": sides.machine(),
+    }
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    kinds = [(name, train) for train in (True, False) for name in ROWS]
+    chosen = [(n, t) for n, t in kinds if not _ROWS.value or any(n.startswith(r) for r in _ROWS.value)]
+    rows = [compare(*kind) for kind in chosen]
+    columns = {
+        "float32": "{name}",
+        "speed with oneDNN / without": "{ratio:.2f} ({spread[0]:.2f}-{spread[1]:.2f})",
+        "images/s": "{images_per_s:,.0f}",
+        "without": "{without:,.0f}",
+        "on": "{machine}",
+    }
+    sides.save("onednn", rows, columns)
+
+
+if __name__ == "__main__":
+    app.run(main)
