@@ -1,6 +1,6 @@
 """Products and convolutions of layers, in forms that are fast on CPUs; what they compute is the same everywhere.
 
-Which form is fast was measured in whole models (`benchmarks/models.py`), on cores with AVX2. On accelerators all of
+Which form is fast was measured in whole models (`benchmarks/models.py`, `benchmarks/onednn.py`). On accelerators all of
 them are the plain operation, and blocks of examples are used only where one device has them all.
 """
 
