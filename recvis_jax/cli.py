@@ -143,14 +143,16 @@ def start_jax(compile_cache: str | None = "default") -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     import jax  # after the flags
 
+    if _on_cpu() and "xla_force_host_platform_device_count" not in given and _DISTRIBUTED.value != "auto":
+        # Programs run in the thread that calls them, whose memory the C library keeps; what it gives other threads it
+        # maps, zeroes and unmaps every step, up to a tenth of a step's time.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if compile_cache == "default":
         compile_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache/recvis_jax/xla")
     if compile_cache:
         jax.config.update("jax_compilation_cache_dir", compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-        # Programs with convolutions of `models.onednn` are compiled at every start: jaxlib cannot write them down.
-        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry.*bad_alloc")
     if _DISTRIBUTED.value == "auto":
         processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     elif _COORDINATOR.value or _PROCESSES.value or _PROCESS.value:

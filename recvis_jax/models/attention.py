@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
+from recvis_jax.models import cpu_attention, cpu_products
 from recvis_jax.models.cpu import held
 from recvis_jax.models.layers import Dense
 
@@ -37,8 +38,10 @@ def attention(
 
     Reference: Vaswani et al. 2017, "Attention is all you need", section 3.2.1.
     """
+    if mask is None and cpu_products.pay(len(q), q.size * k.shape[1], q, k, v):
+        return cpu_attention.attention(q, k, v)
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
+    scores = cpu_products.scores(q, k)
     if mask is None:
         weights = held(nn.softmax(scores))
     else:
@@ -46,7 +49,7 @@ def attention(
         peak = scores.max(-1, keepdims=True)
         e = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
         weights = e / jnp.maximum(e.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return jnp.einsum("bknm,bmke->bnke", weights.astype(v.dtype), v), weights
+    return cpu_products.mixtures(weights.astype(v.dtype), v), weights
 
 
 class MultiHeadAttention(nn.Module):

@@ -1,8 +1,9 @@
-"""Convolutions by oneDNN, which jaxlib brings along for CPUs, and whose direct convolutions copy no patches.
+"""Convolutions and matrix products by oneDNN, which jaxlib brings along for CPUs.
 
-XLA's own ones multiply matrices of patches, which narrow layers do not pay for: of 16 to 64 channels oneDNN's are twice
-as fast. They are custom calls of XLA that only this file knows; where a jaxlib has them not, or they compute something
-else, everything is the plain operation.
+Its convolutions copy no patches: XLA's own ones multiply matrices of them, which narrow layers do not pay for: of 16 to
+64 channels oneDNN's are twice as fast. Its products read transposed matrices and heads of attention where they lie.
+They are custom calls of XLA that only this file knows; where a jaxlib has them not, or they compute something else,
+everything is the plain operation.
 """
 
 import json
@@ -16,26 +17,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src import compilation_cache
 from jaxtyping import Array, Float
 
 from recvis_jax.models.cpu_blocks import turned_pads
 
-_TARGET = "__onednn$convolution"
+_CONVOLUTION, _MATMUL = "__onednn$convolution", "__onednn$matmul"
 
 # Of jaxlib, in which the custom call was tried: what another one does with it may be the end of the process.
 _VERSIONS = ("0.10.",)
 
-# Images and multiplications from which on a convolution gains more than its program loses, which no compilation cache
-# keeps: throughput, not the answer for one image.
-_LEAST_IMAGES, _LEAST = 8, 2**25
+# Examples and multiplications from which on they gain more than their programs lose, which no compilation cache keeps:
+# throughput, not the answer for one image.
+_LEAST_EXAMPLES, _LEAST = 8, 2**25
+
+
+def large(examples: int, multiplications: int) -> bool:
+    """Whether a product or convolution of so many multiplications is worth a call, as measured (AVX-512)."""
+    return examples >= _LEAST_EXAMPLES and multiplications >= _LEAST and available()
 
 
 def pays(image: tuple[int, ...], kernel: tuple[int, ...], strides: Any, pads: Any) -> bool:
     """Whether `convolution` of shapes (b h w c) and (i j c d) is worth it here, as measured (AVX-512)."""
     outputs = image[0] * math.prod(_sizes(image, kernel, strides, pads))
-    large = image[0] >= _LEAST_IMAGES and outputs * math.prod(kernel) >= _LEAST
     patches = all(s >= k for s, k in zip(strides, kernel, strict=False))  # a matrix product as it is
-    return large and not patches and kernel[3] >= 16 and min(map(min, pads)) >= 0 and available()
+    fits = not patches and kernel[3] >= 16 and min(map(min, pads)) >= 0
+    return fits and large(image[0], outputs * math.prod(kernel))
 
 
 @cache
@@ -43,15 +50,103 @@ def available() -> bool:
     """Whether this process computes on a CPU with a jaxlib whose oneDNN gives what XLA does; tried once."""
     if jax.default_backend() != "cpu" or not jax.lib.__version__.startswith(_VERSIONS):
         return False
-    x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((2, 7, 5, 8), (3, 3, 8, 16)))
-    strides, pads = (2, 1), ((1, 0), (2, 1))
+    draw = np.random.default_rng(0).normal
+    images, kernel, heads = (draw(size=s).astype(np.float32) for s in ((2, 7, 5, 8), (3, 3, 8, 16), (2, 4, 3, 6)))
+    window = dict(strides=(2, 1), pads=((1, 0), (2, 1)))
+    swapped = (0, 2, 1, 3)
+
+    def product(x: Array) -> Array:
+        x = x.swapaxes(1, 2)
+        return matmul(x, x, transpose_a=True, layouts=(swapped, swapped, None))
+
+    def both(images: Array, kernel: Array, heads: Array) -> tuple[Array, Array]:
+        return _call(images, kernel, **window), product(heads)
+
+    expected = np.einsum("bnkd,bnke->bkde", heads, heads)
     try:
+        _keep_from_cache()
         with jax.ensure_compile_time_eval():
-            found, expected = (jax.jit(partial(f, strides=strides, pads=pads))(x, kernel) for f in (_call, _plain))
-            return bool(np.allclose(found, expected, rtol=1e-4, atol=1e-4))
+            found = jax.jit(both)(images, kernel, heads)
+            expected = jax.jit(partial(_plain, **window))(images, kernel), expected
+            return all(np.allclose(*pair, rtol=1e-4, atol=1e-4) for pair in zip(found, expected, strict=True))
     except Exception as e:  # of any kind: there is the plain operation
-        logging.getLogger(__name__).debug("no convolutions by oneDNN: %s", e)
+        logging.getLogger(__name__).debug("nothing by oneDNN: %s", e)
         return False
+
+
+def _keep_from_cache() -> None:
+    """Lets no program with these calls be written to JAX's compilation cache.
+
+    jaxlib takes them for calls of another kind there, and reads what is not there.
+    """
+    put = compilation_cache.put_executable_and_time
+
+    def guarded(key: str, module: str, executable: Any, *args: Any) -> None:
+        if not any(f'"{target}"' in m.to_string() for m in executable.hlo_modules() for target in (_CONVOLUTION, _MATMUL)):
+            put(key, module, executable, *args)
+
+    compilation_cache.put_executable_and_time = guarded
+
+
+_Layouts = tuple[tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]
+
+
+def matmul(
+    a: Float[Array, "*b _ _"],
+    b: Float[Array, "*b _ _"],
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    layouts: _Layouts = (None, None, None),
+) -> Float[Array, "*b _ _"]:
+    """a @ b in float32.
+
+    Args:
+      a: matrices (*b r c).
+      b: as many (*b c d).
+      transpose_a: a is (*b c r).
+      transpose_b: b is (*b d c).
+      layouts: how a, b and the product lie in memory: their axes from major to minor; None for in order.
+    """
+    return _matmul(a, b, transpose_a, transpose_b, layouts)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
+    rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
+    *read, written = (tuple(range(a.ndim)) if layout is None else layout for layout in layouts)
+    call = jax.ffi.ffi_call(
+        _MATMUL,
+        jax.ShapeDtypeStruct((*a.shape[:-2], rows, columns), jnp.float32),
+        vmap_method="sequential",
+        custom_call_api_version=2,
+        input_layouts=read,
+        output_layouts=written,
+        legacy_backend_config=json.dumps(
+            {"onednn_matmul_config": {"transpose_a": transpose_a, "transpose_b": transpose_b}}
+        ),
+    )
+    return call(a, b)
+
+
+def _matmul_backward(
+    transpose_a: bool, transpose_b: bool, layouts: _Layouts, kept: tuple[Array, Array], d: Array
+) -> tuple[Array, Array]:
+    (a, b), (of_a, of_b, of_d) = kept, layouts
+    d_a = (
+        _matmul(b, d, transpose_b, True, (of_b, of_d, of_a))
+        if transpose_a
+        else _matmul(d, b, False, not transpose_b, (of_d, of_b, of_a))
+    )
+    d_b = (
+        _matmul(d, a, True, transpose_a, (of_d, of_a, of_b))
+        if transpose_b
+        else _matmul(a, d, not transpose_a, False, (of_a, of_d, of_b))
+    )
+    return d_a, d_b
+
+
+_matmul.defvjp(lambda a, b, *how: (_matmul(a, b, *how), (a, b)), _matmul_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -82,7 +177,7 @@ def _backward(
     d_x, d_kernel = jax.vjp(partial(_plain, strides=strides, pads=pads), x, kernel)[1](d_y)
     turned = turned_pads(kernel.shape, pads)
     if strides == (1, 1) and min(map(min, turned)) >= 0:
-        d_x = _call(d_y, kernel[::-1, ::-1].swapaxes(2, 3), strides, turned)
+        d_x = convolution(d_y, kernel[::-1, ::-1].swapaxes(2, 3), strides, turned, None)
     return d_x, gradient(x, d_y) if gradient else d_kernel
 
 
@@ -112,7 +207,7 @@ def _call(x: Array, kernel: Array, strides: Any, pads: Any) -> Array:
         "feature_groups": 1,
     }
     call = jax.ffi.ffi_call(
-        _TARGET,
+        _CONVOLUTION,
         out,
         vmap_method="sequential",
         custom_call_api_version=2,

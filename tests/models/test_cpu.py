@@ -1,5 +1,9 @@
 """Products and convolutions in their forms for CPUs against flax's and XLA's."""
 
+import os
+import subprocess
+import sys
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 
 from recvis_jax.models import cpu_onednn, cpu_shifted, cpu_winograd, layers
+from recvis_jax.models.attention import MultiHeadAttention
 
 
 @pytest.mark.parametrize("width, hidden", [(6, 24), (24, 6), (8, 8)])
@@ -129,14 +134,84 @@ def test_convolutions_by_onednn_are_for_large_ones_that_this_jaxlib_computes(mon
     assert not pays((128, 32, 32, 16), (3, 3, 16, 16))
 
 
+@pytest.mark.parametrize("turned", range(4))
+@pytest.mark.parametrize("layout", [None, (0, 2, 1, 3), (1, 0, 2, 3)])
+def test_products_by_onednn_and_their_gradients_of_any_order_are_those_of_numpy(turned, layout):
+    if not cpu_onednn.available():
+        pytest.skip("this jaxlib has no oneDNN that we know.")
+    turn_a, turn_b = turned % 2 == 1, turned > 1
+    draw = np.random.default_rng(0).standard_normal
+    a, b = (draw((2, 3, *(size[::-1] if turn else size))) for size, turn in (((4, 5), turn_a), ((5, 6), turn_b)))
+
+    def ours(a, b):
+        how = dict(transpose_a=turn_a, transpose_b=turn_b, layouts=(layout,) * 3)
+        return cpu_onednn.matmul(a, b, **how)
+
+    def plain(a, b):
+        return (a.swapaxes(2, 3) if turn_a else a) @ (b.swapaxes(2, 3) if turn_b else b)
+
+    def second(product):
+        inner = jax.grad(lambda a, b: jnp.sin(product(a, b)).sum(), argnums=(0, 1))
+        return jax.jit(jax.grad(lambda a, b: sum(jnp.square(d).sum() for d in inner(a, b)), argnums=(0, 1)))
+
+    a, b = jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    np.testing.assert_allclose(jax.jit(ours)(a, b), plain(np.asarray(a), np.asarray(b)), rtol=1e-5, atol=1e-5)
+    for found, expected in zip(second(ours)(a, b), second(plain)(a, b), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_dense_layer_and_attention_are_onednns_and_what_they_were(monkeypatch):
+    """Tokens, attention weights and gradients of a block of each kind, as plain programs have them."""
+    x = jax.random.normal(jax.random.key(0), (8, 17, 48))
+    module = MultiHeadAttention(3)
+    params = module.init(jax.random.key(1), x)
+
+    def loss(params, x, of_weights):
+        out, weights = module.apply(params, x)
+        return jnp.sin(out).sum() + of_weights * jnp.square(weights).sum(), (out, weights)
+
+    def run(least, of_weights):
+        monkeypatch.setattr(cpu_onednn, "_LEAST", least)
+        step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        return step(params, x, of_weights), step.lower(params, x, of_weights).as_text()
+
+    for of_weights in (0.0, 3.0):
+        (found, text), (expected, plain_text) = run(1, of_weights), run(2**60, of_weights)
+        assert "onednn" not in plain_text and ("onednn$matmul" in text) == cpu_onednn.available()
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+
+
+def test_programs_with_onednns_calls_stay_out_of_the_compilation_cache(tmp_path):
+    """A cache where jaxlib would fail: what such a program leaves behind is nothing, and no warning; others are kept."""
+    script = """
+import jax, jax.numpy as jnp, warnings, sys
+warnings.simplefilter("error")
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+from recvis_jax.models import cpu_onednn
+cpu_onednn.available()
+x = jnp.ones((8, 8))
+if cpu_onednn.available():
+    jax.jit(lambda given: cpu_onednn.matmul(given, given))(x).block_until_ready()
+jax.jit(lambda kept: kept @ kept + 1)(x).block_until_ready()
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    names = [p.name for p in tmp_path.iterdir()]
+    assert sum(name.startswith("jit__lambda") and name.endswith("-cache") for name in names) == 1, names
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("no such call"), None])
-def test_a_jaxlib_without_onednns_convolutions_or_with_others_is_found_out(monkeypatch, failure):
-    def other(x, kernel, strides, pads):
+@pytest.mark.parametrize("name", ["_call", "matmul"])
+def test_a_jaxlib_without_onednns_calls_or_with_others_is_found_out(monkeypatch, name, failure):
+    right = getattr(cpu_onednn, name)
+
+    def other(*args, **kw):
         if failure:
             raise failure
-        return 1.001 * cpu_onednn._plain(x, kernel, strides, pads)
+        return 1.001 * right(*args, **kw)
 
-    monkeypatch.setattr(cpu_onednn, "_call", other)
+    monkeypatch.setattr(cpu_onednn, name, other)
     assert not cpu_onednn.available.__wrapped__()
 
 

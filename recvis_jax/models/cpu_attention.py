@@ -1,0 +1,66 @@
+"""Attention whose passes over the scores of all pairs of tokens are as few as can be: on CPUs it waits for memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from recvis_jax.models.cpu_products import mixtures, scores
+
+_Kept = tuple[Array, Array, Array, Array, Array, Array]
+
+
+@jax.custom_vjp
+def attention(
+    q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k e"]
+) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
+    """`attention.attention` without a mask, in float32.
+
+    The softmax is not divided by its sums; the tokens that come out of it are. Its gradient needs one scalar product
+    for each of these tokens, of what came out and its gradient, instead of a sum over all pairs (Dao et al. 2022,
+    "FlashAttention", appendix B.2).
+    """
+    return _forward(q, k, v)[0]
+
+
+def _forward(q: Array, k: Array, v: Array) -> tuple[tuple[Array, Array], _Kept]:
+    q = q * jnp.float32(q.shape[-1] ** -0.5)
+    s = scores(q, k)
+    e = lax.optimization_barrier(jnp.exp(s - s.max(-1, keepdims=True)))
+    total = e.sum(-1)
+    out = mixtures(e, v) / _of_tokens(total)
+    return (out, e / total[..., None]), (q, k, v, e, total, out)
+
+
+def _symbolic_forward(*args: Any) -> tuple[tuple[Array, Array], _Kept]:
+    return _forward(*(x.value for x in args))
+
+
+def _backward(kept: _Kept, given: tuple[Any, Any]) -> tuple[Array, Array, Array]:
+    q, k, v, e, total, out = kept
+    d_out, d_weights = given
+    d_s: Array | float = 0.0
+    d_q = d_k = d_v = 0.0
+    if not isinstance(d_weights, SymbolicZero):
+        weights = e / total[..., None]
+        d_s = weights * (d_weights - (d_weights * weights).sum(-1, keepdims=True))
+    if not isinstance(d_out, SymbolicZero):
+        part = d_out / _of_tokens(total)
+        along = (part * out).sum(-1).swapaxes(1, 2)
+        d_s += e * (scores(part, v) - along[..., None])
+        d_v = mixtures(e, part, transposed=True)
+    if not isinstance(d_s, float):
+        d_s = lax.optimization_barrier(d_s)
+        d_q = mixtures(d_s, k) * jnp.float32(q.shape[-1] ** -0.5)
+        d_k = mixtures(d_s, q, transposed=True)
+    return tuple(jnp.broadcast_to(d, x.shape) for d, x in ((d_q, q), (d_k, k), (d_v, v)))  # type: ignore[return-value]
+
+
+def _of_tokens(x: Float[Array, "b k n"]) -> Float[Array, "b n k 1"]:
+    return x.swapaxes(1, 2)[..., None]
+
+
+attention.defvjp(_symbolic_forward, _backward, symbolic_zeros=True)
