@@ -73,14 +73,17 @@ def serve(functions: dict[str, Callable[..., Any]]) -> None:
 
 
 def timed(work: Callable[[], None], least: float) -> dict[str, float]:
-    """Does work again and again for at least so many seconds, after once that does not count.
+    """Does work again and again for at least so many seconds, after as many that do not count.
 
     What an idle process had in memory may have been put aside meanwhile, and its first work then takes twice as long.
 
     Returns:
       wall, cpu: seconds of one piece of work, of the clock and of all threads of this process.
     """
+    start = time.perf_counter()
     work()
+    while time.perf_counter() - start < least:
+        work()
     count, wall, cpu = 0, time.perf_counter(), time.process_time()
     while True:
         work()

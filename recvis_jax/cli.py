@@ -7,7 +7,6 @@ Nothing here imports JAX before `start_jax`, so `--help` answers at once.
 import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,10 +142,6 @@ def start_jax(compile_cache: str | None = "default") -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     import jax  # after the flags
 
-    if _on_cpu() and "xla_force_host_platform_device_count" not in given and _DISTRIBUTED.value != "auto":
-        # Programs run in the thread that calls them, whose memory the C library keeps; what it gives other threads it
-        # maps, zeroes and unmaps every step, up to a tenth of a step's time.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if compile_cache == "default":
         compile_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache/recvis_jax/xla")
     if compile_cache:
@@ -157,6 +152,11 @@ def start_jax(compile_cache: str | None = "default") -> None:
         processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     elif _COORDINATOR.value or _PROCESSES.value or _PROCESS.value:
         raise errors.BadRequest("--distributed=off goes with none of --coordinator, --num_processes, --process_id.")
+    several = "xla_force_host_platform_device_count" in given or processes.several()
+    if _on_cpu() and not several and "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+        # Programs run in the thread that calls them, whose memory the C library keeps; what it gives other threads it
+        # maps, zeroes and unmaps every step, up to a tenth of a step's time.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.devices()
     except RuntimeError as e:
@@ -171,7 +171,8 @@ def about_jax() -> str:
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     if jax.process_count() > 1:
         kinds += f" in {jax.process_count()} processes"
-    settings = [f"{name}={os.environ[name]!r}" for name in ("XLA_FLAGS", "GLIBC_TUNABLES") if os.environ.get(name)]
+    names = ("XLA_FLAGS", "GLIBC_TUNABLES", "JAX_CPU_ENABLE_ASYNC_DISPATCH", "RECVIS_JAX_ONEDNN")
+    settings = [f"{name}={os.environ[name]!r}" for name in names if os.environ.get(name)]
     return f"jax {jax.__version__} on {kinds}; {' '.join(settings)}"
 
 

@@ -8,12 +8,11 @@ import math
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from recvis_jax.models import cpu_onednn, cpu_products, cpu_shifted, cpu_winograd
+from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_products, cpu_shifted, cpu_winograd
 from recvis_jax.models.cpu_blocks import one_device
 
 
@@ -41,7 +40,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     transposed there, and it would compute what comes before a convolution while transposing, element by element: four
     fifths of the time of a small ResNet. Where a matrix product would be wasted on them, convolutions of stride 1 are
     sums of shifted images (`cpu_shifted`); large ones are oneDNN's, if there is one (`cpu_onednn`), else those of 3x3
-    are Winograd's (`cpu_winograd`), whose gradients to the kernel are the faster ones anyway.
+    are Winograd's (`cpu_winograd`), whose gradients to the kernel are the faster ones anyway. Gradients to narrow
+    layers' kernels are products of shifted images (`cpu_gradients`).
     """
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -57,7 +57,11 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
         dense = groups == 1 and x.dtype == kernel.dtype == jnp.float32 and one_device()
         tiles = dense and strides == (1, 1) and cpu_winograd.tiles_pay(x.shape, kernel.shape, pads)
         if dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads):
-            gradient = partial(cpu_winograd.kernel_gradient, pads=pads) if tiles else None
+            gradient = None
+            if tiles:
+                gradient = partial(cpu_winograd.kernel_gradient, pads=pads)
+            elif strides == (1, 1) and cpu_gradients.pays(x.shape, kernel.shape):
+                gradient = partial(cpu_gradients.kernel_gradient, size=kernel.shape[:2], pads=pads)
             form = partial(cpu_onednn.convolution, strides=strides, pads=pads, gradient=gradient)
         elif strides != (1, 1):
             pass

@@ -42,8 +42,10 @@ def _symbolic_forward(*args: Any) -> tuple[tuple[Array, Array], _Kept]:
 def _backward(kept: _Kept, given: tuple[Any, Any]) -> tuple[Array, Array, Array]:
     q, k, v, e, total, out = kept
     d_out, d_weights = given
-    d_s: Array | float = 0.0
-    d_q = d_k = d_v = 0.0
+    d_s: Any = 0.0
+    d_q: Any = 0.0
+    d_k: Any = 0.0
+    d_v: Any = 0.0
     if not isinstance(d_weights, SymbolicZero):
         weights = e / total[..., None]
         d_s = weights * (d_weights - (d_weights * weights).sum(-1, keepdims=True))

@@ -9,6 +9,7 @@ everything is the plain operation.
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -47,8 +48,12 @@ def pays(image: tuple[int, ...], kernel: tuple[int, ...], strides: Any, pads: An
 
 @cache
 def available() -> bool:
-    """Whether this process computes on a CPU with a jaxlib whose oneDNN gives what XLA does; tried once."""
-    if jax.default_backend() != "cpu" or not jax.lib.__version__.startswith(_VERSIONS):
+    """Whether this process computes on a CPU with a jaxlib whose oneDNN gives what XLA does; tried once.
+
+    `RECVIS_JAX_ONEDNN=0` in the environment leaves everything to XLA, and programs to the compilation cache.
+    """
+    known = jax.lib.__version__.startswith(_VERSIONS) and os.environ.get("RECVIS_JAX_ONEDNN") != "0"
+    if jax.default_backend() != "cpu" or not known:
         return False
     draw = np.random.default_rng(0).normal
     images, kernel, heads = (draw(size=s).astype(np.float32) for s in ((2, 7, 5, 8), (3, 3, 8, 16), (2, 4, 3, 6)))
@@ -82,10 +87,11 @@ def _keep_from_cache() -> None:
     put = compilation_cache.put_executable_and_time
 
     def guarded(key: str, module: str, executable: Any, *args: Any) -> None:
-        if not any(f'"{target}"' in m.to_string() for m in executable.hlo_modules() for target in (_CONVOLUTION, _MATMUL)):
+        texts = [m.to_string() for m in executable.hlo_modules()]
+        if not any(f'"{target}"' in text for text in texts for target in (_CONVOLUTION, _MATMUL)):
             put(key, module, executable, *args)
 
-    compilation_cache.put_executable_and_time = guarded
+    compilation_cache.put_executable_and_time = guarded  # type: ignore[assignment]
 
 
 _Layouts = tuple[tuple[int, ...] | None, tuple[int, ...] | None, tuple[int, ...] | None]

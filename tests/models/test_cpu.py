@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import cpu_onednn, cpu_shifted, cpu_winograd, layers
+from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_shifted, cpu_winograd, layers
 from recvis_jax.models.attention import MultiHeadAttention
 
 
@@ -121,6 +121,23 @@ def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, pad
     assert asked
 
 
+@pytest.mark.parametrize(
+    "image, kernel, padding",
+    [
+        ((9, 7, 8), (3, 3, 8, 16), 1),
+        ((8, 8, 16), (5, 3, 16, 8), "SAME"),
+        ((11, 8, 8), (1, 4, 8, 9), "VALID"),
+        ((6, 7, 9), (4, 2, 9, 8), ((5, 0), (0, 3))),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 2 << 20], ids=["blocks", "whole"])
+def test_a_kernels_gradient_by_one_product_is_the_gradient(monkeypatch, image, kernel, padding, block):
+    monkeypatch.setattr(cpu_onednn, "pays", lambda *shapes: cpu_onednn.available())
+    monkeypatch.setattr(cpu_gradients, "_BLOCK", block)
+    assert cpu_gradients.pays((4, *image), kernel)
+    check_convolution((4, *image), kernel, padding)
+
+
 def test_convolutions_by_onednn_are_for_large_ones_that_this_jaxlib_computes(monkeypatch):
     def pays(image, kernel, stride=1, pad=1):
         return cpu_onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
@@ -182,7 +199,7 @@ def test_a_large_dense_layer_and_attention_are_onednns_and_what_they_were(monkey
 
 
 def test_programs_with_onednns_calls_stay_out_of_the_compilation_cache(tmp_path):
-    """A cache where jaxlib would fail: what such a program leaves behind is nothing, and no warning; others are kept."""
+    """jaxlib would fail to write them; nothing of them is left there, without a warning, and others are kept."""
     script = """
 import jax, jax.numpy as jnp, warnings, sys
 warnings.simplefilter("error")
