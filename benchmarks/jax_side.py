@@ -25,12 +25,10 @@ def gemm(size: int = 2048, least: float = 1.0) -> float:
     return 2 * size**3 / sides.timed(lambda: product(a, a).block_until_ready(), least)["wall"]
 
 
-def onednn(use: bool) -> bool:
-    """Whether large convolutions are oneDNN's, for programs made from now on, which can only be forbidden."""
+def onednn() -> bool:
+    """Whether large products and convolutions are oneDNN's."""
     from recvis_jax.models import cpu_onednn
 
-    if not use:
-        cpu_onednn.available = lambda: False  # type: ignore[assignment]
     return cpu_onednn.available()
 
 

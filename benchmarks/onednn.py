@@ -1,9 +1,10 @@
-"""What jaxlib's oneDNN brings to convolutional nets on this machine: steps and inference with it and without.
+"""What jaxlib's oneDNN brings to models on this machine: steps and inference with it and without.
 
   python benchmarks/onednn.py [--rows=ResNet-20]
 
-Both sides are ours, in turn; one leaves all convolutions to XLA, Winograd and sums of shifted images. `ratio` is its
-time over that of the programs as they are: the median of the rounds, with quartiles.
+Both sides are ours, in turn; one leaves all products to XLA, and all convolutions to XLA, Winograd and sums of shifted
+images, as RECVIS_JAX_ONEDNN=0 does. `ratio` is its time over that of the programs as they are: the median of the
+rounds, with quartiles.
 """
 
 import statistics
@@ -26,6 +27,8 @@ ROWS: dict[str, tuple[dict[str, Any], int, int]] = {
     "ResNet-20": (dict(name="resnet20"), 128, 32),
     "the speedrun's net": (SPEEDNET, 500, 28),
     "ResNet-18": (dict(name="resnet18"), 16, 224),
+    "ViT-S/16": (dict(name="vit_s16"), 16, 224),
+    "Mixer-S/16": (dict(name="mixer_s16"), 16, 224),
 }
 
 
@@ -33,11 +36,11 @@ def compare(name: str, train: bool) -> dict[str, Any]:
     model, batch, size = ROWS[name]
     command = [sys.executable, str(HERE / "jax_side.py")]
     env = {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    off = {"RECVIS_JAX_ONEDNN": "0"}
     work = dict(model=model, task="classify", optim="sgd", batch=batch, size=size, train=train)
-    with sides.Side(command, **env) as ours, sides.Side(command, **env) as without:
-        if not ours.call("onednn", use=True):
-            raise SystemExit("error: this jaxlib has no convolutions by oneDNN; see recvis_jax/models/cpu_onednn.py.")
-        without.call("onednn", use=False)
+    with sides.Side(command, **env) as ours, sides.Side(command, **env, **off) as without:
+        if not ours.call("onednn"):
+            raise SystemExit("error: this jaxlib has no oneDNN that we know; see recvis_jax/models/cpu_onednn.py.")
         ours.call("prepare", **work)
         without.call("prepare", **work)
         a, b = ([m["wall"] for m in found] for found in sides.interleave([ours, without], _ROUNDS.value, 1.0))
