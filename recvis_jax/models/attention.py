@@ -41,7 +41,7 @@ def attention(
     if mask is None and cpu_products.pay(len(q), q.size * k.shape[1], q, k, v):
         return cpu_attention.attention(q, k, v)
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = cpu_products.scores(q, k)
+    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
     if mask is None:
         weights = held(nn.softmax(scores))
     else:
@@ -49,7 +49,7 @@ def attention(
         peak = scores.max(-1, keepdims=True)
         e = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
         weights = e / jnp.maximum(e.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return cpu_products.mixtures(weights.astype(v.dtype), v), weights
+    return jnp.einsum("bknm,bmke->bnke", weights.astype(v.dtype), v), weights
 
 
 class MultiHeadAttention(nn.Module):

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src import compilation_cache
 from jaxtyping import Array, Float
 
 from recvis_jax.models.cpu_blocks import turned_pads
@@ -84,6 +83,8 @@ def _keep_from_cache() -> None:
 
     jaxlib takes them for calls of another kind there, and reads what is not there.
     """
+    from jax._src import compilation_cache  # JAX has no public way; where this one is gone, `available` says no
+
     put = compilation_cache.put_executable_and_time
 
     def guarded(key: str, module: str, executable: Any, *args: Any) -> None:

@@ -61,7 +61,10 @@ def _dot(x: Array, kernel: Array, precision: Any, onednn: bool, transposed: bool
 
 
 def scores(q: Float[Array, "b n k d"], k: Float[Array, "b m k d"]) -> Float[Array, "b k n m"]:
-    """Scalar products of queries and keys in every head, in float32."""
+    """Scalar products of queries and keys in every head, in float32; for `cpu_attention`, which has the gradients.
+
+    Differentiated by JAX, the choice of platform keeps the operands of all its branches.
+    """
 
     def ours(q: Array, k: Array) -> Array:
         # The heads are read where they lie; a copy of each in memory would take as long as the product.
