@@ -176,8 +176,14 @@ class _Muon(torch.optim.Optimizer):
                 p.add_(x + group["decay"] * p, alpha=-group["lr"])
 
 
-def prepare_speedrun(train: str, test: str, epochs: int, seed: int) -> None:
-    """Makes the same training as `configs/fashion_mnist/speedrun.py`, with images in memory, augmented by the batch."""
+def prepare_speedrun(train: str, test: str, epochs: int, seed: int, workers: int | None = None) -> None:
+    """Makes the same training as `configs/fashion_mnist/speedrun.py`.
+
+    Args:
+      train, test: files with images.
+      epochs, seed: of the training.
+      workers: of a DataLoader with torchvision's transforms; None augments images in memory, whole batches at a time.
+    """
     import copy
 
     import numpy as np
@@ -195,33 +201,45 @@ def prepare_speedrun(train: str, test: str, epochs: int, seed: int) -> None:
     adam = [dict(params=norms, weight_decay=0.0), dict(params=net.head.parameters(), weight_decay=0.05)]
     optimizers = _Muon(convs, 0.05), torch.optim.AdamW(adam, lr=0.0, fused=True)
     _STATE.update(net=net, average=copy.deepcopy(net), optimizers=optimizers, t=0, epochs=epochs)
-    _STATE.update(train=read(train), test=read(test))
+    _STATE.update(train=read(train), test=read(test), loader=None)
+    if workers is not None:
+        kw = dict(num_workers=workers, persistent_workers=workers > 0)
+        _STATE["loader"] = torch.utils.data.DataLoader(
+            _Images(train), batch_size=500, shuffle=True, drop_last=True, **kw
+        )
 
 
 def _ready(images: torch.Tensor) -> torch.Tensor:
     return ((images.float() / 255 - 0.2860) / 0.3530).contiguous(memory_format=torch.channels_last)
 
 
-def epoch(batch: int = 500) -> float:
-    """Trains an epoch of the speedrun; returns its seconds."""
+def _batches(batch: int) -> Any:
+    """Yields the augmented batches of an epoch, from memory."""
+    images, labels = _STATE["train"]
+    grid = torch.arange(28)
+    for chosen in torch.randperm(len(images))[: len(images) // batch * batch].split(batch):
+        x = F.pad(images[chosen], (2, 2, 2, 2))
+        rows, columns = (torch.randint(0, 5, (batch, 1)) + grid for _ in range(2))
+        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
+        x = x[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        yield _ready(x), labels[chosen]
+
+
+def epoch(batch: int = 500, steps: int | None = None) -> float:
+    """Trains an epoch of the speedrun, or its first steps; returns the seconds."""
+    import itertools
     import time
 
     start = time.perf_counter()
-    images, labels = _STATE["train"]
     net, average = _STATE["net"].train(), _STATE["average"]
-    steps = len(images) // batch
-    total, grid = steps * _STATE["epochs"], torch.arange(28)
-    for chosen in torch.randperm(len(images))[: steps * batch].split(batch):
+    total = len(_STATE["train"][0]) // batch * _STATE["epochs"]
+    for images, labels in itertools.islice(_STATE["loader"] or _batches(batch), steps):
         t = _STATE["t"]
         rise = 0.1 + 0.9 * t / (0.2 * total)
         lr = 0.012 * min(rise, 1 - 0.99 * (t - 0.2 * total) / (0.8 * total))
         for group in (g for optimizer in _STATE["optimizers"] for g in optimizer.param_groups):
             group["lr"] = lr
-        x = F.pad(images[chosen], (2, 2, 2, 2))
-        rows, columns = (torch.randint(0, 5, (batch, 1)) + grid for _ in range(2))
-        columns = torch.where(torch.rand(batch, 1) < 0.5, columns.flip(1), columns)
-        x = x[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        loss = F.cross_entropy(net(_ready(x)), labels[chosen], label_smoothing=0.1)
+        loss = F.cross_entropy(net(images.contiguous(memory_format=torch.channels_last)), labels, label_smoothing=0.1)
         for optimizer in _STATE["optimizers"]:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()

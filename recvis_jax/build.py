@@ -120,7 +120,7 @@ def open_data(
     def normalise(batch: dict) -> dict:
         return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
 
-    device_augment.normalise(jnp.zeros((1, 1, 1, train_source.image_shape[2])), statistics)  # refuse a wrong name now
+    device_augment.statistics(statistics, train_source.image_shape[2])  # refuse a wrong name now
     first = train_source.read([0])[0]
     if transform:
         first = host.fn(np.random.default_rng(0), first)
@@ -265,7 +265,7 @@ def make_run(
     total = steps if steps is not None else round((epochs or 0) * per_epoch)
     if total < 1:
         raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
     errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
     optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}

@@ -4,6 +4,7 @@ Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while runni
 Nothing here imports JAX before `start_jax`, so `--help` answers at once.
 """
 
+import gc
 import os
 import sys
 import traceback
@@ -141,6 +142,10 @@ def start_jax(compile_cache: str | None = "default") -> None:
     added = [f for f in CPU_XLA_FLAGS if f.split("=")[0] not in given and _on_cpu()]
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     import jax  # after the flags
+
+    # What is imported stays; tracing makes many objects and little garbage, for which Python would look all the time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
     if compile_cache == "default":
         compile_cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache/recvis_jax/xla")

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
 
@@ -86,14 +85,23 @@ def to_float(images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return images.astype(jnp.float32)
 
 
-def statistics(stats: str | tuple | list) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(stats: str | tuple | list, channels: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns (mean, standard deviation), one number a channel or one for all, of a name in STATISTICS or a pair.
 
     Raises:
-      BadRequest: an unknown name, or a pair that is none.
+      BadRequest: an unknown name, a pair that is none, or numbers for another number of `channels`.
     """
     if isinstance(stats, str):
-        return choose(STATISTICS, stats, "pixel statistics")
+        found = choose(STATISTICS, stats, "pixel statistics")
+    else:
+        found = _statistics_of_pair(stats)
+    mean, std = found
+    if channels and (len(mean) not in (1, channels) or len(std) not in (1, channels)):
+        raise BadRequest(f"pixel statistics {stats!r} have {len(mean)} channels, the images have {channels}.")
+    return found
+
+
+def _statistics_of_pair(stats: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not isinstance(stats, (tuple, list)) or len(stats) != 2:
         raise BadRequest(f"pixel statistics are a name or a pair (mean, std), not {stats!r}.")
     mean, std = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in stats)
@@ -116,10 +124,7 @@ def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float
     Raises:
       BadRequest: unknown statistics, or of another number of channels than the images'.
     """
-    mean, std = statistics(stats)
-    channels = images.shape[-1]
-    if len(mean) not in (1, channels) or len(std) not in (1, channels):
-        raise BadRequest(f"pixel statistics {stats!r} have {len(mean)} channels, the images have {channels}.")
+    mean, std = statistics(stats, images.shape[-1])
     return (to_float(images) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
@@ -219,6 +224,8 @@ def _beta(u: Float[Array, "n"], alpha: float) -> Float[Array, "n"]:
 
     Rejection sampling on the device would compile to a loop, whose last bits depend on the size of the batch.
     """
+    import scipy.special  # a tenth of a second, which only these wait for
+
     quantiles = scipy.special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
     return jnp.asarray(quantiles, jnp.float32)[(u * 4096).astype(jnp.int32)]
 

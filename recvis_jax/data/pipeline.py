@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-import grain
 import numpy as np
 
 from recvis_jax import errors
@@ -139,6 +138,8 @@ class _Chunks:
 
 
 def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
+    import grain  # a third of a second, which programs that read no data set do not wait for
+
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     data = grain.MapDataset.source(chunks).to_iter_dataset(options)
     if workers:

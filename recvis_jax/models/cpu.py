@@ -15,6 +15,9 @@ from jaxtyping import Array
 from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_products, cpu_shifted, cpu_winograd
 from recvis_jax.models.cpu_blocks import one_device
 
+# Channels on both sides from which on Winograd's convolutions by oneDNN's products beat oneDNN's own, as measured.
+_WIDE = 128
+
 
 def held(x: Array) -> Array:
     """Returns x; on CPUs its readers read it, where XLA would rather compute it again from what it was made of."""
@@ -39,9 +42,9 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     Its operands in the gradient of the kernel are read, not computed again: XLA's CPU convolutions want both of them
     transposed there, and it would compute what comes before a convolution while transposing, element by element: four
     fifths of the time of a small ResNet. Where a matrix product would be wasted on them, convolutions of stride 1 are
-    sums of shifted images (`cpu_shifted`); large ones are oneDNN's, if there is one (`cpu_onednn`), else those of 3x3
-    are Winograd's (`cpu_winograd`), whose gradients to the kernel are the faster ones anyway. Gradients to narrow
-    layers' kernels are products of shifted images (`cpu_gradients`).
+    sums of shifted images (`cpu_shifted`); large ones are oneDNN's, if there is one (`cpu_onednn`). Wide ones of 3x3,
+    where there is none all but narrow ones, are Winograd's (`cpu_winograd`), as their gradients to the kernel always
+    are. Those to narrow layers' kernels are products of shifted images (`cpu_gradients`).
     """
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -56,7 +59,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
         pads = tuple(tuple(p) for p in pads)
         dense = groups == 1 and x.dtype == kernel.dtype == jnp.float32 and one_device()
         tiles = dense and strides == (1, 1) and cpu_winograd.tiles_pay(x.shape, kernel.shape, pads)
-        if dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads):
+        direct = dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads)
+        if direct and not (tiles and min(kernel.shape[2:]) >= _WIDE):
             gradient = None
             if tiles:
                 gradient = partial(cpu_winograd.kernel_gradient, pads=pads)

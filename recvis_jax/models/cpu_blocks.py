@@ -32,8 +32,12 @@ def in_blocks(
     n = max(k for k in range(1, min(b, most) + 1) if b % k == 0)
     if n == b or b < least * most or 2 * n < most or not one_device():
         return work(*images)
-    parts = lax.map(lambda block: work(*block), [x.reshape(-1, n, *x.shape[1:]) for x in images])
-    return parts.sum(0) if total else parts.reshape(b, *parts.shape[2:])
+    blocks = [x.reshape(-1, n, *x.shape[1:]) for x in images]
+    if total:  # added up as they come: the sum of all of them at the end takes a tenth of the time of the work itself
+        one = jax.eval_shape(work, *(x[0] for x in blocks))
+        return lax.scan(lambda found, block: (found + work(*block), None), jnp.zeros(one.shape, one.dtype), blocks)[0]
+    parts = lax.map(lambda block: work(*block), blocks)
+    return parts.reshape(b, *parts.shape[2:])
 
 
 def one_device() -> bool:

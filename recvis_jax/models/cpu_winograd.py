@@ -1,6 +1,7 @@
 """Winograd's convolutions: large ones of 3x3 with a quarter of the products."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from recvis_jax.models import cpu_onednn
 from recvis_jax.models.cpu_blocks import in_blocks, one_device, padded, turned_pads
 
-# Bytes of a block's activations: what one loop wrote and the next one reads is then in the second or third cache.
-_TILED = dict(size=4 << 20, least=1)
+# Bytes of a block's activations, by XLA's products and by oneDNN's: what one loop wrote and the next one reads is then
+# in the second or third cache.
+_BLOCKS = (4 << 20, 2 << 20)
+
+# Multiplications of the plain sum from which on it is worth its compilation.
+_LEAST = 2**28
 
 # F(4x4, 3x3) of Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", section 4.3: the tile of
 # outputs is A^T ((G k G^T) * (B^T x B)) A, of a kernel k of 3x3 and a tile x of 6x6 inputs.
@@ -39,7 +45,7 @@ def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
         return False
     tiles = image[0] * -(-rows // 4) * -(-columns // 4)  # which the kernel's own transform has to pay for
     outputs = image[0] * rows * columns  # not all that tiles compute
-    return tiles >= 128 and outputs > 8 * tiles and outputs * math.prod(kernel) > 2**28 and one_device()
+    return tiles >= 128 and outputs > 10 * tiles and outputs * math.prod(kernel) > _LEAST and one_device()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -51,7 +57,15 @@ def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: 
     """
     down = lax.optimization_barrier(jnp.stack(_combined(_G, list(kernel))))
     tile = _combined(_G, [down[:, j] for j in range(3)])
-    return in_blocks(lambda x: _tiled(x, tile, pads), max(kernel.shape[2:]), x, **_TILED)
+    onednn, (c, d) = _by_onednn(x), kernel.shape[2:]
+    whole = _together(tile) if onednn else None
+
+    def products(tiles: list[Array]) -> list[Array]:
+        if onednn:
+            return list(cpu_onednn.matmul(_together(tiles), whole).reshape(6, 6, -1, d))
+        return [lax.optimization_barrier(_rows(x) @ k) for x, k in zip(tiles, tile, strict=True)]
+
+    return in_blocks(partial(_tiled, products=products, pads=pads), max(c, d), x, size=_BLOCKS[onednn], least=1)
 
 
 def _winograd_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -69,19 +83,24 @@ winograd.defvjp(_winograd_forward, _winograd_backward)
 
 def kernel_gradient(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any) -> Float[Array, "3 3 c d"]:
     """The gradient to the kernel of a convolution of 3x3, from its input and that to its output."""
-    channels = x.shape[-1], d_y.shape[-1]
-    # Blocks so large that adding up their gradients is not what takes the time.
-    size = max(_TILED["size"] // 2, 64 * math.prod(channels))
-    return in_blocks(partial(_tiled_kernel_gradient, pads=pads), max(channels), x, d_y, total=True, size=size, least=1)
+    onednn, channels = _by_onednn(x), max(x.shape[-1], d_y.shape[-1])
+    work = partial(_tiled_kernel_gradient, pads=pads, onednn=onednn)
+    return in_blocks(work, channels, x, d_y, size=_BLOCKS[onednn], least=1, total=True)
 
 
-def _tiled(x: Float[Array, "b h w c"], kernel: list[Float[Array, "6 c d"]], pads: Any) -> Float[Array, "b p q d"]:
-    b, d = len(x), kernel[0].shape[-1]
+def _by_onednn(x: Float[Array, "b h w c"]) -> bool:
+    """Whether the products are oneDNN's, in a convolution for which tiles pay."""
+    return cpu_onednn.large(len(x), _LEAST)
+
+
+def _tiled(x: Float[Array, "b h w c"], products: Callable[[list], list], pads: Any) -> Float[Array, "b p q d"]:
+    """Returns the outputs; `products` maps 6 arrays of input tiles to as many (6 n d)."""
+    b = len(x)
     p, q = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
     rows, columns = -(-p // 4), -(-q // 4)
-    tiles = _input_tiles(x, pads, rows, columns)
-    products = [lax.optimization_barrier(_rows(x) @ k) for x, k in zip(tiles, kernel, strict=True)]
-    across = [lax.optimization_barrier(part) for part in _combined(_A.T, products)]
+    found = products(_input_tiles(x, pads, rows, columns))
+    d = found[0].shape[-1]
+    across = [lax.optimization_barrier(part) for part in _combined(_A.T, found)]
     down = [_combined(_A.T, list(part)) for part in across]
     wide = [jnp.concatenate([part[i].reshape(b, rows, 1, columns, 1, d) for part in down], 4) for i in range(4)]
     y = lax.optimization_barrier(jnp.concatenate(wide, 2))
@@ -89,7 +108,7 @@ def _tiled(x: Float[Array, "b h w c"], kernel: list[Float[Array, "6 c d"]], pads
 
 
 def _tiled_kernel_gradient(
-    x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any
+    x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any, onednn: bool
 ) -> Float[Array, "3 3 c d"]:
     p, q = d_y.shape[1:3]
     rows, columns = -(-p // 4), -(-q // 4)
@@ -103,7 +122,11 @@ def _tiled_kernel_gradient(
         # The fewer channels' side is transposed as it is computed; a product that does it is up to 1.4 times as slow.
         return lax.optimization_barrier(c.reshape(6, -1, c.shape[-1]).swapaxes(1, 2)) @ _rows(d)
 
-    products = [product(of_input, of_output) for of_input, of_output in zip(tiles, of_outputs, strict=True)]
+    if onednn:
+        found = cpu_onednn.matmul(_together(tiles), _together(of_outputs), transpose_a=True)
+        products = list(found.reshape(6, 6, *found.shape[1:]))
+    else:
+        products = [product(of_input, of_output) for of_input, of_output in zip(tiles, of_outputs, strict=True)]
     across = [lax.optimization_barrier(part) for part in _combined(_G.T, products)]
     return jnp.stack([jnp.stack(_combined(_G.T, list(part))) for part in across], 1)
 
@@ -142,3 +165,9 @@ def _in_memory(x: Array) -> Array:
 def _rows(x: Float[Array, "6 *_ c"]) -> Float[Array, "6 n c"]:
     """Returns the pixels of six images as rows that are in memory, for matrix products."""
     return lax.optimization_barrier(x.reshape(6, -1, x.shape[-1]))
+
+
+def _together(tiles: list[Float[Array, "6 *_ c"]]) -> Float[Array, "36 n c"]:
+    """Returns the rows of all images in one array, for one call of oneDNN's."""
+    rows = jnp.stack([x.reshape(6, -1, x.shape[-1]) for x in tiles])
+    return lax.optimization_barrier(rows).reshape(36, *rows.shape[2:])

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.models import cpu
+from recvis_jax.models import cpu, cpu_pool
 
 Acts = dict[str, Array]
 
@@ -342,7 +342,10 @@ def max_pool(
     stride = _check_pool(x, window, stride, padding)
     if padding:
         x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
-    return _windows(x, window, stride, jnp.maximum)
+    plain = partial(_windows, window=window, stride=stride, reduce=jnp.maximum)
+    if window == stride == 2:
+        return lax.platform_dependent(x, cpu=cpu_pool.max_pool_2x2, default=plain)
+    return plain(x)
 
 
 def avg_pool(

@@ -74,6 +74,7 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
     check_convolution((3, *image), kernel, padding)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(
     "image, outputs, padding",
     [
@@ -84,9 +85,10 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
         ((1, 4, 3), 3, 0),
     ],
 )
-def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding):
+def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding, onednn):
     monkeypatch.setattr(cpu_winograd, "tiles_pay", lambda image, kernel, pads: True)
-    monkeypatch.setitem(cpu_winograd._TILED, "size", 4 * 10 * 6 * 8 * 5)
+    monkeypatch.setattr(cpu_winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
+    monkeypatch.setattr(cpu_onednn, "large", lambda examples, multiplications: onednn and cpu_onednn.available())
     check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 

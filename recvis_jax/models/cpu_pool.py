@@ -1,0 +1,35 @@
+"""The maximum over windows of 2x2, with a gradient that one loop computes."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+    """Maximum over windows of 2x2, rows first; a last odd row or column is left out.
+
+    Where two rows or columns are the maximum, they share the gradient, as `jnp.maximum` has it. That of the slices is
+    the same, but XLA writes its steps to memory one after the other, with zeros between them.
+    """
+    p, q = x.shape[1] // 2, x.shape[2] // 2
+    rows = jnp.maximum(x[:, : 2 * p : 2], x[:, 1 : 2 * p : 2])
+    return jnp.maximum(rows[:, :, : 2 * q : 2], rows[:, :, 1 : 2 * q : 2])
+
+
+def _backward(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"]) -> tuple[Float[Array, "b h w c"]]:
+    b, p, q, c = d_y.shape
+    pairs = x[:, : 2 * p, : 2 * q].reshape(b, p, 2, q, 2, c)
+    rows = jnp.maximum(pairs, jnp.flip(pairs, 2))
+    d_x = d_y[:, :, None, :, None] * _share(rows, 4) * _share(pairs, 2)
+    odd = ((0, 0), (0, x.shape[1] - 2 * p), (0, x.shape[2] - 2 * q), (0, 0))
+    return (jnp.pad(d_x.reshape(b, 2 * p, 2 * q, c), odd),)
+
+
+def _share(x: Array, axis: int) -> Array:
+    """Returns what of the gradient to the maximum of each two neighbours is theirs."""
+    other = jnp.flip(x, axis)
+    return jnp.where(x > other, 1, jnp.where(x == other, 0.5, 0)).astype(x.dtype)
+
+
+max_pool_2x2.defvjp(lambda x: (max_pool_2x2(x), x), _backward)
