@@ -300,7 +300,16 @@ def _muon(
         consistent_rms=consistent_rms,
         muon_weight_dimension_numbers=dimensions,
     )
-    return optax.chain(descent, optax.scale(-1.0))
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
+        # With coefficients for each iteration optax loops over them. It unrolls otherwise, and XLA then computes what
+        # one iteration added up again in all that follow.
+        coefficients = optax.tree.get(state, "ns_coeffs")
+        looped = optax.tree.set(state, ns_coeffs=jnp.tile(coefficients, (ns_steps, 1)))
+        updates, new = descent.update(updates, looped, params)
+        return updates, optax.tree.set(new, ns_coeffs=coefficients)
+
+    return optax.chain(optax.GradientTransformation(descent.init, update), optax.scale(-1.0))
 
 
 OPTIMIZERS: dict[str, Rule] = {
