@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
-def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
+def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     """Maximum over windows of 2x2, rows first; a last odd row or column is left out.
 
     Where two rows or columns are the maximum, they share the gradient, as `jnp.maximum` has it. That of the slices is

@@ -154,6 +154,16 @@ def test_pools_match_flax(window, stride, padding):
         np.testing.assert_allclose(back(t)[0], flax_back(t)[0], rtol=1e-5, atol=1e-6)
 
 
+def test_equal_maxima_share_the_gradient_and_odd_borders_get_none():
+    x = jnp.asarray([[1, 1, 9], [0, 1, 9], [9, 9, 9]], jnp.float32)[None, :, :, None]
+    back = jax.vjp(lambda x: layers.max_pool(x, 2), x)[1]
+    # Rows first: of the left column the upper, of the right one both; then the two columns are equal.
+    expected = [[0.5, 0.25, 0], [0, 0.25, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(back(jnp.ones((1, 1, 1, 1)))[0][0, :, :, 0], expected)
+    slices = jax.vjp(lambda x: layers._windows(x, 2, 2, jnp.maximum), x)[1]
+    np.testing.assert_array_equal(slices(jnp.ones((1, 1, 1, 1)))[0][0, :, :, 0], expected)
+
+
 def test_pools_refuse_a_window_that_does_not_fit():
     with pytest.raises(BadRequest, match="3x3 pooling window does not fit a 2x9"):
         layers.max_pool(jnp.zeros((1, 2, 9, 1)), 3)
