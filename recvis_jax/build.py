@@ -16,7 +16,7 @@ from recvis_jax.data import augment as device_augment
 from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.data import windows as sliding
 from recvis_jax.tasks import TASKS, Task
-from recvis_jax.training import distributed
+from recvis_jax.training import distributed, draws
 from recvis_jax.training import optim as optimisers
 from recvis_jax.training import sharding as layouts
 from recvis_jax.training import state as states
@@ -273,8 +273,10 @@ def make_run(
         **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
     )
 
+    drawn = objective._replace(init=draws.looped(objective.init)) if mesh.size == 1 else objective
+
     def initial() -> states.State:
-        return states.create(objective, optimizer, seed, ema=ema_decay is not None)
+        return states.create(drawn, optimizer, seed, ema=ema_decay is not None)
 
     template = jax.eval_shape(initial)
     layout = layouts.plan(template, mesh, strategy, rules)
