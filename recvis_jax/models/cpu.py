@@ -15,9 +15,6 @@ from jaxtyping import Array
 from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_products, cpu_shifted, cpu_winograd
 from recvis_jax.models.cpu_blocks import one_device
 
-# Channels on both sides from which on Winograd's convolutions by oneDNN's products beat oneDNN's own, as measured.
-_WIDE = 128
-
 
 def held(x: Array) -> Array:
     """Returns x; on CPUs its readers read it, where XLA would rather compute it again from what it was made of."""
@@ -42,9 +39,9 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     Its operands in the gradient of the kernel are read, not computed again: XLA's CPU convolutions want both of them
     transposed there, and it would compute what comes before a convolution while transposing, element by element: four
     fifths of the time of a small ResNet. Where a matrix product would be wasted on them, convolutions of stride 1 are
-    sums of shifted images (`cpu_shifted`); large ones are oneDNN's, if there is one (`cpu_onednn`). Wide ones of 3x3,
-    where there is none all but narrow ones, are Winograd's (`cpu_winograd`), as their gradients to the kernel always
-    are. Those to narrow layers' kernels are products of shifted images (`cpu_gradients`).
+    sums of shifted images (`cpu_shifted`); large ones are oneDNN's, if there is one (`cpu_onednn`), but for those of
+    3x3 that are not narrow: they are Winograd's (`cpu_winograd`). Gradients to narrow layers' kernels are products of
+    shifted images (`cpu_gradients`).
     """
 
     def plain(x: Array, kernel: Array) -> Array:
@@ -59,20 +56,17 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
         pads = tuple(tuple(p) for p in pads)
         dense = groups == 1 and x.dtype == kernel.dtype == jnp.float32 and one_device()
         tiles = dense and strides == (1, 1) and cpu_winograd.tiles_pay(x.shape, kernel.shape, pads)
-        direct = dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads)
-        if direct and not (tiles and min(kernel.shape[2:]) >= _WIDE):
+        if tiles:
+            form = partial(cpu_winograd.winograd, pads=pads)
+        elif dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads):
             gradient = None
-            if tiles:
-                gradient = partial(cpu_winograd.kernel_gradient, pads=pads)
-            elif strides == (1, 1) and cpu_gradients.pays(x.shape, kernel.shape):
+            if strides == (1, 1) and cpu_gradients.pays(x.shape, kernel.shape):
                 gradient = partial(cpu_gradients.kernel_gradient, size=kernel.shape[:2], pads=pads)
             form = partial(cpu_onednn.convolution, strides=strides, pads=pads, gradient=gradient)
         elif strides != (1, 1):
             pass
         elif groups == x.shape[-1] == kernel.shape[-1] > 1:
             form = partial(cpu_shifted.depthwise, pads=pads)
-        elif tiles:
-            form = partial(cpu_winograd.winograd, pads=pads)
         elif groups == 1:
             form = cpu_shifted.of_few_channels(x.shape, kernel.shape, pads, plain, kw.get("precision"))
     if form is plain:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,52 @@ _BLOCKS = (4 << 20, 2 << 20)
 # Multiplications of the plain sum from which on it is worth its compilation.
 _LEAST = 2**28
 
-# F(4x4, 3x3) of Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", section 4.3: the tile of
-# outputs is A^T ((G k G^T) * (B^T x B)) A, of a kernel k of 3x3 and a tile x of 6x6 inputs.
-_B = np.array(
-    [
-        [4, 0, 0, 0, 0, 0],
-        [0, -4, 4, -2, 2, 4],
-        [-5, -4, -4, -1, -1, 0],
-        [0, 1, -1, 2, -2, -5],
-        [1, 1, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ],
-    np.float32,
-)
-_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
-_A = np.array([[1, 0, 0, 0], [1, 1, 1, 1], [1, -1, 1, -1], [1, 2, 4, 8], [1, -2, 4, -8], [0, 0, 0, 1]], np.float32)
+# Outputs on a side of a tile that there are: more of them, more rounding errors.
+_SIZES = (3, 4)
+
+# How many times fewer products than the plain sum's make up for the transforms.
+_FEWER = 2.5
+
+
+class _Tiling(NamedTuple):
+    """Tiles of m x m outputs, from (m + 2) x (m + 2) inputs: F(m x m, 3x3) of Lavin & Gray 2016, "Fast algorithms for
+    convolutional neural networks", section 4.
+
+    Attributes:
+      m: outputs on a side of a tile.
+      rows, columns: how many tiles.
+    """
+
+    m: int
+    rows: int
+    columns: int
+
+    @property
+    def products(self) -> int:
+        """How many of an input by an entry of the kernel there are, for all pixels of one channel."""
+        return self.rows * self.columns * (self.m + 2) ** 2
+
+
+def _tiling(rows: int, columns: int) -> _Tiling:
+    """Returns the tiling of so many outputs that has the fewest products."""
+    return min((_Tiling(m, -(-rows // m), -(-columns // m)) for m in _SIZES), key=lambda tiling: tiling.products)
+
+
+@cache
+def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns B, G and A: the tile of outputs is A^T ((G k G^T) * (B^T x B)) A, of a kernel k and a tile x of inputs.
+
+    From the algorithm of Toom and Cook with the points 0, 1, -1, 2, -2, as many as it takes, and infinity.
+    """
+    points = np.array([0, 1, -1, 2, -2][: m + 1], np.float64)
+    others = [np.delete(points, i) for i in range(len(points))]
+    scale = np.array([np.prod(p - o) for p, o in zip(points, others, strict=True)])
+    infinity = np.zeros((1, m + 2))
+    infinity[0, -1] = 1
+    b = np.stack([*(np.append(np.poly(o)[::-1], 0) for o in others), np.poly(points)[::-1]])
+    g = np.concatenate([points[:, None] ** np.arange(3) / scale[:, None], infinity[:, -3:]])
+    a = np.concatenate([points[:, None] ** np.arange(m), infinity[:, -m:]])
+    return tuple(x.astype(np.float32) for x in (b.T, g, a))
 
 
 def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
@@ -43,29 +74,34 @@ def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
     rows, columns = (n + sum(p) - 2 for n, p in zip(image[1:3], pads, strict=True))
     if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
         return False
-    tiles = image[0] * -(-rows // 4) * -(-columns // 4)  # which the kernel's own transform has to pay for
-    outputs = image[0] * rows * columns  # not all that tiles compute
-    return tiles >= 128 and outputs > 10 * tiles and outputs * math.prod(kernel) > _LEAST and one_device()
+    tiling, outputs = _tiling(rows, columns), rows * columns  # not all that tiles compute
+    tiles = image[0] * tiling.rows * tiling.columns  # which the kernel's own transform has to pay for
+    fewer = 9 * outputs > _FEWER * tiling.products
+    return tiles >= 128 and fewer and image[0] * outputs * math.prod(kernel) > _LEAST and one_device()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
-    """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, and gradients alike.
+    """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, and gradients alike;
+    or 3x3 with 25 instead of 81.
 
     Rounding errors are some five times those of the plain sum. What the tiles add to the work is done where it is
     cheap: they are sums of shifted images, in blocks of examples that stay in the cache.
     """
-    down = lax.optimization_barrier(jnp.stack(_combined(_G, list(kernel))))
-    tile = _combined(_G, [down[:, j] for j in range(3)])
+    tiling = _tiling(*_outputs(x, pads))
+    _, g, _ = _matrices(tiling.m)
+    down = lax.optimization_barrier(jnp.stack(_combined(g, list(kernel))))
+    tile = _combined(g, [down[:, j] for j in range(3)])
     onednn, (c, d) = _by_onednn(x), kernel.shape[2:]
     whole = _together(tile) if onednn else None
 
     def products(tiles: list[Array]) -> list[Array]:
         if onednn:
-            return list(cpu_onednn.matmul(_together(tiles), whole).reshape(6, 6, -1, d))
+            return list(cpu_onednn.matmul(_together(tiles), whole).reshape(len(tiles), len(tiles), -1, d))
         return [lax.optimization_barrier(_rows(x) @ k) for x, k in zip(tiles, tile, strict=True)]
 
-    return in_blocks(partial(_tiled, products=products, pads=pads), max(c, d), x, size=_BLOCKS[onednn], least=1)
+    work = partial(_tiled, products=products, pads=pads, tiling=tiling)
+    return in_blocks(work, max(c, d), x, size=_BLOCKS[onednn], least=1)
 
 
 def _winograd_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -93,58 +129,67 @@ def _by_onednn(x: Float[Array, "b h w c"]) -> bool:
     return cpu_onednn.large(len(x), _LEAST)
 
 
-def _tiled(x: Float[Array, "b h w c"], products: Callable[[list], list], pads: Any) -> Float[Array, "b p q d"]:
-    """Returns the outputs; `products` maps 6 arrays of input tiles to as many (6 n d)."""
-    b = len(x)
-    p, q = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
-    rows, columns = -(-p // 4), -(-q // 4)
-    found = products(_input_tiles(x, pads, rows, columns))
+def _outputs(x: Float[Array, "b h w c"], pads: Any) -> tuple[int, int]:
+    """Returns the rows and columns of the outputs."""
+    rows, columns = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
+    return rows, columns
+
+
+def _tiled(
+    x: Float[Array, "b h w c"], products: Callable[[list], list], pads: Any, tiling: _Tiling
+) -> Float[Array, "b p q d"]:
+    """Returns the outputs; `products` maps arrays of input tiles (m+2 n c) to as many (m+2 n d)."""
+    b, (p, q), (m, rows, columns) = len(x), _outputs(x, pads), tiling
+    _, _, a = _matrices(m)
+    found = products(_input_tiles(x, pads, tiling))
     d = found[0].shape[-1]
-    across = [lax.optimization_barrier(part) for part in _combined(_A.T, found)]
-    down = [_combined(_A.T, list(part)) for part in across]
-    wide = [jnp.concatenate([part[i].reshape(b, rows, 1, columns, 1, d) for part in down], 4) for i in range(4)]
+    across = [lax.optimization_barrier(part) for part in _combined(a.T, found)]
+    down = [_combined(a.T, list(part)) for part in across]
+    wide = [jnp.concatenate([part[i].reshape(b, rows, 1, columns, 1, d) for part in down], 4) for i in range(m)]
     y = lax.optimization_barrier(jnp.concatenate(wide, 2))
-    return y.reshape(b, 4 * rows, 4 * columns, d)[:, :p, :q]
+    return y.reshape(b, m * rows, m * columns, d)[:, :p, :q]
 
 
 def _tiled_kernel_gradient(
     x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any, onednn: bool
 ) -> Float[Array, "3 3 c d"]:
     p, q = d_y.shape[1:3]
-    rows, columns = -(-p // 4), -(-q // 4)
-    tiles = _input_tiles(x, pads, rows, columns)
-    whole = padded(d_y, ((0, 4 * rows - p), (0, 4 * columns - q)))
-    of_outputs = _both_sides(_A, whole, rows, columns)
+    tiling = m, rows, columns = _tiling(p, q)
+    _, g, a = _matrices(m)
+    tiles = _input_tiles(x, pads, tiling)
+    whole = padded(d_y, ((0, m * rows - p), (0, m * columns - q)))
+    of_outputs = _both_sides(a, whole, tiling)
 
-    def product(c: Array, d: Array) -> Float[Array, "6 c d"]:
+    def product(c: Array, d: Array) -> Float[Array, "n c d"]:
         if c.shape[-1] > d.shape[-1]:
             return product(d, c).swapaxes(1, 2)
         # The fewer channels' side is transposed as it is computed; a product that does it is up to 1.4 times as slow.
-        return lax.optimization_barrier(c.reshape(6, -1, c.shape[-1]).swapaxes(1, 2)) @ _rows(d)
+        return lax.optimization_barrier(c.reshape(len(c), -1, c.shape[-1]).swapaxes(1, 2)) @ _rows(d)
 
     if onednn:
         found = cpu_onednn.matmul(_together(tiles), _together(of_outputs), transpose_a=True)
-        products = list(found.reshape(6, 6, *found.shape[1:]))
+        products = list(found.reshape(m + 2, m + 2, *found.shape[1:]))
     else:
         products = [product(of_input, of_output) for of_input, of_output in zip(tiles, of_outputs, strict=True)]
-    across = [lax.optimization_barrier(part) for part in _combined(_G.T, products)]
-    return jnp.stack([jnp.stack(_combined(_G.T, list(part))) for part in across], 1)
+    across = [lax.optimization_barrier(part) for part in _combined(g.T, products)]
+    return jnp.stack([jnp.stack(_combined(g.T, list(part))) for part in across], 1)
 
 
-def _input_tiles(x: Float[Array, "b h w c"], pads: Any, rows: int, columns: int) -> list[Float[Array, "6 b _ _ c"]]:
+def _input_tiles(x: Float[Array, "b h w c"], pads: Any, tiling: _Tiling) -> list[Float[Array, "n b _ _ c"]]:
     """Returns B^T x B of all tiles; the columns of tiles are the list's, their rows the first axis."""
     (top, _), (left, _) = pads
-    h, w = x.shape[1:3]
-    moved = padded(x, ((top, 4 * rows + 2 - h - top), (left, 4 * columns + 2 - w - left)))
-    return _both_sides(_B.T, moved, rows, columns)
+    (h, w), (m, rows, columns) = x.shape[1:3], tiling
+    moved = padded(x, ((top, m * rows + 2 - h - top), (left, m * columns + 2 - w - left)))
+    b, _, _ = _matrices(m)
+    return _both_sides(b.T, moved, tiling)
 
 
-def _both_sides(matrix: np.ndarray, x: Float[Array, "b _ _ c"], rows: int, columns: int) -> list[Array]:
-    """Returns matrix @ tile @ matrix.T of tiles that begin at every fourth pixel."""
-    size = matrix.shape[1]
-    parts = _combined(matrix, [x[:, i : i + 4 * rows - 3 : 4] for i in range(size)])
+def _both_sides(matrix: np.ndarray, x: Float[Array, "b _ _ c"], tiling: _Tiling) -> list[Array]:
+    """Returns matrix @ tile @ matrix.T of tiles that begin at every m-th pixel."""
+    size, (m, rows, columns) = matrix.shape[1], tiling
+    parts = _combined(matrix, [x[:, i : i + m * (rows - 1) + 1 : m] for i in range(size)])
     down = lax.optimization_barrier(jnp.stack(parts))
-    return _combined(matrix, [down[:, :, :, j : j + 4 * columns - 3 : 4] for j in range(size)])
+    return _combined(matrix, [down[:, :, :, j : j + m * (columns - 1) + 1 : m] for j in range(size)])
 
 
 def _combined(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
@@ -162,12 +207,12 @@ def _in_memory(x: Array) -> Array:
     return lax.optimization_barrier(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
-def _rows(x: Float[Array, "6 *_ c"]) -> Float[Array, "6 n c"]:
-    """Returns the pixels of six images as rows that are in memory, for matrix products."""
-    return lax.optimization_barrier(x.reshape(6, -1, x.shape[-1]))
+def _rows(x: Float[Array, "k *_ c"]) -> Float[Array, "k n c"]:
+    """Returns the pixels of images as rows that are in memory, for matrix products."""
+    return lax.optimization_barrier(x.reshape(len(x), -1, x.shape[-1]))
 
 
-def _together(tiles: list[Float[Array, "6 *_ c"]]) -> Float[Array, "36 n c"]:
+def _together(tiles: list[Float[Array, "k *_ c"]]) -> Float[Array, "_ n c"]:
     """Returns the rows of all images in one array, for one call of oneDNN's."""
-    rows = jnp.stack([x.reshape(6, -1, x.shape[-1]) for x in tiles])
-    return lax.optimization_barrier(rows).reshape(36, *rows.shape[2:])
+    rows = jnp.stack([x.reshape(len(x), -1, x.shape[-1]) for x in tiles])
+    return lax.optimization_barrier(rows).reshape(-1, *rows.shape[2:])

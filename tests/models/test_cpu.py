@@ -83,6 +83,8 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
         ((4, 5, 5), 4, ((3, 0), (0, 4))),
         ((40, 6, 8), 5, "SAME"),
         ((1, 4, 3), 3, 0),
+        ((3, 3, 3), 5, 1),  # tiles of 3x3 outputs
+        ((40, 5, 6), 3, ((2, 1), (1, 1))),
     ],
 )
 def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding, onednn):
@@ -100,7 +102,8 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
     assert not pays((16, 56, 56, 64), (3, 3, 64, 32))
     assert not pays((16, 56, 56, 64), (5, 5, 64, 64))
     assert not pays((1, 14, 14, 64), (3, 3, 64, 64))  # not worth its compilation
-    assert not pays((500, 5, 5, 256), (3, 3, 256, 256))  # 64 outputs computed for 25
+    assert pays((500, 3, 3, 128), (3, 3, 128, 128)) and pays((500, 7, 7, 128), (3, 3, 128, 128))
+    assert not pays((500, 5, 5, 256), (3, 3, 256, 256))  # 36 outputs computed for 25
     assert not pays((8, 7, 7, 512), (3, 3, 512, 512))  # 32 tiles: the kernel's takes longer
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((8,), ("data",))):
         assert not pays((16, 56, 56, 64), (3, 3, 64, 64))
