@@ -5,6 +5,7 @@ them are the plain operation, and blocks of examples are used only where one dev
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -47,18 +48,11 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     def plain(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, **kw)
 
-    dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in kw.get(name) or ())
     form, groups, strides = plain, kw.get("feature_group_count", 1), tuple(strides)
-    if kernel.ndim == 4 and not dilated and math.prod(kernel.shape[:2]) > 1:
-        pads = padding
-        if isinstance(pads, str):
-            pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, pads)
-        pads = tuple(tuple(p) for p in pads)
-        dense = groups == 1 and x.dtype == kernel.dtype == jnp.float32 and one_device()
-        tiles = dense and strides == (1, 1) and cpu_winograd.tiles_pay(x.shape, kernel.shape, pads)
-        if tiles:
+    if (pads := _pads(x, kernel, strides, padding, **kw)) and math.prod(kernel.shape[:2]) > 1:
+        if _tiles(x, kernel, strides, pads, **kw):
             form = partial(cpu_winograd.winograd, pads=pads)
-        elif dense and cpu_onednn.pays(x.shape, kernel.shape, strides, pads):
+        elif _dense(x, kernel, **kw) and cpu_onednn.pays(x.shape, kernel.shape, strides, pads):
             gradient = None
             if strides == (1, 1) and cpu_gradients.pays(x.shape, kernel.shape):
                 gradient = partial(cpu_gradients.kernel_gradient, size=kernel.shape[:2], pads=pads)
@@ -72,3 +66,47 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     if form is plain:
         return held(plain(held(x), kernel))
     return held(lax.platform_dependent(held(x), kernel, cpu=form, default=plain))
+
+
+def convolve_and_pool(
+    x: Array, kernel: Array, strides: Any, padding: Any, pool: Callable[[Array], Array], **kw: Any
+) -> Array:
+    """`pool` of `convolve`: the maximum over windows of 2x2. A last odd row or column is not even computed.
+
+    Winograd's convolutions do both block by block: what is pooled is not written to memory.
+    """
+    pads = _pads(x, kernel, strides, padding, **kw)
+    if pads and tuple(strides) == (1, 1):
+        sizes = [n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape, strict=False)]
+        odd = [n % 2 if high else 0 for n, (_, high) in zip(sizes, pads, strict=True)]
+        padding = pads = tuple((low, high - o) for (low, high), o in zip(pads, odd, strict=True))
+        even = all((n - o) % 2 == 0 for n, o in zip(sizes, odd, strict=True))
+        if even and _tiles(x, kernel, strides, pads, **kw):
+
+            def plain(x: Array, kernel: Array) -> Array:
+                return pool(lax.conv_general_dilated(x, kernel, strides, pads, **kw))
+
+            form = partial(cpu_winograd.winograd_pooled, pads=pads)
+            return held(lax.platform_dependent(held(x), kernel, cpu=form, default=plain))
+    return pool(convolve(x, kernel, strides, padding, **kw))
+
+
+def _pads(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> tuple[tuple[int, int], ...] | None:
+    """Returns the padding of rows and columns in numbers; None where something is dilated, or is no image."""
+    dilated = any(d != 1 for name in ("lhs_dilation", "rhs_dilation") for d in kw.get(name) or ())
+    if kernel.ndim != 4 or dilated:
+        return None
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return tuple(tuple(p) for p in padding)
+
+
+def _dense(x: Array, kernel: Array, **kw: Any) -> bool:
+    """Whether a convolution has one group, is computed in float32, and where there is one device."""
+    one_group = kw.get("feature_group_count", 1) == 1
+    return one_group and x.dtype == kernel.dtype == jnp.float32 and one_device()
+
+
+def _tiles(x: Array, kernel: Array, strides: Any, pads: Any, **kw: Any) -> bool:
+    tiled = tuple(strides) == (1, 1) and _dense(x, kernel, **kw)
+    return tiled and cpu_winograd.tiles_pay(x.shape, kernel.shape, pads)

@@ -7,37 +7,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 def in_blocks(
-    work: Callable[..., Array],
+    work: Callable[..., Any],
     channels: int,
-    *images: Float[Array, "b _ _ _"],
+    images: Float[Array, "b _ _ _"],
+    *more: Shaped[Array, "b ..."],
     size: int,
     least: int,
     total: bool = False,
-) -> Array:
-    """Returns work(*images), done for one block of examples after the other, where one device has all of them.
+) -> Any:
+    """Returns work(images, *more), done for one block of examples after the other, where one device has all of them.
 
     Args:
-      work: maps images of as many examples to an array with a row an example, or to a sum over the examples.
+      work: maps as many examples to arrays with a row an example, or to a sum over the examples.
       channels: of the largest array that it reads or writes, of about the images' size.
-      images: whose examples are cut into equal blocks, of `size` bytes or down to half of that, if they are of at
-        least `least` times as many.
+      images, more: whose examples are cut into equal blocks, of `size` bytes or down to half of that, if the images
+        are of at least `least` times as many.
       total: whether it is a sum.
     """
-    b, h, w, _ = images[0].shape
+    (b, h, w, _), arrays = images.shape, (images, *more)
     most = max(1, size // (4 * h * w * channels))
     n = max(k for k in range(1, min(b, most) + 1) if b % k == 0)
     if n == b or b < least * most or 2 * n < most or not one_device():
-        return work(*images)
-    blocks = [x.reshape(-1, n, *x.shape[1:]) for x in images]
+        return work(*arrays)
+    blocks = [x.reshape(-1, n, *x.shape[1:]) for x in arrays]
     if total:  # added up as they come: the sum of all of them at the end takes a tenth of the time of the work itself
         one = jax.eval_shape(work, *(x[0] for x in blocks))
         return lax.scan(lambda found, block: (found + work(*block), None), jnp.zeros(one.shape, one.dtype), blocks)[0]
     parts = lax.map(lambda block: work(*block), blocks)
-    return parts.reshape(b, *parts.shape[2:])
+    return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), parts)
 
 
 def one_device() -> bool:

@@ -17,13 +17,24 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     return jnp.maximum(rows[:, :, : 2 * q : 2], rows[:, :, 1 : 2 * q : 2])
 
 
-def _backward(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"]) -> tuple[Float[Array, "b h w c"]]:
-    b, p, q, c = d_y.shape
+def shares(x: Float[Array, "b h w c"]) -> Float[Array, "b p 2 q 2 c"]:
+    """Returns what of the gradient to the maximum of a window its elements have: 0, 1/4, 1/2 or 1."""
+    b, p, q, c = len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
     pairs = x[:, : 2 * p, : 2 * q].reshape(b, p, 2, q, 2, c)
     rows = jnp.maximum(pairs, jnp.flip(pairs, 2))
-    d_x = d_y[:, :, None, :, None] * _share(rows, 4) * _share(pairs, 2)
-    odd = ((0, 0), (0, x.shape[1] - 2 * p), (0, x.shape[2] - 2 * q), (0, 0))
-    return (jnp.pad(d_x.reshape(b, 2 * p, 2 * q, c), odd),)
+    return _share(rows, 4) * _share(pairs, 2)
+
+
+def shared(d_y: Float[Array, "b p q c"], shares: Float[Array, "b p 2 q 2 c"]) -> Float[Array, "b i j c"]:
+    """Returns the gradient to the elements of all windows, an even number of rows and columns."""
+    b, p, q, c = d_y.shape
+    return (d_y[:, :, None, :, None, :] * shares).reshape(b, 2 * p, 2 * q, c)
+
+
+def _backward(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"]) -> tuple[Float[Array, "b h w c"]]:
+    d_x = shared(d_y, shares(x))
+    odd = ((0, 0), (0, x.shape[1] - d_x.shape[1]), (0, x.shape[2] - d_x.shape[2]), (0, 0))
+    return (jnp.pad(d_x, odd),)
 
 
 def _share(x: Array, axis: int) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models import cpu_onednn
+from recvis_jax.models import cpu_onednn, cpu_pool
 from recvis_jax.models.cpu_blocks import in_blocks, one_device, padded, turned_pads
 
 # Bytes of a block's activations, by XLA's products and by oneDNN's: what one loop wrote and the next one reads is then
@@ -66,12 +66,12 @@ def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     b = np.stack([*(np.append(np.poly(o)[::-1], 0) for o in others), np.poly(points)[::-1]])
     g = np.concatenate([points[:, None] ** np.arange(3) / scale[:, None], infinity[:, -3:]])
     a = np.concatenate([points[:, None] ** np.arange(m), infinity[:, -m:]])
-    return tuple(x.astype(np.float32) for x in (b.T, g, a))
+    return b.T.astype(np.float32), g.astype(np.float32), a.astype(np.float32)
 
 
 def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
     """Whether `winograd` is faster, and by enough to be worth its compilation, as measured."""
-    rows, columns = (n + sum(p) - 2 for n, p in zip(image[1:3], pads, strict=True))
+    rows, columns = _outputs(image, pads)
     if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
         return False
     tiling, outputs = _tiling(rows, columns), rows * columns  # not all that tiles compute
@@ -88,20 +88,25 @@ def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: 
     Rounding errors are some five times those of the plain sum. What the tiles add to the work is done where it is
     cheap: they are sums of shifted images, in blocks of examples that stay in the cache.
     """
-    tiling = _tiling(*_outputs(x, pads))
+    return in_blocks(_of_block(x.shape, kernel, pads), max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
+
+
+def _of_block(image: tuple[int, ...], kernel: Float[Array, "3 3 c d"], pads: Any) -> Callable[[Array], Array]:
+    """Returns a function from a block of images to their outputs; all of them together are of shape `image`."""
+    tiling = _tiling(*_outputs(image, pads))
     _, g, _ = _matrices(tiling.m)
     down = lax.optimization_barrier(jnp.stack(_combined(g, list(kernel))))
     tile = _combined(g, [down[:, j] for j in range(3)])
-    onednn, (c, d) = _by_onednn(x), kernel.shape[2:]
+    onednn = _by_onednn(image[0])
     whole = _together(tile) if onednn else None
 
     def products(tiles: list[Array]) -> list[Array]:
         if onednn:
-            return list(cpu_onednn.matmul(_together(tiles), whole).reshape(len(tiles), len(tiles), -1, d))
+            found = cpu_onednn.matmul(_together(tiles), whole)
+            return list(found.reshape(len(tiles), len(tiles), *found.shape[1:]))
         return [lax.optimization_barrier(_rows(x) @ k) for x, k in zip(tiles, tile, strict=True)]
 
-    work = partial(_tiled, products=products, pads=pads, tiling=tiling)
-    return in_blocks(work, max(c, d), x, size=_BLOCKS[onednn], least=1)
+    return partial(_tiled, products=products, pads=pads, tiling=tiling)
 
 
 def _winograd_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array]]:
@@ -117,21 +122,70 @@ def _winograd_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tupl
 winograd.defvjp(_winograd_forward, _winograd_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def winograd_pooled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
+    """The maximum over windows of 2x2 of `winograd`'s outputs, of an even number of rows and columns.
+
+    The outputs themselves are never in memory, only what each of a window has of the gradient, in a byte.
+    """
+    of_block = _of_block(x.shape, kernel, pads)
+
+    def work(block: Array) -> Array:
+        return cpu_pool.max_pool_2x2(of_block(block))
+
+    return in_blocks(work, max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
+
+
+def _pooled_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Array, Array, Array]]:
+    of_block = _of_block(x.shape, kernel, pads)
+
+    def work(block: Array) -> tuple[Array, Array]:
+        y = of_block(block)
+        return cpu_pool.max_pool_2x2(y), (4 * cpu_pool.shares(y)).astype(jnp.int8)
+
+    y, quarters = in_blocks(work, max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
+    return y, (x, kernel, quarters)
+
+
+def _pooled_backward(pads: Any, kept: tuple[Array, Array, Array], d_y: Array) -> tuple[Array, Array]:
+    (x, kernel, quarters), (b, p, q, d) = kept, d_y.shape
+    turned = _in_memory(kernel[::-1, ::-1].swapaxes(2, 3))
+    of_block = _of_block((b, 2 * p, 2 * q, d), turned, turned_pads(kernel.shape, pads))
+
+    def of_windows(d_y: Array, quarters: Array) -> Array:
+        return lax.optimization_barrier(cpu_pool.shared(d_y, quarters.astype(jnp.float32) / 4))
+
+    def to_kernel(x: Array, *windows: Array) -> Array:
+        return _tiled_kernel_gradient(x, of_windows(*windows), pads, _by_onednn(b))
+
+    how = dict(size=_block(b), least=1)
+    channels = max(kernel.shape[2:])
+    # Of pooled images, which are of a quarter of the size.
+    d_x = in_blocks(lambda *windows: of_block(of_windows(*windows)), 4 * channels, d_y, quarters, **how)
+    return d_x, in_blocks(to_kernel, channels, x, d_y, quarters, total=True, **how)
+
+
+winograd_pooled.defvjp(_pooled_forward, _pooled_backward)
+
+
 def kernel_gradient(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any) -> Float[Array, "3 3 c d"]:
     """The gradient to the kernel of a convolution of 3x3, from its input and that to its output."""
-    onednn, channels = _by_onednn(x), max(x.shape[-1], d_y.shape[-1])
-    work = partial(_tiled_kernel_gradient, pads=pads, onednn=onednn)
-    return in_blocks(work, channels, x, d_y, size=_BLOCKS[onednn], least=1, total=True)
+    work = partial(_tiled_kernel_gradient, pads=pads, onednn=_by_onednn(len(x)))
+    return in_blocks(work, max(x.shape[-1], d_y.shape[-1]), x, d_y, size=_block(len(x)), least=1, total=True)
 
 
-def _by_onednn(x: Float[Array, "b h w c"]) -> bool:
+def _by_onednn(examples: int) -> bool:
     """Whether the products are oneDNN's, in a convolution for which tiles pay."""
-    return cpu_onednn.large(len(x), _LEAST)
+    return cpu_onednn.large(examples, _LEAST)
 
 
-def _outputs(x: Float[Array, "b h w c"], pads: Any) -> tuple[int, int]:
+def _block(examples: int) -> int:
+    return _BLOCKS[_by_onednn(examples)]
+
+
+def _outputs(image: tuple[int, ...], pads: Any) -> tuple[int, int]:
     """Returns the rows and columns of the outputs."""
-    rows, columns = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
+    rows, columns = (n + sum(pad) - 2 for n, pad in zip(image[1:3], pads, strict=True))
     return rows, columns
 
 
@@ -139,7 +193,7 @@ def _tiled(
     x: Float[Array, "b h w c"], products: Callable[[list], list], pads: Any, tiling: _Tiling
 ) -> Float[Array, "b p q d"]:
     """Returns the outputs; `products` maps arrays of input tiles (m+2 n c) to as many (m+2 n d)."""
-    b, (p, q), (m, rows, columns) = len(x), _outputs(x, pads), tiling
+    b, (p, q), (m, rows, columns) = len(x), _outputs(x.shape, pads), tiling
     _, _, a = _matrices(m)
     found = products(_input_tiles(x, pads, tiling))
     d = found[0].shape[-1]

@@ -358,6 +358,9 @@ def avg_pool(
     return _windows(x, window, stride, jnp.add) * (1.0 / window**2)
 
 
+# A convolution and the maximum over windows of 2x2 of its outputs (b h w c); the bias, which may come after, does.
+ConvMaxPool = partial(nn.Conv, conv_general_dilated=partial(cpu.convolve_and_pool, pool=partial(max_pool, window=2)))
+
 POOLS = {"avg": avg_pool, "max": max_pool}
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, Conv, activation, global_max_pool, he_normal, make_norm, max_pool
+from recvis_jax.models.layers import Acts, Conv, ConvMaxPool, activation, global_max_pool, he_normal, make_norm
 
 
 class SpeedNet(nn.Module):
@@ -53,14 +53,14 @@ class SpeedNet(nn.Module):
         act, acts = activation(self.activation), {}
         norm = make_norm("batch", bn_groups=self.bn_groups, dtype=self.dtype)
 
-        def conv(x: Array, width: int, name: str, size: int = 3, stride: int = 1) -> Array:
+        def conv(x: Array, width: int, name: str, size: int = 3, stride: int = 1, kind: Any = Conv) -> Array:
             kw = dict(strides=stride, padding=(size - 1) // 2, use_bias=False, kernel_init=he_normal)
-            return Conv(width, (size, size), dtype=self.dtype, name=name, **kw)(x)
+            return kind(width, (size, size), dtype=self.dtype, name=name, **kw)(x)
 
         x = conv(x.astype(self.dtype), self.widths[0], "stem", self.stem_size, 2)
         acts["stem"] = x = act(norm(name="stem_norm")(x, train=train))
         for stage, (width, blocks) in enumerate(zip(self.widths[1:], self.blocks, strict=True), 1):
-            x = max_pool(conv(x, width, f"stage{stage}_conv"), 2)
+            x = conv(x, width, f"stage{stage}_conv", kind=ConvMaxPool)
             x = act(norm(name=f"stage{stage}_norm")(x, train=train))
             for block in range(1, blocks + 1):
                 y = conv(x, width, f"stage{stage}_block{block}_conv")

@@ -94,6 +94,37 @@ def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, pa
     check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 
+@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize(
+    "image, outputs, padding",
+    [
+        ((3, 7, 6), 5, 1),  # the last row of outputs is in no window
+        ((40, 6, 8), 5, "SAME"),
+        ((2, 8, 9), 3, ((0, 0), (2, 1))),
+        ((2, 7, 7), 3, "VALID"),  # as here, where no padding can be left out
+        ((4, 6, 6), 6, ((2, 2), (0, 1))),
+    ],
+)
+def test_a_convolution_with_max_pooling_is_one_after_the_other(monkeypatch, image, outputs, padding, winograd):
+    monkeypatch.setattr(cpu_winograd, "tiles_pay", lambda image, kernel, pads: winograd)
+    monkeypatch.setattr(cpu_winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
+    x = jax.random.normal(jax.random.key(1), (*image, 4))
+    together, apart = (kind(outputs, (3, 3), 1, padding) for kind in (layers.ConvMaxPool, nn.Conv))
+    params = apart.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(3), p.shape), params)
+
+    def expected(params, x):
+        return nn.max_pool(apart.apply(params, x), (2, 2), (2, 2))
+
+    y, pull = jax.vjp(together.apply, params, x)
+    expected_y, expected_pull = jax.vjp(expected, params, x)
+    np.testing.assert_allclose(y, expected_y, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(together.apply)(params, x), expected_y, atol=1e-4)
+    d_y = jax.random.normal(jax.random.key(2), y.shape)
+    found, wanted = pull(d_y), expected_pull(d_y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, wanted)
+
+
 def test_winograds_convolutions_are_for_large_ones_on_one_device():
     def pays(image, kernel, pad=1):
         return cpu_winograd.tiles_pay(image, kernel, ((pad, pad),) * 2)
