@@ -2,18 +2,18 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from recvis_jax.models.cpu_products import mixtures, scores
+from recvis_jax.models.own_gradient import own_gradient
 
 _Kept = tuple[Array, Array, Array, Array, Array, Array]
 
 
-@jax.custom_vjp
+@own_gradient
 def attention(
     q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k e"]
 ) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
@@ -33,10 +33,6 @@ def _forward(q: Array, k: Array, v: Array) -> tuple[tuple[Array, Array], _Kept]:
     total = e.sum(-1)
     out = mixtures(e, v) / _of_tokens(total)
     return (out, e / total[..., None]), (q, k, v, e, total, out)
-
-
-def _symbolic_forward(*args: Any) -> tuple[tuple[Array, Array], _Kept]:
-    return _forward(*(x.value for x in args))
 
 
 def _backward(kept: _Kept, given: tuple[Any, Any]) -> tuple[Array, Array, Array]:
@@ -65,4 +61,4 @@ def _of_tokens(x: Float[Array, "b k n"]) -> Float[Array, "b n k 1"]:
     return x.swapaxes(1, 2)[..., None]
 
 
-attention.defvjp(_symbolic_forward, _backward, symbolic_zeros=True)
+attention.define(_forward, _backward)

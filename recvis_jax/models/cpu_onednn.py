@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from recvis_jax.models.cpu_blocks import turned_pads
+from recvis_jax.models.own_gradient import own_gradient
 
 _CONVOLUTION, _MATMUL = "__onednn$convolution", "__onednn$matmul"
 
@@ -118,7 +119,12 @@ def matmul(
     return _matmul(a, b, transpose_a, transpose_b, layouts)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _numpys(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
+    del layouts
+    return (a.mT if transpose_a else a) @ (b.mT if transpose_b else b)
+
+
+@partial(own_gradient, static=(2, 3, 4), plain=_numpys)
 def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
     rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
     *read, written = (tuple(range(a.ndim)) if layout is None else layout for layout in layouts)
@@ -153,10 +159,15 @@ def _matmul_backward(
     return d_a, d_b
 
 
-_matmul.defvjp(lambda a, b, *how: (_matmul(a, b, *how), (a, b)), _matmul_backward)
+_matmul.define(lambda a, b, *how: (_matmul(a, b, *how), (a, b)), _matmul_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _plain(x: Array, kernel: Array, strides: Any, pads: Any, gradient: Callable | None = None) -> Array:
+    del gradient
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@partial(own_gradient, static=(2, 3, 4), plain=_plain)
 def convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], strides: Any, pads: Any, gradient: Callable | None
 ) -> Float[Array, "b p q d"]:
@@ -188,11 +199,7 @@ def _backward(
     return d_x, gradient(x, d_y) if gradient else d_kernel
 
 
-convolution.defvjp(_forward, _backward)
-
-
-def _plain(x: Array, kernel: Array, strides: Any, pads: Any) -> Array:
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+convolution.define(_forward, _backward)
 
 
 def _call(x: Array, kernel: Array, strides: Any, pads: Any) -> Array:

@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from recvis_jax.models import cpu_onednn
 from recvis_jax.models.cpu_blocks import one_device
+from recvis_jax.models.own_gradient import own_gradient
 
 # How (b k n d) lies in memory where layers keep the heads of a token together.
 _TOKENS = (0, 2, 1, 3)
@@ -21,7 +21,7 @@ def pay(examples: int, multiplications: int, *operands: Array) -> bool:
     return floats and one_device() and cpu_onednn.large(examples, multiplications)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(own_gradient, static=(2, 3))
 def dense(x: Float[Array, "r c"], kernel: Float[Array, "c d"], precision: Any, onednn: bool) -> Float[Array, "r d"]:
     """x @ kernel, whose gradient to the kernel is one product of two matrices as they lie in memory."""
     return _dot(x, kernel, precision, onednn)
@@ -48,7 +48,7 @@ def _dense_backward(precision: Any, onednn: bool, kept: tuple[Array, Array], d_y
     return _dot(d_y, kernel, precision, onednn, transposed=True), d_kernel
 
 
-dense.defvjp(_dense_forward, _dense_backward)
+dense.define(_dense_forward, _dense_backward)
 
 
 def _dot(x: Array, kernel: Array, precision: Any, onednn: bool, transposed: bool = False) -> Array:
@@ -80,7 +80,7 @@ def scores(q: Float[Array, "b n k d"], k: Float[Array, "b m k d"]) -> Float[Arra
 
 
 def mixtures(
-    weights: Float[Array, "b k n m"], v: Float[Array, "b m k d"], transposed: bool = False
+    weights: Float[Array, "b k _ _"], v: Float[Array, "b m k d"], transposed: bool = False
 ) -> Float[Array, "b n k d"]:
     """Sums of values in every head, as queries weigh them; `transposed` where the weights are (b k m n)."""
 

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from recvis_jax.models.cpu_blocks import in_blocks, padded, turned_pads
+from recvis_jax.models.own_gradient import own_gradient
 
 # Products that one loop adds up: with more of them the operands would no longer stay in the first cache.
 _TERMS = 16
@@ -65,7 +66,7 @@ def _by_neighbours(
     return y.reshape(b, y.shape[1], out, d)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@partial(own_gradient, static=(2, 3))
 def _by_products(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], pads: Any, other: Callable
 ) -> Float[Array, "b p q d"]:
@@ -92,10 +93,10 @@ def _by_products_backward(pads: Any, other: Callable, kept: tuple[Array, Array],
     return d_x, d_kernel
 
 
-_by_products.defvjp(_by_products_forward, _by_products_backward)
+_by_products.define(_by_products_forward, _by_products_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(own_gradient, static=(2,))
 def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "i j 1 c"], pads: Any) -> Float[Array, "b p q c"]:
     """A depthwise convolution as a sum of shifted images, each times its row of the kernel, and gradients alike.
 
@@ -116,7 +117,7 @@ def _depthwise_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tup
     return d_x, d_kernel[:, :, None].astype(kernel.dtype)
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+depthwise.define(_depthwise_forward, _depthwise_backward)
 
 
 def _depthwise_kernel_gradient(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.models import cpu_onednn, cpu_pool
 from recvis_jax.models.cpu_blocks import in_blocks, one_device, padded, turned_pads
+from recvis_jax.models.own_gradient import own_gradient
 
 # Bytes of a block's activations, by XLA's products and by oneDNN's: what one loop wrote and the next one reads is then
 # in the second or third cache.
@@ -80,7 +80,7 @@ def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
     return tiles >= 128 and fewer and image[0] * outputs * math.prod(kernel) > _LEAST and one_device()
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(own_gradient, static=(2,))
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
     """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, and gradients alike;
     or 3x3 with 25 instead of 81.
@@ -119,10 +119,10 @@ def _winograd_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tupl
     return d_x, kernel_gradient(x, d_y, pads)
 
 
-winograd.defvjp(_winograd_forward, _winograd_backward)
+winograd.define(_winograd_forward, _winograd_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(own_gradient, static=(2,))
 def winograd_pooled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
     """The maximum over windows of 2x2 of `winograd`'s outputs, of an even number of rows and columns.
 
@@ -165,7 +165,7 @@ def _pooled_backward(pads: Any, kept: tuple[Array, Array, Array], d_y: Array) ->
     return d_x, in_blocks(to_kernel, channels, x, d_y, quarters, total=True, **how)
 
 
-winograd_pooled.defvjp(_pooled_forward, _pooled_backward)
+winograd_pooled.define(_pooled_forward, _pooled_backward)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any) -> Float[Array, "3 3 c d"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
 from recvis_jax.models import cpu, cpu_pool
+from recvis_jax.models.own_gradient import own_gradient
 
 Acts = dict[str, Array]
 
@@ -203,7 +204,7 @@ class LayerNorm(nn.Module):
         return _layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(own_gradient, static=(3,))
 def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -226,7 +227,7 @@ def _layer_norm_backward(epsilon: float, kept: Any, d_y: Array) -> tuple[Array, 
     return d_x.astype(x.dtype), (d_y * normal).sum(tokens), d_y.sum(tokens)
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+_layer_norm.define(_layer_norm_forward, _layer_norm_backward)
 
 
 class GroupNorm(nn.Module):

@@ -113,6 +113,12 @@ def differentiated(name, **kw):
     """(params, other collections, x, label) -> ((total loss, (own loss, acts, new collections)), gradients)."""
     model = create(name, **{**rates(name, 0.0), **kw})
 
+    return jax.jit(jax.value_and_grad(loss_of(model), has_aux=True))
+
+
+def loss_of(model):
+    """(params, other collections, x, label) -> (total loss, (own loss, acts, new collections))."""
+
     def loss(params, other, x, label):
         (output, acts), new = model.apply(
             {"params": params, **other}, x, train=True, rngs={"dropout": jax.random.key(2)}, mutable=["batch_stats"]
@@ -120,7 +126,7 @@ def differentiated(name, **kw):
         own, total = objective(output, acts, x, label)
         return total, (own, acts, {**other, **new})
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return loss
 
 
 def test_every_model_is_tested():
@@ -176,6 +182,21 @@ def test_every_parameter_gets_a_gradient(name):
     for kind, tree in variables.items():
         for old, now in zip(jax.tree.leaves(tree), jax.tree.leaves(new[kind]), strict=True):
             assert old.shape == now.shape and np.any(old != now) == (kind == "batch_stats")
+
+
+@pytest.mark.parametrize("name", rows(SMALL, slow=("googlenet",)))
+def test_forward_mode_agrees_with_the_gradient(name):
+    """Along the gradient g the loss rises by |g|^2."""
+    _, variables, x = build(name, batch=8)
+    params, label = variables.pop("params"), jnp.arange(8)
+    _, g = differentiated(name)(params, variables, x, label)
+    loss = loss_of(create(name, **rates(name, 0.0)))
+
+    @jax.jit
+    def along(g):
+        return jax.jvp(lambda params: loss(params, variables, x, label)[0], (params,), (g,))[1]
+
+    np.testing.assert_allclose(along(g), optax.global_norm(g) ** 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", [n for n in SMALL if rates(n, 0.5)])
