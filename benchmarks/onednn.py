@@ -4,7 +4,7 @@
 
 Both sides are ours, in turn; one leaves all products to XLA, and all convolutions to XLA, Winograd and sums of shifted
 images, as RECVIS_JAX_ONEDNN=0 does. `ratio` is its time over that of the programs as they are: the median of the
-rounds, with quartiles.
+rounds, with quartiles. Rows that are not measured keep what was found last.
 """
 
 import statistics
@@ -32,6 +32,10 @@ ROWS: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
+def title(name: str, train: bool) -> str:
+    return f"{name}, batch {ROWS[name][1]}, {'train' if train else 'inference'}"
+
+
 def compare(name: str, train: bool) -> dict[str, Any]:
     model, batch, size = ROWS[name]
     command = [sys.executable, str(HERE / "jax_side.py")]
@@ -45,7 +49,7 @@ def compare(name: str, train: bool) -> dict[str, Any]:
         without.call("prepare", **work)
         a, b = ([m["wall"] for m in found] for found in sides.interleave([ours, without], _ROUNDS.value, 1.0))
     return {
-        "name": f"{name}, batch {batch}, {'train' if train else 'inference'}",
+        "name": title(name, train),
         **sides.ratio(b, a),
         "images_per_s": batch / statistics.median(a),
         "without": batch / statistics.median(b),
@@ -55,9 +59,12 @@ def compare(name: str, train: bool) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     del argv
+    kept = {row["name"]: row for row in sides.load_rows("onednn")}
     kinds = [(name, train) for train in (True, False) for name in ROWS]
-    chosen = [(n, t) for n, t in kinds if not _ROWS.value or any(n.startswith(r) for r in _ROWS.value)]
-    rows = [compare(*kind) for kind in chosen]
+    for name, train in kinds:
+        if not _ROWS.value or any(name.startswith(r) for r in _ROWS.value):
+            kept[title(name, train)] = compare(name, train)
+    rows = [kept[title(*kind)] for kind in kinds if title(*kind) in kept]
     columns = {
         "float32": "{name}",
         "speed with oneDNN / without": "{ratio:.2f} ({spread[0]:.2f}-{spread[1]:.2f})",
