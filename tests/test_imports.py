@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "vis": (),
     "data": (),
     "tasks": (),
-    "evaluation": (),
+    "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),
     "training": ("trees",),

@@ -85,6 +85,37 @@ def test_several_processes_begin_from_the_weights_of_a_run(alone, tmp_path):
     assert difference(params, {k: average[f"['ema']{k}"] for k in params}) < 1e-8
 
 
+# A process of two that compiles for longer than sums over CPUs wait for each other, which is 30 s.
+SLOW = """
+import sys, time
+import jax, numpy as np
+from recvis_jax.training import processes, sharding
+at, count, index = (flag.partition("=")[2] for flag in sys.argv[1:])
+processes.start(at, int(count), int(index))
+mesh = sharding.make_mesh()
+split = jax.sharding.NamedSharding(mesh, sharding.batch_spec())
+summed = jax.jit(lambda x: x.sum(), out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+class Slowly:
+    def __call__(self, x):
+        return summed(x)
+
+    def lower(self, x):
+        time.sleep(35 * int(index))
+        return summed.lower(x)
+
+x = jax.make_array_from_callback((4,), split, lambda i: np.arange(4.0)[i])
+together = processes.compiled_together(Slowly())
+print("sums", together(x), together(2 * x))
+"""
+
+
+@pytest.mark.slow
+def test_no_process_runs_what_another_still_compiles():
+    for process in programs.start_together(2, 2, "-c", SLOW):
+        assert "sums 6.0 12.0" in programs.finish(process)
+
+
 def until(process, line):
     """Reads what a process prints up to a line that holds `line`."""
     seen = ""

@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors
 from recvis_jax.evaluation import metrics as m
+from recvis_jax.training import processes
 
 
 def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]:
@@ -57,7 +58,7 @@ def make_evaluate(
             outputs = predict(params, model_state, batch)
         return {name: metric.update(outputs, batch) for name, metric in metrics.items()}
 
-    compiled = jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    compiled = processes.compiled_together(jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec())))
     # Sums over devices that are dispatched together may block each other on CPUs.
     serial = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 

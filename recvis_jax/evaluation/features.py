@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors
+from recvis_jax.training import processes
 
 
 class Features(NamedTuple):
@@ -41,7 +42,8 @@ def make_extract(
       mesh: devices.
     """
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda variables, batch: layers_of(variables, preprocess(batch)), out_shardings=whole)
+    extract = jax.jit(lambda variables, batch: layers_of(variables, preprocess(batch)), out_shardings=whole)
+    return processes.compiled_together(extract)
 
 
 def path_of(folder: Path, split: str, layer: str, pool: str, weights: str) -> Path:

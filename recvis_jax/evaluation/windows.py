@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import metrics
+from recvis_jax.training import processes
 
 POWER = 5.0  # the paper's k, chosen there on the validation images of VOC
 
@@ -122,5 +123,5 @@ def evaluate(
         batch = preprocess(batch)
         return {"windows": metric.update(predict(params, model_state, batch), batch)}
 
-    compiled = jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    compiled = processes.compiled_together(jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec())))
     return metrics.accumulate({"windows": metric}, (compiled(params, model_state, batch) for batch in batches))

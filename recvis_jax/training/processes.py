@@ -21,6 +21,7 @@ from recvis_jax import errors
 # ends the process without a word of ours.
 SILENCE = 15.0
 _PERIOD = 2.0  # of a process's signs of life
+_DAY = 24 * 3600 * 1000  # ms, for which processes wait for each other where nobody dies
 _RUNTIME = 40  # after which JAX itself ends a process whose peer is silent
 
 # What the death of another process looks like here.
@@ -110,11 +111,38 @@ def agreed_to_stop(step: int) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Waits for all processes."""
-    if several():
-        from jax.experimental import multihost_utils
+    """Waits for all processes, for as long as they live."""
+    if _watch is not None:
+        _watch.meet(name)
 
-        multihost_utils.sync_global_devices(name)
+
+def compiled_together(fn: Callable[..., Any], copies: bool = False) -> Callable[..., Any]:
+    """Returns `fn` such that, on CPUs, no process runs it before all have compiled it; elsewhere `fn` itself.
+
+    There, sums over devices wait for the other processes for 30 s only (Gloo's limit), and one process may read from
+    the compilation cache what another compiles for a minute.
+
+    Args:
+      fn: compiled by `jit` or `pmap`, with sums over the devices of several processes.
+      copies: whether to compile with copies of the arguments; `pmap` deletes what it is compiled with.
+    """
+    import jax
+
+    if not several() or jax.default_backend() != "cpu":
+        return fn
+    known = set()
+
+    def call(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        key = tree, tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        if key not in known:
+            known.add(key)
+            like = jax.tree.map(lambda x: x.copy(), args) if copies else args
+            fn.lower(*like).compile()  # which the call finds again
+            barrier("compiled")
+        return fn(*args)
+
+    return call
 
 
 def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
@@ -158,6 +186,7 @@ class _Watch:
         self._client = cast(Any, distributed.global_state.client)
         self._client.key_value_set(f"recvis/name/{index}", self.name, allow_overwrite=True)
         self._heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when that was new
+        self._meetings = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="processes")
         self._thread.start()
@@ -166,6 +195,11 @@ class _Watch:
         """Tells all processes why the run ends; the first to do so is believed."""
         with contextlib.suppress(Exception):  # somebody was faster, or process 0 is gone and everyone knows
             self._client.key_value_set("recvis/verdict/why", text)
+
+    def meet(self, name: str) -> None:
+        """Waits for all processes; does so by the store, as sums over CPUs would give up after 30 s."""
+        self._meetings += 1
+        self._client.wait_at_barrier(f"recvis/{self._meetings}/{name}", _DAY)
 
     def close(self) -> None:
         """Ends the watch, as this process ends in order."""

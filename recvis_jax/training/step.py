@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax.tasks.task import Task
-from recvis_jax.training import distributed, sharding
+from recvis_jax.training import distributed, processes, sharding
 from recvis_jax.training.distributed import DATA_AXIS
 from recvis_jax.training.optim import ema_update
 from recvis_jax.training.state import State
@@ -131,7 +131,8 @@ def make_train_step(
     """
     body = functools.partial(step_body, task, optimizer, augment=augment, accumulate=accumulate, ema_decay=ema_decay)
     if compile == "pmap":
-        return jax.pmap(body(axis=DATA_AXIS), axis_name=DATA_AXIS, donate_argnums=0)
+        mapped = jax.pmap(body(axis=DATA_AXIS), axis_name=DATA_AXIS, donate_argnums=0)
+        return processes.compiled_together(mapped, copies=True)
     mesh = shardings.step.mesh
     inner = body(split=lambda grads: jax.lax.with_sharding_constraint(grads, shardings.params))
 
@@ -141,7 +142,8 @@ def make_train_step(
 
     batch = NamedSharding(mesh, sharding.batch_spec())
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, in_shardings=(shardings, batch), out_shardings=(shardings, whole), donate_argnums=0)
+    compiled = jax.jit(step, in_shardings=(shardings, batch), out_shardings=(shardings, whole), donate_argnums=0)
+    return processes.compiled_together(compiled)
 
 
 def place_state(state: State, shardings: State, compile: str) -> State:
