@@ -7,6 +7,8 @@ processes, number of hosts nor restarts, and a stream starts at any batch at no 
 """
 
 import functools
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,6 +24,9 @@ Cache = Literal["none", "host", "device", "auto"]
 # "auto" keeps decoded data up to this size where it trains; twice the data of CIFAR-10 fits many times over.
 _DEVICE_BYTES = 1 << 30
 _CHUNK = 64  # examples that one thread reads at a time
+# Small batches leave a cache several at a time: beside a step of 10 ms what each costs on its own would show.
+_TOGETHER = 8
+_TOGETHER_BYTES = 8 << 20
 
 
 class Arrays(NamedTuple):
@@ -37,15 +42,18 @@ class Placement(NamedTuple):
     Attributes:
       host: index of this process and the number of processes.
       put: this host's part of a batch in numpy -> the global batch on devices.
+      put_several: this host's part of k batches in numpy, every array (k b ...) -> the k global batches on devices, or
+        in numpy where the device is a CPU.
       keep: `Arrays` in numpy -> `Arrays` on every device.
-      take: (`Arrays` on devices, indices (b), this host's slots (b)) -> the global batch on devices.
+      take: (`Arrays` on devices, indices (k b), this host's slots (b)) -> the k global batches on devices.
       put_eval: like `put`, for evaluation (which always runs under `jit`).
     """
 
     host: tuple[int, int]
     put: Callable[[Batch], Batch]
+    put_several: Callable[[Batch], list[Batch]]
     keep: Callable[[Arrays], Arrays]
-    take: Callable[[Arrays, np.ndarray, np.ndarray], Batch]
+    take: Callable[[Arrays, np.ndarray, np.ndarray], list[Batch]]
     put_eval: Callable[[Batch], Batch]
 
 
@@ -59,9 +67,9 @@ def examples_of(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
     """Returns the example index at each position of the endless training stream."""
     epochs, places = np.divmod(positions, length)
     out = np.empty(len(positions), np.int64)
-    for epoch in np.unique(epochs):
+    for epoch in range(epochs.min(), epochs.max() + 1):
         here = epochs == epoch
-        out[here] = epoch_order(seed, int(epoch), length)[places[here]]
+        out[here] = epoch_order(seed, epoch, length)[places[here]]
     return out
 
 
@@ -194,37 +202,47 @@ def train_batches(
     slots = np.arange(host * local, (host + 1) * local, dtype=np.int32)
     order = functools.partial(_examples, seed, source.length)
 
-    def device_cached(kept: Arrays) -> Iterator[Batch]:
-        for i in range(start, stop):
-            yield placement.take(kept, order(i * batch_size + slots.astype(np.int64)).astype(np.int32), slots)
+    def on_device(cached: Arrays) -> Iterator[Batch]:
+        for rows in _rows_of_several(cached, start, stop, batch_size, slots, order):
+            yield from placement.take(cached, rows.astype(np.int32), slots)
 
-    if isinstance(data, Arrays) and not isinstance(data.image, np.ndarray):
-        yield from _ahead(device_cached(data))
-        return
-    if isinstance(data, Arrays) and transform is None:
+    def on_host(cached: Arrays) -> Iterator[Batch]:
+        same = placement.put({"mask": np.ones(local, bool), "slot": slots})
+        for rows in _rows_of_several(cached, start, stop, batch_size, slots, order):
+            for batch in placement.put_several({k: v.take(rows, axis=0) for k, v in cached._asdict().items()}):
+                yield {**batch, **same}
 
-        def host_cached() -> Iterator[Batch]:
-            for i in range(start, stop):
-                rows = order(i * batch_size + slots.astype(np.int64))
-                yield {"image": data.image[rows], "label": data.label[rows]}
-
-        parts = host_cached()
-        per_batch = 1
-    else:
-        kept = _kept(data, source) if isinstance(data, Arrays) else source
+    def streamed(read_from: Source) -> Iterator[Batch]:
         size = next(s for s in range(min(_CHUNK, local), 0, -1) if local % s == 0)
         positions = _Positions(start, stop, batch_size, placement.host)
-        parts = _read(_Chunks(kept, transform, seed, positions, size, order), threads, workers)
+        parts = _read(_Chunks(read_from, transform, seed, positions, size, order), threads, workers)
         per_batch = local // size
-
-    def placed() -> Iterator[Batch]:
         same = placement.put({"mask": np.ones(local, bool), "slot": slots})
         for _ in range(start, stop):
             pieces = [next(parts) for _ in range(per_batch)]
             batch = {k: np.concatenate([p[k] for p in pieces]) if per_batch > 1 else pieces[0][k] for k in pieces[0]}
             yield {**placement.put(batch), **same}
 
-    yield from _ahead(placed())
+    if not isinstance(data, Arrays):
+        batches = streamed(source)
+    elif not isinstance(data.image, np.ndarray):
+        batches = on_device(data)
+    elif transform is None:
+        batches = on_host(data)
+    else:
+        batches = streamed(_kept(data, source))
+    yield from _ahead(itertools.islice(batches, stop - start))
+
+
+def _rows_of_several(
+    cached: Arrays, start: int, stop: int, batch_size: int, slots: np.ndarray, order: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Yields the examples (k b) of the next k batches; the last ones may lie beyond `stop`."""
+    size = batch_size * math.prod(cached.image.shape[1:])
+    k = max(1, min(_TOGETHER, _TOGETHER_BYTES // size))
+    for first in range(start, stop, k):
+        positions = np.arange(first, first + k)[:, None] * batch_size + slots
+        yield order(positions.ravel()).reshape(positions.shape)
 
 
 def _examples(seed: int, length: int, positions: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def batch_of(run: build.Run) -> dict[str, Any]:
     def same(x: Any) -> Any:
         return x
 
-    placement = pipeline.Placement((0, 1), same, same, lambda *x: x, same)
+    placement = pipeline.Placement((0, 1), same, lambda batches: [batches], same, lambda *x: [x], same)
     one = next(
         pipeline.train_batches(
             run.data.train, run.data.train, batch_size=1, seed=0, start=0, stop=1, placement=placement,

@@ -44,20 +44,25 @@ def jit_placement(mesh: Mesh) -> Placement:
 
         return {k: one(v) for k, v in batch.items()}
 
+    cut = jax.jit(_cut, in_shardings=NamedSharding(mesh, PartitionSpec(None, *split.spec)), out_shardings=split)
+
+    def put_several(batches: Batch) -> list[Batch]:
+        return cut(batches) if jax.process_count() == 1 else [put(batch) for batch in _cut(batches)]
+
     def keep(arrays: Arrays) -> Arrays:
         return onto_devices(arrays, NamedSharding(mesh, PartitionSpec()))
 
-    @functools.partial(jax.jit, out_shardings=split)
-    def gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> Batch:
-        return {**_rows(arrays, rows), "mask": jnp.ones(len(slots), bool), "slot": slots}
+    gather = jax.jit(_gather, out_shardings=split)
 
-    def take(arrays: Arrays, rows: np.ndarray, slots: np.ndarray) -> Batch:
+    def take(arrays: Arrays, rows: np.ndarray, slots: np.ndarray) -> list[Batch]:
         if jax.process_count() > 1:
-            placed = put({"rows": rows, "slots": slots})
-            return gather(arrays, placed["rows"], placed["slots"])
-        return gather(arrays, rows, slots)
+            return _batches(gather(arrays, [put({"": r})[""] for r in rows], put({"": slots})[""]))
+        return _batches(gather(arrays, rows, slots))
 
-    return Placement(share, put, keep, take, put)
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        # The host's memory is the device's, and a row in numpy is copied at once where XLA copies byte by byte.
+        return Placement(share, put, _cut, lambda arrays: arrays, take, put)
+    return Placement(share, put, put_several, keep, take, put)
 
 
 def pmap_placement(mesh: Mesh) -> Placement:
@@ -68,17 +73,22 @@ def pmap_placement(mesh: Mesh) -> Placement:
     def put(batch: Batch) -> Batch:
         return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
 
+    def put_several(batches: Batch) -> list[Batch]:
+        return [put(batch) for batch in _cut(batches)]
+
     own = Mesh(np.asarray(jax.local_devices()), (DATA_AXIS,))
 
     def keep(arrays: Arrays) -> Arrays:
         return jax.device_put(arrays, NamedSharding(own, PartitionSpec()))
 
     @functools.partial(jax.jit, out_shardings=NamedSharding(own, PartitionSpec(DATA_AXIS)))
-    def gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> Batch:
-        batch = {**_rows(arrays, rows), "mask": jnp.ones(len(slots), bool), "slot": slots}
-        return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
+    def gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> tuple[list[Batch], Batch]:
+        return jax.tree.map(lambda v: v.reshape(local, -1, *v.shape[1:]), _gather(arrays, rows, slots))
 
-    return jitted._replace(put=put, keep=keep, take=gather)
+    def take(arrays: Arrays, rows: np.ndarray, slots: np.ndarray) -> list[Batch]:
+        return _batches(gather(arrays, rows, slots))
+
+    return jitted._replace(put=put, put_several=put_several, keep=keep, take=take)
 
 
 def onto_devices(tree: Any, shardings: Sharding | Any) -> Any:
@@ -111,5 +121,18 @@ def onto_host(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _rows(arrays: Arrays, rows: jax.Array) -> Batch:
-    return {"image": jnp.take(arrays.image, rows, axis=0), "label": jnp.take(arrays.label, rows, axis=0)}
+def _cut(batches: Batch) -> list[Batch]:
+    """Cuts arrays (k b ...) into those of k batches."""
+    return [{name: v[i] for name, v in batches.items()} for i in range(len(batches["label"]))]
+
+
+def _gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> tuple[list[Batch], Batch]:
+    """Returns what differs between the batches of `rows` (k b), and what does not."""
+    pick = functools.partial(jnp.take, axis=0, mode="clip")  # all rows exist; the default would look out for others
+    pieces = [{"image": pick(arrays.image, r), "label": pick(arrays.label, r)} for r in rows]
+    return pieces, {"mask": jnp.ones(len(slots), bool), "slot": slots}
+
+
+def _batches(gathered: tuple[list[Batch], Batch]) -> list[Batch]:
+    pieces, same = gathered
+    return [{**piece, **same} for piece in pieces]

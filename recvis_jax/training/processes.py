@@ -116,7 +116,7 @@ def barrier(name: str) -> None:
         _watch.meet(name)
 
 
-def compiled_together(fn: Callable[..., Any], copies: bool = False) -> Callable[..., Any]:
+def compiled_together(fn: Any, copies: bool = False) -> Any:
     """Returns `fn` such that, on CPUs, no process runs it before all have compiled it; elsewhere `fn` itself.
 
     There, sums over devices wait for the other processes for 30 s only (Gloo's limit), and one process may read from

@@ -30,20 +30,21 @@ def source(length=LENGTH, read_too=lambda indices: None, classes=5):
 
 
 @functools.cache
-def placement(host=(0, 1)):
-    """Batches of one host of several stay in numpy; arrays on the device are real ones."""
-    made = distributed.jit_placement(sharding.make_mesh(jax.devices()[:1]))
+def placement(host=(0, 1), devices=1):
+    """Batches of one host of several stay in numpy; arrays on devices are real ones."""
+    made = distributed.jit_placement(sharding.make_mesh(jax.devices()[:devices]))
     return made._replace(host=host, put=lambda batch: batch, put_eval=lambda batch: batch)
 
 
-def batches(cache="none", spec="", host=(0, 1), start=0, stop=STEPS, data=None, **kw):
+def batches(cache="none", spec="", host=(0, 1), start=0, stop=STEPS, data=None, devices=1, **kw):
     data = data or source()
     transform = transforms.parse(spec).fn if spec else None
+    where = placement(host, devices)
     kept = data
     if cache != "none":
         kept = pipeline.materialise(data)
-        kept = placement(host).keep(kept) if cache == "device" else kept
-    given = dict(batch_size=BATCH, seed=SEED, start=start, stop=stop, placement=placement(host), transform=transform)
+        kept = where.keep(kept) if cache == "device" else kept
+    given = dict(batch_size=BATCH, seed=SEED, start=start, stop=stop, placement=where, transform=transform)
     return [jax.device_get(b) for b in pipeline.train_batches(kept, data, **(given | kw))]
 
 
@@ -69,7 +70,10 @@ def transformed():
     return batches(spec=RANDOM)
 
 
-@pytest.mark.parametrize("way", [dict(cache="host"), dict(cache="device"), dict(threads=1), dict(threads=32)])
+CACHES = [dict(cache=cache, devices=n) for cache in ("host", "device") for n in (1, 2)]
+
+
+@pytest.mark.parametrize("way", [*CACHES, dict(threads=1), dict(threads=32)])
 def test_cache_and_threads_change_nothing(way, plain):
     assert_same(batches(**way), plain)
 
@@ -83,17 +87,25 @@ def test_random_transforms_are_those_of_the_position(way, transformed):
 
 
 @pytest.mark.parametrize("start", [1, 4, 5, STEPS - 1])
-@pytest.mark.parametrize("cache", ["none", "host", "device"])
-def test_a_stream_may_start_anywhere(start, cache, plain, transformed):
-    assert_same(batches(cache, start=start), plain[start:])
-    if cache != "device":
-        assert_same(batches(cache, RANDOM, start=start), transformed[start:])
+@pytest.mark.parametrize("way", [dict(cache="none"), *CACHES])
+def test_a_stream_may_start_anywhere(start, way, plain, transformed):
+    assert_same(batches(**way, start=start), plain[start:])
+    if way["cache"] != "device":
+        assert_same(batches(spec=RANDOM, **way, start=start), transformed[start:])
+
+
+@pytest.mark.parametrize("large", [1, 3 * BATCH * 8 * 8 * 3, 1 << 30])
+@pytest.mark.parametrize("way", CACHES)
+def test_batches_leave_a_cache_together_only_up_to_a_size(large, way, plain, monkeypatch):
+    monkeypatch.setattr(pipeline, "_TOGETHER_BYTES", large)
+    assert_same(batches(**way, start=2), plain[2:])
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
 @pytest.mark.parametrize("cache, spec", [("none", RANDOM), ("host", ""), ("host", RANDOM), ("device", "")])
 def test_hosts_divide_the_same_batches(hosts, cache, spec, plain, transformed):
-    parts = [batches(cache, spec, (i, hosts)) for i in range(hosts)]
+    devices = min(2, BATCH // hosts)
+    parts = [batches(cache, spec, (i, hosts), devices=devices) for i in range(hosts)]
     joined = [{k: np.concatenate([p[k] for p in step]) for k in step[0]} for step in zip(*parts, strict=True)]
     assert_same(joined, transformed if spec else plain)
     assert len(parts[0][0]["label"]) == BATCH // hosts
