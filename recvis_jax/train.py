@@ -200,7 +200,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from recvis_jax.training import distributed
+    from recvis_jax.training import distributed, processes
     from recvis_jax.vis import plot
 
     found = run.data.val.read(np.arange(min(examples, run.data.val.length)))
@@ -210,6 +210,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
 
     titles: list[str] = []  # in the task's order, which jit would forget
 
+    @processes.compiled_together
     @functools.partial(jax.jit, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
     def columns(params, model_state, batch):
         images = run.task.figure(params, model_state, run.data.preprocess(batch))
