@@ -39,11 +39,12 @@ class Arrays(NamedTuple):
 class Placement(NamedTuple):
     """How batches come onto the devices; `training.distributed` makes one for `jit` and one for `pmap`.
 
+    Where the only device is a CPU, what is kept stays in numpy, and so do its batches.
+
     Attributes:
       host: index of this process and the number of processes.
       put: this host's part of a batch in numpy -> the global batch on devices.
-      put_several: this host's part of k batches in numpy, every array (k b ...) -> the k global batches on devices, or
-        in numpy where the device is a CPU.
+      put_several: this host's part of k batches in numpy, every array (k b ...) -> the k global batches on devices.
       keep: `Arrays` in numpy -> `Arrays` on every device.
       take: (`Arrays` on devices, indices (k b), this host's slots (b)) -> the k global batches on devices.
       put_eval: like `put`, for evaluation (which always runs under `jit`).
