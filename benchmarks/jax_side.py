@@ -41,6 +41,7 @@ def prepare(model: dict[str, Any], task: str, optim: str, batch: int, size: int,
 def make_training(model: dict[str, Any], task: str, optim: str, batch: int, size: int) -> tuple[Any, Any]:
     """Returns a run as `build.make_run` makes it, and a batch of made-up uint8 images of `size` x `size`."""
     from recvis_jax import build
+    from recvis_jax.training import distributed
 
     name = {28: "fashion_mnist", 32: "cifar10"}.get(size, "imagenet2012")
     statistics = name.replace("2012", "")
@@ -54,7 +55,7 @@ def make_training(model: dict[str, Any], task: str, optim: str, batch: int, size
     run = build.make_run(
         data=data, model=model, task={"name": task}, optim=optimizer, steps=10**6, batch_size=batch, seed=0
     )
-    return run, next(build.train_batches(run, 0))
+    return run, distributed.jit_placement(run.mesh).put(next(build.train_batches(run, 0)))
 
 
 def make_work(

@@ -12,7 +12,7 @@ MODELS = {
     "vit": dict(name="vit_s16", patch_size=7, width=32, depth=2, heads=4, drop_path=0.2),
     "resnet": dict(name="resnet20", depth=8, width=8),
 }
-# Largest difference of any parameter after 3 steps; batch norm in a deep net makes more of other orders of summing.
+# Largest difference of any parameter after 3 steps; batch norm makes more of other orders of summing.
 TOLERANCE = {"vit": 3e-6, "resnet": 1e-4}
 
 # (processes, devices of each, changes of the config)

@@ -201,7 +201,7 @@ def train_batches(
     host, count = placement.host
     local = batch_size // count
     slots = np.arange(host * local, (host + 1) * local, dtype=np.int32)
-    order = functools.partial(_examples, seed, source.length)
+    order = functools.partial(examples_of, seed, length=source.length)
 
     def on_device(cached: Arrays) -> Iterator[Batch]:
         for rows in _rows_of_several(cached, start, stop, batch_size, slots, order):
@@ -244,10 +244,6 @@ def _rows_of_several(
     for first in range(start, stop, k):
         positions = np.arange(first, first + k)[:, None] * batch_size + slots
         yield order(positions.ravel()).reshape(positions.shape)
-
-
-def _examples(seed: int, length: int, positions: np.ndarray) -> np.ndarray:
-    return examples_of(seed, positions, length)
 
 
 def _kept(data: Arrays, source: Source) -> Source:
