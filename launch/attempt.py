@@ -22,10 +22,16 @@ from absl import flags
 
 from launch import command
 
-FINISHED = flags.DEFINE_string(
-    "finished", None, "File in the workdir that a finished run writes anew; empty where exit code 0 tells enough. "
-    "Default: summary.json for recvis_jax.train, else empty."
-)  # fmt: skip
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_string(
+        "finished", None, "File in the workdir that a finished run writes anew; empty where exit code 0 tells enough. "
+        "Default: summary.json for recvis_jax.train, else empty."
+    )  # fmt: skip
+
 
 # A file that another host wrote may take this long to be seen here (attribute caches of network file systems).
 _SEEN_WITHIN = 15.0
@@ -33,9 +39,9 @@ _SEEN_WITHIN = 15.0
 
 def finished_file() -> str:
     """Returns the name of the file that tells a finished run, or an empty string where there is none."""
-    if FINISHED.value is not None:
-        return FINISHED.value
-    return "summary.json" if command.PROGRAM.value == "recvis_jax.train" else ""
+    if FLAGS.finished is not None:
+        return FLAGS.finished
+    return "summary.json" if FLAGS.program == "recvis_jax.train" else ""
 
 
 def stamp(path: str) -> Any:

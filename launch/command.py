@@ -15,20 +15,28 @@ from absl import flags
 
 from recvis_jax import cli, errors
 
-PROGRAM = flags.DEFINE_string("program", "recvis_jax.train", "Module that is run.")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and run nothing.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_string("program", "recvis_jax.train", "Module that is run.")
+    flags.DEFINE_bool("dry_run", False, "Print what would run, and run nothing.")
+
 
 BAD_REQUEST = 2  # exit code of a program that can only fail the same way again
 STOPPED = 75  # exit code of `launch.attempt` where a run saved and stopped before its end (EX_TEMPFAIL)
 _HELP = ("help", "h", "?", "helpshort", "helpfull")
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None]) -> None:
     """Runs a launcher: `main(flags of the program)`; help, errors and exit codes are those of `cli.run`."""
+    cli.define_flags()
+    own_flags()
     own, passed = split(sys.argv[1:], _own())
     if any(word.lstrip("-") in _HELP for word in own):  # cli's would show the program's flags as the launcher's
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
-        print(sys.modules["__main__"].__doc__, "Flags:", flags.FLAGS.main_module_help(), sep="\n")
+        FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
+        print(sys.modules["__main__"].__doc__, "Flags:", FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     sys.argv[1:] = own
     cli.run(lambda argv: main(passed))
@@ -36,7 +44,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
 def _own() -> dict[str, flags.Flag]:
     """The flags of the launcher that was started: its own, those here that it adopts, and help."""
-    names = {f.name: f for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    names = {f.name: f for f in FLAGS.get_key_flags_for_module(sys.argv[0])}
     return names | {"debug": flags.FLAGS["debug"]}
 
 
@@ -103,7 +111,7 @@ def check(passed: list[str]) -> None:
     Raises:
       BadRequest: there is no such program, or it does not know a flag.
     """
-    program = PROGRAM.value
+    program = FLAGS.program
     done = subprocess.run(python(program, ["--helpfull"]), capture_output=True, text=True, stdin=subprocess.DEVNULL)
     known = set(re.findall(r"^ +(?:-\w,)?--(?:\[no\])?([\w.]+):", done.stdout, re.MULTILINE))
     if not known:

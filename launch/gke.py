@@ -27,46 +27,52 @@ from absl import flags
 from launch import attempt, buckets, command
 from recvis_jax import errors
 
-_NAME = flags.DEFINE_string("name", None, "Name of the Job; by default that of the workdir.")
-_NAMESPACE = flags.DEFINE_string("namespace", "default", "Namespace.")
-_IMAGE = flags.DEFINE_string("image", None, "Image of the container.")
-_ACCELERATOR = flags.DEFINE_string("accelerator", None, "GKE's name, as tpu-v5-lite-podslice or nvidia-h100-80gb.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of a TPU slice, as 4x4.")
-_PROCESSES = flags.DEFINE_integer(
-    "processes", 1, "Pods, each with one process; of a TPU slice its hosts.", lower_bound=1
-)
-_DEVICES = flags.DEFINE_integer("devices", 4, "TPU chips or GPUs of each pod.", lower_bound=1)
-_SERVICE_ACCOUNT = flags.DEFINE_string("service_account", None, "Kubernetes service account, for access to buckets.")
-_CLAIM = flags.DEFINE_string("claim", None, "PersistentVolumeClaim that is mounted at /share.")
-_SPOT = flags.DEFINE_bool("spot", False, "Use spot nodes.")
-_ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
-_GRACE = flags.DEFINE_integer("grace", 120, "Seconds in which a pod that is evicted may save.", lower_bound=0)
-_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 3, "How often all pods are started again.", lower_bound=0)
-_APPLY = flags.DEFINE_bool("apply", False, "Apply the objects with kubectl.")
-flags.adopt_module_key_flags(command)
-flags.adopt_module_key_flags(attempt)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_string("name", None, "Name of the Job; by default that of the workdir.")
+    flags.DEFINE_string("namespace", "default", "Namespace.")
+    flags.DEFINE_string("image", None, "Image of the container.")
+    flags.DEFINE_string("accelerator", None, "GKE's name, as tpu-v5-lite-podslice or nvidia-h100-80gb.")
+    flags.DEFINE_string("topology", None, "Topology of a TPU slice, as 4x4.")
+    flags.DEFINE_integer("processes", 1, "Pods, each with one process; of a TPU slice its hosts.", lower_bound=1)
+    flags.DEFINE_integer("devices", 4, "TPU chips or GPUs of each pod.", lower_bound=1)
+    flags.DEFINE_string("service_account", None, "Kubernetes service account, for access to buckets.")
+    flags.DEFINE_string("claim", None, "PersistentVolumeClaim that is mounted at /share.")
+    flags.DEFINE_bool("spot", False, "Use spot nodes.")
+    flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
+    flags.DEFINE_integer("grace", 120, "Seconds in which a pod that is evicted may save.", lower_bound=0)
+    flags.DEFINE_integer("max_restarts", 3, "How often all pods are started again.", lower_bound=0)
+    flags.DEFINE_bool("apply", False, "Apply the objects with kubectl.")
+    command.define_flags()
+    flags.adopt_module_key_flags(command)
+    attempt.define_flags()
+    flags.adopt_module_key_flags(attempt)
+
 
 _PORT = 8476  # where the processes meet
 
 
 def main(passed: list[str]) -> int:
     workdir = command.workdir(passed)
-    accelerator = _ACCELERATOR.value
-    if not accelerator or not _IMAGE.value:
+    accelerator = FLAGS.accelerator
+    if not accelerator or not FLAGS.image:
         raise errors.BadRequest("--image and --accelerator are needed, as --accelerator=tpu-v5-lite-podslice.")
-    if not workdir.startswith(("gs://", *(["/share/"] if _CLAIM.value else []))):
+    if not workdir.startswith(("gs://", *(["/share/"] if FLAGS.claim else []))):
         raise errors.BadRequest(f"--workdir={workdir} is not a place that the pods share, as gs://bucket/runs/x.")
-    if accelerator.startswith("tpu") and not _TOPOLOGY.value:
+    if accelerator.startswith("tpu") and not FLAGS.topology:
         raise errors.BadRequest("--topology is missing, as --topology=4x4.")
     command.check(passed)
-    name = _NAME.value or command.job_name(workdir)
+    name = FLAGS.name or command.job_name(workdir)
     passed, mounted = buckets.localized(passed)
     text = yaml.safe_dump_all([_service(name), _job(name, accelerator, passed, mounted)], sort_keys=False, width=1000)
     apply = ["kubectl", "apply", "-f", "-"]
-    if not _APPLY.value:
+    if not FLAGS.apply:
         print(text, end="")
         return 0
-    if command.DRY_RUN.value:
+    if FLAGS.dry_run:
         print(f"{command.shown(apply)} <<'END_OF_YAML'\n{text}END_OF_YAML")
         return 0
     try:
@@ -75,7 +81,7 @@ def main(passed: list[str]) -> int:
         raise errors.BadRequest("there is no kubectl here; see https://kubernetes.io/docs/tasks/tools.") from e
     if done.returncode:
         raise errors.Failure(f"kubectl refused the Job {name}; a Job that exists already is to be deleted first.")
-    at = f"--namespace={_NAMESPACE.value}"
+    at = f"--namespace={FLAGS.namespace}"
     print(
         f"state:  kubectl get pods {at} -l job-name={name}\n"
         f"output: kubectl logs {at} -f -l job-name={name},batch.kubernetes.io/job-completion-index=0\n"
@@ -89,14 +95,14 @@ def _service(name: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "namespace": _NAMESPACE.value},
+        "metadata": {"name": name, "namespace": FLAGS.namespace},
         "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": {"job-name": name}},
     }
 
 
 def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> dict[str, Any]:
     """Returns the Job, whose pods differ by their index alone."""
-    count = _PROCESSES.value
+    count = FLAGS.processes
     rules: list[dict[str, Any]] = [
         {
             "action": "FailJob",
@@ -108,12 +114,12 @@ def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> 
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": name, "namespace": _NAMESPACE.value},
+        "metadata": {"name": name, "namespace": FLAGS.namespace},
         "spec": {
             "completionMode": "Indexed",
             "completions": count,
             "parallelism": count,
-            "backoffLimit": _MAX_RESTARTS.value * count,  # it counts pods, and all of them fail together
+            "backoffLimit": FLAGS.max_restarts * count,  # it counts pods, and all of them fail together
             "podReplacementPolicy": "Failed",  # never two pods of one index
             "podFailurePolicy": {"rules": rules},
             "template": _template(name, accelerator, passed, mounted),
@@ -124,28 +130,28 @@ def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> 
 def _template(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> dict[str, Any]:
     """Returns the pods' template."""
     tpu = accelerator.startswith("tpu")
-    resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": _DEVICES.value}
+    resource = {"google.com/tpu" if tpu else "nvidia.com/gpu": FLAGS.devices}
     selector = {f"cloud.google.com/gke-{'tpu-' if tpu else ''}accelerator": accelerator}
     if tpu:
-        selector["cloud.google.com/gke-tpu-topology"] = _TOPOLOGY.value or ""
+        selector["cloud.google.com/gke-tpu-topology"] = FLAGS.topology or ""
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # of the input workers
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     for i, bucket in enumerate(mounted):
         volumes.append(buckets.volume(bucket, f"bucket-{i}"))
         mounts.append({"name": f"bucket-{i}", "mountPath": f"{buckets.ROOT}/{bucket}"})
-    if _CLAIM.value:
-        volumes.append({"name": "share", "persistentVolumeClaim": {"claimName": _CLAIM.value}})
+    if FLAGS.claim:
+        volumes.append({"name": "share", "persistentVolumeClaim": {"claimName": FLAGS.claim}})
         mounts.append({"name": "share", "mountPath": "/share"})
     annotations = {"gke-gcsfuse/volumes": "true"} if mounted else {}
     spec: dict[str, Any] = {
         "subdomain": name,
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": _GRACE.value,
+        "terminationGracePeriodSeconds": FLAGS.grace,
         "nodeSelector": selector,
         "containers": [
             {
                 "name": "run",
-                "image": _IMAGE.value,
+                "image": FLAGS.image,
                 "command": _command(name, passed),
                 "env": [dict(zip(("name", "value"), e.split("=", 1), strict=True)) for e in _environment()],
                 "ports": [{"containerPort": _PORT}, *([{"containerPort": 8471}] if tpu else [])],  # 8471: the TPU's own
@@ -155,9 +161,9 @@ def _template(name: str, accelerator: str, passed: list[str], mounted: list[str]
         ],
         "volumes": volumes,
     }
-    if _SERVICE_ACCOUNT.value:
-        spec["serviceAccountName"] = _SERVICE_ACCOUNT.value
-    if _SPOT.value:
+    if FLAGS.service_account:
+        spec["serviceAccountName"] = FLAGS.service_account
+    if FLAGS.spot:
         selector["cloud.google.com/gke-spot"] = "true"
         spec["tolerations"] = [
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
@@ -166,23 +172,23 @@ def _template(name: str, accelerator: str, passed: list[str], mounted: list[str]
 
 
 def _environment() -> list[str]:
-    for pair in _ENV.value:
+    for pair in FLAGS.env:
         if "=" not in pair:
             raise errors.BadRequest(f"--env={pair} is not NAME=VALUE.")
-    return [*_ENV.value, "PYTHONUNBUFFERED=1"]
+    return [*FLAGS.env, "PYTHONUNBUFFERED=1"]
 
 
 def _command(name: str, passed: list[str]) -> list[str]:
     """Returns the words of the container's command, in which Kubernetes replaces $(NAME) and makes $$ one dollar."""
     finished = attempt.finished_file()
-    words = [*([f"--finished={finished}"] if finished else []), command.PROGRAM.value, *passed]
+    words = [*([f"--finished={finished}"] if finished else []), FLAGS.program, *passed]
     words = command.python("launch.attempt", words, "python")
     words = [word.replace("$", "$$") for word in words]
-    if _PROCESSES.value == 1:
+    if FLAGS.processes == 1:
         return [*words, "--distributed=off"]
-    meet = [f"--coordinator={name}-0.{name}:{_PORT}", f"--num_processes={_PROCESSES.value}"]
+    meet = [f"--coordinator={name}-0.{name}:{_PORT}", f"--num_processes={FLAGS.processes}"]
     return [*words, *meet, "--process_id=$(JOB_COMPLETION_INDEX)"]
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define_flags)

@@ -26,34 +26,41 @@ from absl import flags
 from launch import attempt, command
 from recvis_jax import errors
 
-_PROCESSES = flags.DEFINE_integer("processes", 1, "Number of processes.", lower_bound=1)
-_DEVICES = flags.DEFINE_integer(
-    "devices", 0, "Simulated CPU devices of each process; 0 for the real devices of this machine.", lower_bound=0
-)
-_MAX_RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 0, "How often all processes are started again after one of them failed.", lower_bound=0
-)
-flags.adopt_module_key_flags(command)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_integer("processes", 1, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer(
+        "devices", 0, "Simulated CPU devices of each process; 0 for the real devices of this machine.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "max_restarts", 0, "How often all processes are started again after one of them failed.", lower_bound=0
+    )
+    command.define_flags()
+    flags.adopt_module_key_flags(command)
+
 
 _GRACE = 40.0  # seconds in which processes notice that another is gone, and end by themselves
 _OUTPUT = threading.Lock()
 
 
 def main(passed: list[str]) -> int:
-    env = _environment(_DEVICES.value)
-    if command.DRY_RUN.value:
+    env = _environment(FLAGS.devices)
+    if FLAGS.dry_run:
         lines = [command.shown(words, env) for words in _commands(passed)]
         print(" &\n".join(lines), " &\nwait" if len(lines) > 1 else "", sep="")
         return 0
     stop = _Stop()
-    for life in range(_MAX_RESTARTS.value + 1):
+    for life in range(FLAGS.max_restarts + 1):
         group = _Group(_commands(passed), env, command.value(passed, "workdir"))
         stop.group = group
         code = group.wait(stop)
         if not code or stop.asked or code == command.BAD_REQUEST:
             return code
-        if life < _MAX_RESTARTS.value:
-            command.say(f"starting all processes again ({life + 1} of {_MAX_RESTARTS.value})")
+        if life < FLAGS.max_restarts:
+            command.say(f"starting all processes again ({life + 1} of {FLAGS.max_restarts})")
     return code
 
 
@@ -68,14 +75,14 @@ def _environment(devices: int) -> dict[str, str]:
 
 def _commands(passed: list[str]) -> list[list[str]]:
     """Returns the command of each process; they meet at a port that is free now."""
-    count = _PROCESSES.value
+    count = FLAGS.processes
     if count == 1:
-        return [command.python(command.PROGRAM.value, [*passed, "--distributed=off"])]
+        return [command.python(FLAGS.program, [*passed, "--distributed=off"])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
     meet = [f"--coordinator={where}", f"--num_processes={count}"]
-    return [command.python(command.PROGRAM.value, [*passed, *meet, f"--process_id={i}"]) for i in range(count)]
+    return [command.python(FLAGS.program, [*passed, *meet, f"--process_id={i}"]) for i in range(count)]
 
 
 class _Stop:
@@ -186,4 +193,4 @@ def _pass_on(stream: IO[bytes], shown: Any, prefix: bytes, log: IO[bytes] | None
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define_flags)

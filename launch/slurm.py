@@ -26,19 +26,27 @@ from absl import flags
 from launch import attempt, command
 from recvis_jax import errors
 
-_NODES = flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
-_TASKS = flags.DEFINE_integer("tasks_per_node", 1, "Processes on each node.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus_per_task", 0, "GPUs of each process.", lower_bound=0)
-_CPUS = flags.DEFINE_integer("cpus_per_task", 0, "CPUs of each process; 0 for the cluster's default.", lower_bound=0)
-_TIME = flags.DEFINE_string("time", None, "Time limit of one life of the job, as 8:00:00 or 1-00:00:00.")
-_PARTITION = flags.DEFINE_string("partition", None, "Partition.")
-_ACCOUNT = flags.DEFINE_string("account", None, "Account that is charged.")
-_MEM = flags.DEFINE_string("mem", None, "Memory of each node, as 200G.")
-_EXTRA = flags.DEFINE_multi_string("extra", [], "Another option of sbatch, as --extra=--constraint=a100; repeatable.")
-_SIGNAL = flags.DEFINE_integer("signal", 120, "Seconds before the time limit at which the run saves.", lower_bound=0)
-_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 20, "How often the job is queued again.", lower_bound=0)
-flags.adopt_module_key_flags(command)
-flags.adopt_module_key_flags(attempt)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_integer("nodes", 1, "Number of nodes.", lower_bound=1)
+    flags.DEFINE_integer("tasks_per_node", 1, "Processes on each node.", lower_bound=1)
+    flags.DEFINE_integer("gpus_per_task", 0, "GPUs of each process.", lower_bound=0)
+    flags.DEFINE_integer("cpus_per_task", 0, "CPUs of each process; 0 for the cluster's default.", lower_bound=0)
+    flags.DEFINE_string("time", None, "Time limit of one life of the job, as 8:00:00 or 1-00:00:00.")
+    flags.DEFINE_string("partition", None, "Partition.")
+    flags.DEFINE_string("account", None, "Account that is charged.")
+    flags.DEFINE_string("mem", None, "Memory of each node, as 200G.")
+    flags.DEFINE_multi_string("extra", [], "Another option of sbatch, as --extra=--constraint=a100; repeatable.")
+    flags.DEFINE_integer("signal", 120, "Seconds before the time limit at which the run saves.", lower_bound=0)
+    flags.DEFINE_integer("max_restarts", 20, "How often the job is queued again.", lower_bound=0)
+    command.define_flags()
+    flags.adopt_module_key_flags(command)
+    attempt.define_flags()
+    flags.adopt_module_key_flags(attempt)
+
 
 _SCRIPT = """#!/bin/bash
 {options}
@@ -106,7 +114,7 @@ def main(passed: list[str]) -> int:
     script = _script(folder, passed)
     path = folder / "job.sh"
     submit = ["sbatch", "--parsable", str(path)]
-    if command.DRY_RUN.value:
+    if FLAGS.dry_run:
         print(f"mkdir -p {shlex.quote(str(folder))}")
         print(f"cat > {shlex.quote(str(path))} <<'END_OF_SCRIPT'\n{script}END_OF_SCRIPT\n{command.shown(submit)}")
         return 0
@@ -139,14 +147,14 @@ def _script(folder: Path, passed: list[str]) -> str:
     output = str(folder).replace("%", "%%") + "/%j.txt"
     options = {
         "job-name": name, "output": output, "open-mode": "append", "dependency": "singleton",
-        "nodes": _NODES.value, "ntasks-per-node": _TASKS.value, "gpus-per-task": _GPUS.value,
-        "cpus-per-task": _CPUS.value, "time": _TIME.value, "partition": _PARTITION.value, "account": _ACCOUNT.value,
-        "mem": _MEM.value, "signal": f"B:USR1@{_SIGNAL.value}" if _SIGNAL.value else None,
+        "nodes": FLAGS.nodes, "ntasks-per-node": FLAGS.tasks_per_node, "gpus-per-task": FLAGS.gpus_per_task,
+        "cpus-per-task": FLAGS.cpus_per_task, "time": FLAGS.time, "partition": FLAGS.partition,
+        "account": FLAGS.account, "mem": FLAGS.mem, "signal": f"B:USR1@{FLAGS.signal}" if FLAGS.signal else None,
     }  # fmt: skip
     lines = ["#SBATCH --requeue", *(f"#SBATCH --{k}={_quoted(str(v))}" for k, v in options.items() if v)]
-    lines += [f"#SBATCH {extra}" for extra in _EXTRA.value]
+    lines += [f"#SBATCH {extra}" for extra in FLAGS.extra]
     # JAX takes one GPU a task under Slurm unless it is told which of those that the task sees.
-    gpus = ",".join(map(str, range(_GPUS.value)))
+    gpus = ",".join(map(str, range(FLAGS.gpus_per_task)))
     finished = attempt.finished_file()
     return _SCRIPT.format(
         options="\n".join(lines),
@@ -155,11 +163,11 @@ def _script(folder: Path, passed: list[str]) -> str:
         finished=shlex.quote(str(folder.parent / finished)) if finished else "",
         # The others end by themselves when one task fails; should they not, Slurm ends them. srun takes the CPUs of a
         # task from no one but its own command line.
-        srun="--wait=300" + (f" --cpus-per-task={_CPUS.value}" if _CPUS.value else ""),
-        command=command.shown(command.python(command.PROGRAM.value, passed)),
+        srun="--wait=300" + (f" --cpus-per-task={FLAGS.cpus_per_task}" if FLAGS.cpus_per_task else ""),
+        command=command.shown(command.python(FLAGS.program, passed)),
         stopped_code=command.STOPPED,
         bad_request=command.BAD_REQUEST,
-        max_restarts=_MAX_RESTARTS.value,
+        max_restarts=FLAGS.max_restarts,
     )
 
 
@@ -169,4 +177,4 @@ def _quoted(text: str) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define_flags)

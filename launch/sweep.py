@@ -29,14 +29,19 @@ from absl import flags
 from launch import attempt, command
 from recvis_jax import errors
 
-_GRID = flags.DEFINE_multi_string(
-    "grid", [], "A flag and its values, as config.seed=0,1,2; repeatable: all combinations."
-)
-_LIST = flags.DEFINE_string("list", None, "File with the settings of one run a line, as: config.seed=0 config.steps=10")
-_LAUNCHER = flags.DEFINE_enum("launcher", "none", ["none", "local", "slurm", "tpu_pod", "gke"], "What starts each run.")
-_COLLECT = flags.DEFINE_bool("collect", False, "Only print the table; without settings, of all runs in the workdir.")
-_METRICS = flags.DEFINE_list("metrics", [], "Metrics of the table; by default accuracy, or all where there is none.")
-flags.adopt_module_key_flags(command)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_multi_string("grid", [], "A flag and its values, as config.seed=0,1,2; repeatable: all combinations.")
+    flags.DEFINE_string("list", None, "File with the settings of one run a line, as: config.seed=0 config.steps=10")
+    flags.DEFINE_enum("launcher", "none", ["none", "local", "slurm", "tpu_pod", "gke"], "What starts each run.")
+    flags.DEFINE_bool("collect", False, "Only print the table; without settings, of all runs in the workdir.")
+    flags.DEFINE_list("metrics", [], "Metrics of the table; by default accuracy, or all where there is none.")
+    command.define_flags()
+    flags.adopt_module_key_flags(command)
+
 
 _SUBMIT = ("slurm", "gke")  # these return before the run has ended
 
@@ -52,14 +57,14 @@ class Run(NamedTuple):
 def main(passed: list[str]) -> int:
     workdir = command.workdir(passed).rstrip("/")
     runs = _runs(workdir, passed)
-    if command.DRY_RUN.value:
+    if FLAGS.dry_run:
         print("\n".join(command.shown(run.words) for run in runs if not _finished(run)))
         return 0
-    if _COLLECT.value:
+    if FLAGS.collect:
         return _tell(workdir, runs or _found(workdir), {})
     if not runs:
         raise errors.BadRequest("there is nothing to vary: give --grid or --list.")
-    if _LAUNCHER.value == "none":
+    if FLAGS.launcher == "none":
         command.check([word for word in runs[0].words[3:] if word.startswith("--")])
     elif "://" in workdir:
         command.say("runs in a bucket are all started, as it is not seen here which of them have finished")
@@ -75,7 +80,7 @@ def main(passed: list[str]) -> int:
         code = stop.wait(subprocess.Popen(run.words, stdin=subprocess.DEVNULL, process_group=0))
         if code:
             states[run.name] = f"failed with exit code {code}"
-        elif _LAUNCHER.value in _SUBMIT:
+        elif FLAGS.launcher in _SUBMIT:
             states[run.name] = "submitted"
         elif "://" in workdir:
             states[run.name] = "done"
@@ -110,12 +115,12 @@ def _runs(workdir: str, passed: list[str]) -> list[Run]:
     Raises:
       BadRequest: a setting is not one, or two runs have the same.
     """
-    choices = [_values(text) for text in _GRID.value]
-    if _LIST.value:
-        choices.append(_lines(Path(_LIST.value)))
+    choices = [_values(text) for text in FLAGS.grid]
+    if FLAGS.list:
+        choices.append(_lines(Path(FLAGS.list)))
     if not choices:
         return []
-    launcher = _LAUNCHER.value
+    launcher = FLAGS.launcher
     runs: list[Run] = []
     for chosen in itertools.product(*choices):
         settings = [word for words in chosen for word in words]
@@ -123,7 +128,7 @@ def _runs(workdir: str, passed: list[str]) -> list[Run]:
         if name in {run.name for run in runs}:
             raise errors.BadRequest(f"two runs have the same settings, {' '.join(settings)}.")
         flags_ = [*_without_workdir(passed), *(f"--{word}" for word in settings), f"--workdir={workdir}/{name}"]
-        program = command.PROGRAM.value
+        program = FLAGS.program
         if launcher == "none":
             words = command.python(program, flags_)
         else:
@@ -206,7 +211,7 @@ def _finished(run: Run) -> dict[str, Any] | None:
 def _tell(workdir: str, runs: list[Run], states: dict[str, str]) -> int:
     """Prints the table and keeps it as `table.md`; returns the exit code."""
     summaries = {run.name: _finished(run) for run in runs}
-    text = table([(run.name, states.get(run.name), summaries[run.name]) for run in runs], _METRICS.value)
+    text = table([(run.name, states.get(run.name), summaries[run.name]) for run in runs], FLAGS.metrics)
     print(text)
     folder = Path(workdir).expanduser()
     if folder.is_dir():
@@ -245,4 +250,4 @@ def table(rows: list[tuple[str, str | None, dict[str, Any] | None]], metrics: li
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define_flags)

@@ -32,27 +32,33 @@ from absl import flags
 from launch import attempt, buckets, command, gcloud
 from recvis_jax import errors
 
-_NAME = flags.DEFINE_string("name", None, "Name of the TPU.")
-_ZONE = flags.DEFINE_string("zone", None, "Its zone, as us-west4-a.")
-_PROJECT = flags.DEFINE_string("project", None, "Project; gcloud's own by default.")
-_CREATE = flags.DEFINE_bool("create", False, "Create the TPU if there is none of that name.")
-_QUEUED = flags.DEFINE_bool("queued", False, "Create it by a queued resource, which waits until there is room.")
-_TYPE = flags.DEFINE_string("type", "v5litepod-16", "Type of the TPU.")
-_RUNTIME = flags.DEFINE_string("runtime_version", None, "Image of the hosts; by default the one for the type.")
-_SPOT = flags.DEFINE_bool("spot", False, "Create a spot TPU: cheaper, and may be preempted.")
-_EXTRA = flags.DEFINE_multi_string(
-    "extra", [], "Another option for the creation, as --extra=--network=net; repeatable."
-)
-_SSH = flags.DEFINE_multi_string("ssh", [], "Another option for ssh and scp, as --ssh=--internal-ip; repeatable.")
-_SETUP = flags.DEFINE_string("setup", gcloud.SETUP, "Shell command that installs the code on a host.")
-_PREPARE = flags.DEFINE_string("prepare", None, "Shell command for every host after that, as mounts or data.")
-_ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
-_STOP = flags.DEFINE_bool("stop", False, "Only let the run on the TPU save and stop.")
-_DELETE = flags.DEFINE_bool("delete", False, "Delete the TPU when the run has ended.")
-_MAX_RESTARTS = flags.DEFINE_integer("max_restarts", 3, "How often all hosts are started again.", lower_bound=0)
-_POLL = flags.DEFINE_float("poll", 30.0, "Seconds between looks at the hosts.", lower_bound=0.1)
-flags.adopt_module_key_flags(command)
-flags.adopt_module_key_flags(attempt)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this launcher."""
+    flags.DEFINE_string("name", None, "Name of the TPU.")
+    flags.DEFINE_string("zone", None, "Its zone, as us-west4-a.")
+    flags.DEFINE_string("project", None, "Project; gcloud's own by default.")
+    flags.DEFINE_bool("create", False, "Create the TPU if there is none of that name.")
+    flags.DEFINE_bool("queued", False, "Create it by a queued resource, which waits until there is room.")
+    flags.DEFINE_string("type", "v5litepod-16", "Type of the TPU.")
+    flags.DEFINE_string("runtime_version", None, "Image of the hosts; by default the one for the type.")
+    flags.DEFINE_bool("spot", False, "Create a spot TPU: cheaper, and may be preempted.")
+    flags.DEFINE_multi_string("extra", [], "Another option for the creation, as --extra=--network=net; repeatable.")
+    flags.DEFINE_multi_string("ssh", [], "Another option for ssh and scp, as --ssh=--internal-ip; repeatable.")
+    flags.DEFINE_string("setup", gcloud.SETUP, "Shell command that installs the code on a host.")
+    flags.DEFINE_string("prepare", None, "Shell command for every host after that, as mounts or data.")
+    flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
+    flags.DEFINE_bool("stop", False, "Only let the run on the TPU save and stop.")
+    flags.DEFINE_bool("delete", False, "Delete the TPU when the run has ended.")
+    flags.DEFINE_integer("max_restarts", 3, "How often all hosts are started again.", lower_bound=0)
+    flags.DEFINE_float("poll", 30.0, "Seconds between looks at the hosts.", lower_bound=0.1)
+    command.define_flags()
+    flags.adopt_module_key_flags(command)
+    attempt.define_flags()
+    flags.adopt_module_key_flags(attempt)
+
 
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _THERE = ("READY", "ACTIVE")
@@ -65,12 +71,12 @@ class _Preempted(Exception):
 
 
 def main(passed: list[str]) -> int:
-    if not _NAME.value or not _ZONE.value:
+    if not FLAGS.name or not FLAGS.zone:
         raise errors.BadRequest("--name and --zone are needed, as --name=pod --zone=us-west4-a.")
-    tpu = gcloud.Tpu(_NAME.value, _ZONE.value, _PROJECT.value, _QUEUED.value, _SSH.value)
-    if _STOP.value or (_DELETE.value and command.value(passed, "workdir") is None):
-        words = tpu.stop() if _STOP.value else tpu.delete()
-        print(gcloud.shown(words)) if command.DRY_RUN.value else _run(words)
+    tpu = gcloud.Tpu(FLAGS.name, FLAGS.zone, FLAGS.project, FLAGS.queued, FLAGS.ssh)
+    if FLAGS.stop or (FLAGS.delete and command.value(passed, "workdir") is None):
+        words = tpu.stop() if FLAGS.stop else tpu.delete()
+        print(gcloud.shown(words)) if FLAGS.dry_run else _run(words)
         return 0
     if not command.workdir(passed).startswith(("/", "gs://")):
         raise errors.BadRequest(
@@ -78,14 +84,14 @@ def main(passed: list[str]) -> int:
         )
     command.check(passed)
     passed, mounted = buckets.localized(passed)
-    further = [*map(buckets.mount, mounted), *([_PREPARE.value] if _PREPARE.value else [])]
-    install = tpu.install(_SETUP.value, further)
-    start = tpu.start(gcloud.program(passed, command.PROGRAM.value, attempt.finished_file()), _ENV.value)
-    if command.DRY_RUN.value:
+    further = [*map(buckets.mount, mounted), *([FLAGS.prepare] if FLAGS.prepare else [])]
+    install = tpu.install(FLAGS.setup, further)
+    start = tpu.start(gcloud.program(passed, FLAGS.program, attempt.finished_file()), FLAGS.env)
+    if FLAGS.dry_run:
         archive = f"/tmp/{gcloud.ARCHIVE}"
-        made = [_create(tpu)] if _CREATE.value or _QUEUED.value else []
+        made = [_create(tpu)] if FLAGS.create or FLAGS.queued else []
         installed = [gcloud.pack(_ROOT, archive), tpu.copy(archive), install]
-        deleted = [tpu.delete()] if _DELETE.value else []
+        deleted = [tpu.delete()] if FLAGS.delete else []
         for line in (*made, *installed, start, tpu.follow(), tpu.status(), *deleted):
             print(gcloud.shown(line))
         return 0
@@ -95,9 +101,9 @@ def main(passed: list[str]) -> int:
     except KeyboardInterrupt:
         command.say("the run goes on without this launcher; --stop stops it, the same command looks on again.")
         raise
-    if _DELETE.value and not code:
+    if FLAGS.delete and not code:
         _run(tpu.delete())
-    elif not _DELETE.value or code:
+    elif not FLAGS.delete or code:
         command.say(f"the TPU is still there, and is paid for. To delete it: {gcloud.shown(tpu.delete())}")
     return code
 
@@ -105,9 +111,9 @@ def main(passed: list[str]) -> int:
 def _train(tpu: gcloud.Tpu, install: list[str], start: list[str]) -> int:
     """Runs the program until it is done, or fails too often; returns its exit code."""
     ready, code, why = False, 1, ""
-    for life in range(_MAX_RESTARTS.value + 1):
+    for life in range(FLAGS.max_restarts + 1):
         if life:
-            command.say(f"{why}; starting again ({life} of {_MAX_RESTARTS.value})")
+            command.say(f"{why}; starting again ({life} of {FLAGS.max_restarts})")
         try:
             going = _make(tpu) and not life and "running" in _guarded(tpu, tpu.status)
             if going:
@@ -127,19 +133,19 @@ def _train(tpu: gcloud.Tpu, install: list[str], start: list[str]) -> int:
             )
         except _Preempted as e:
             code, why, ready = 1, str(e), False
-    command.say(f"{why}; --max_restarts={_MAX_RESTARTS.value} is used up")
+    command.say(f"{why}; --max_restarts={FLAGS.max_restarts} is used up")
     return code
 
 
 def _create(tpu: gcloud.Tpu) -> list[str]:
-    return tpu.create(_TYPE.value, _RUNTIME.value or gcloud.runtime(_TYPE.value), _SPOT.value, _EXTRA.value)
+    return tpu.create(FLAGS.type, FLAGS.runtime_version or gcloud.runtime(FLAGS.type), FLAGS.spot, FLAGS.extra)
 
 
 def _make(tpu: gcloud.Tpu) -> bool:
     """Creates the TPU if it is gone and that was asked for, and waits for it; returns whether it was there already."""
     state = found = _state(tpu)
     if found in _GONE:
-        if not (_CREATE.value or _QUEUED.value):
+        if not (FLAGS.create or FLAGS.queued):
             raise errors.BadRequest(f"the TPU {tpu.name} is {found or 'not there'}; --create creates it.")
         if found:  # it still has the name
             _run(tpu.delete())
@@ -149,7 +155,7 @@ def _make(tpu: gcloud.Tpu) -> bool:
         if state in _GONE:
             raise _Preempted(f"the TPU {tpu.name} is {state or 'gone'}")
         command.say(f"the TPU {tpu.name} is {state}; waiting")
-        time.sleep(_POLL.value)
+        time.sleep(FLAGS.poll)
         state = _state(tpu)
     return found not in _GONE
 
@@ -169,7 +175,7 @@ def _watch(tpu: gcloud.Tpu) -> int:
     try:
         while True:
             try:
-                follow.wait(timeout=_POLL.value)
+                follow.wait(timeout=FLAGS.poll)
             except subprocess.TimeoutExpired:
                 pass
             states = [
@@ -187,7 +193,7 @@ def _watch(tpu: gcloud.Tpu) -> int:
             if follow.poll():  # the connection was lost
                 follow = _follow(tpu, "20")
             elif follow.poll() == 0:  # host 0 is done, others are not yet
-                time.sleep(min(1.0, _POLL.value))
+                time.sleep(min(1.0, FLAGS.poll))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(follow.pid, signal.SIGKILL)  # gcloud leaves its ssh behind otherwise
@@ -199,7 +205,7 @@ def _follow(tpu: gcloud.Tpu, lines: str = "+1") -> subprocess.Popen:
 
 
 def _state(tpu: gcloud.Tpu) -> str | None:
-    quiet = subprocess.DEVNULL if _CREATE.value or _QUEUED.value else None  # that there is none is no error then
+    quiet = subprocess.DEVNULL if FLAGS.create or FLAGS.queued else None  # that there is none is no error then
     done = subprocess.run(_checked(tpu.state()), stdout=subprocess.PIPE, stderr=quiet, text=True)
     return done.stdout.strip() or None if done.returncode == 0 else None
 
@@ -219,7 +225,7 @@ def _guarded(tpu: gcloud.Tpu, make: Callable[[], list[str]]) -> str:
         if state not in _THERE:
             raise _Preempted(f"the TPU {tpu.name} is {state or 'gone'}")
         if left:
-            time.sleep(_POLL.value)
+            time.sleep(FLAGS.poll)
     raise errors.Failure(f"failed {_TRIES} times (exit code {done.returncode}): {gcloud.shown(make())[:300]}")
 
 
@@ -238,4 +244,4 @@ def _checked(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define_flags)

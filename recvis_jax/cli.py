@@ -17,13 +17,25 @@ from absl import app, flags, logging
 from recvis_jax import errors
 from recvis_jax.training import processes
 
-_DEBUG = flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "off"], "auto: joins the other processes that Slurm, Open MPI or a TPU pod started."
-)
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing is detected.")
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes run together.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags that every program has; those who have them already keep them."""
+    if "distributed" in FLAGS:
+        return
+    flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "off"],
+        "auto: joins the other processes that Slurm, Open MPI or a TPU pod started.",
+    )
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing is detected.")
+    flags.DEFINE_integer("num_processes", None, "How many processes run together.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
 _SHARED_FLAGS = ("debug", "distributed", "coordinator", "num_processes", "process_id")
 
 # Settings that make XLA faster on CPUs, given to no other platform. See benchmarks/.
@@ -44,8 +56,13 @@ CPU_MALLOC = (
 )
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs an absl program: `main(argv)` with errors as one line on stderr and the exit codes above."""
+def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] = lambda: None) -> None:
+    """Runs an absl program: `main(argv)` with errors as one line on stderr and the exit codes above.
+
+    Args:
+      main: the program.
+      own_flags: defines its flags. Programs define them when they run, so that all can be imported together.
+    """
     if _wants_malloc():
         # The same process goes on as the same program, now with the allocator's settings.
         sys.stdout.flush()
@@ -66,6 +83,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             processes.end(e, lambda e: _report(e, code))
             return _report(e, code)
 
+    define_flags()
+    own_flags()
     # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     if "--debug" not in sys.argv:
@@ -127,7 +146,7 @@ def _report(error: BaseException, code: int) -> int:
         kind = type(error).__name__
         text = text if isinstance(error, OSError) else f"{kind}: {text[:600]}"
         text += "" if "--debug" in sys.argv else " (--debug shows the traceback)"
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {errors.printable(text)}", file=sys.stderr)
     return code
 
 
@@ -153,9 +172,9 @@ def start_jax(compile_cache: str | None = "default") -> None:
         jax.config.update("jax_compilation_cache_dir", compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if _DISTRIBUTED.value == "auto":
-        processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    elif _COORDINATOR.value or _PROCESSES.value or _PROCESS.value:
+    if FLAGS.distributed == "auto":
+        processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id:
         raise errors.BadRequest("--distributed=off goes with none of --coordinator, --num_processes, --process_id.")
     several = "xla_force_host_platform_device_count" in given or processes.several()
     if _on_cpu() and not several and "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:

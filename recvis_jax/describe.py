@@ -19,27 +19,34 @@ _MACS = "\nMACs: multiplications, each with an addition."
 _FIELDS = """ sees: receptive field of an output in pixels, were the image large;
 step: pixels from one output to the next; pad: pixels by which the first output's field reaches over the edge."""
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file: its model, images and optimizer.", lock_config=False, accept_new_attributes=True
-)
-_MODEL = flags.DEFINE_list("model", [], "Instead of a config: names of models, as resnet50,vit_s16.")
-_SIZE = flags.DEFINE_string("image_size", "224", "With --model: rows and columns of the images, as 224 or 160x240.")
-_CHANNELS = flags.DEFINE_integer("channels", 3, "With --model: channels of the images.", lower_bound=1)
-_CLASSES = flags.DEFINE_integer("num_classes", 1000, "With --model: number of classes.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file: its model, images and optimizer.", lock_config=False, accept_new_attributes=True
+    )
+    flags.DEFINE_list("model", [], "Instead of a config: names of models, as resnet50,vit_s16.")
+    flags.DEFINE_string("image_size", "224", "With --model: rows and columns of the images, as 224 or 160x240.")
+    flags.DEFINE_integer("channels", 3, "With --model: channels of the images.", lower_bound=1)
+    flags.DEFINE_integer("num_classes", 1000, "With --model: number of classes.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    if bool(_MODEL.value) == (_CONFIG.value is not None):
+    if bool(FLAGS.model) == (FLAGS.config is not None):
         raise errors.BadRequest("give one of --model=NAME[,NAME...] and --config=FILE.")
-    if _CONFIG.value is not None and (given := [f.name for f in (_SIZE, _CHANNELS, _CLASSES) if f.present]):
+    if FLAGS.config is not None and (
+        given := [name for name in ("image_size", "channels", "num_classes") if FLAGS[name].present]
+    ):
         raise errors.BadRequest(f"--{given[0]} goes with --model; a config says by itself what its images are.")
     cli.start_jax(None)
-    if _MODEL.value:
-        shape = (*_image_size(_SIZE.value), _CHANNELS.value)
-        found = {name: _of_model(name, shape, _CLASSES.value) for name in _MODEL.value}
+    if FLAGS.model:
+        shape = (*_image_size(FLAGS.image_size), FLAGS.channels)
+        found = {name: _of_model(name, shape, FLAGS.num_classes) for name in FLAGS.model}
     else:
-        found = _of_config(configs.read(_CONFIG, "configs/fashion_mnist/lenet5.py"))
+        found = _of_config(configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py"))
     if len(found) == 1:
         (only,) = found.values()
         print(_layers_table(only["layers"]))
@@ -164,4 +171,4 @@ def _scaled(n: float, digits: int, unit: str = "") -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -21,6 +21,22 @@ class Failure(RuntimeError):
     """A valid request failed while it ran: a full disk, a non-finite loss, no usable checkpoint."""
 
 
+def printable(text: object) -> str:
+    """Returns `text` as it may reach a terminal or a log: control characters and the like are written as escapes.
+
+    Names of classes and files come from outside; an escape sequence in one could move the cursor, set the title or
+    hide what follows. Line feeds are escaped as well. Bytes of file names that are not UTF-8 become U+FFFD.
+
+    Example:
+      >>> printable("cat\\x1b[2J.jpg")
+      'cat\\\\x1b[2J.jpg'
+      >>> printable("Äpfel und Bäume")
+      'Äpfel und Bäume'
+    """
+    text = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest of `valid`, or an empty string where none is close."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)

@@ -21,39 +21,46 @@ from absl import flags
 
 from recvis_jax import cli, errors
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_SPLIT = flags.DEFINE_string("split", "test", "train, val or test as the run's config has them, or a split expression.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
-)
-_METRICS = flags.DEFINE_list("metrics", [], "Further metrics, as per_class_accuracy,confusion_matrix,top_3.")
-_WINDOWS = flags.DEFINE_string(
-    "windows", None, "Data set of several classes an image whose images are ranked by their windows, as fashion_scenes."
-)
-_BATCH = flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
-_CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("split", "test", "train, val or test as the run's config has them, or a split expression.")
+    flags.DEFINE_string(
+        "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
+    )
+    flags.DEFINE_list("metrics", [], "Further metrics, as per_class_accuracy,confusion_matrix,top_3.")
+    flags.DEFINE_string(
+        "windows",
+        None,
+        "Data set of several classes an image whose images are ranked by their windows, as fashion_scenes.",
+    )
+    flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.")
+    flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
+    flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
 def main(argv: list[str]) -> int:
     del argv
-    if not _WORKDIR.value:
+    if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/lenet5.")
-    folder = Path(_WORKDIR.value).expanduser().absolute()
+    folder = Path(FLAGS.workdir).expanduser().absolute()
     if not (folder / "config.json").exists():  # at once, before JAX starts
         raise errors.BadRequest(f"{folder} is not the folder of a run: it has no config.json.")
-    cli.start_jax(_CACHE.value)
+    cli.start_jax(FLAGS.compile_cache)
     from recvis_jax import trained
 
     config = trained.read_config(folder)
-    if _DATA_DIR.value:
-        config["data"]["data_dir"] = _DATA_DIR.value
-    if _WINDOWS.value:
-        if _METRICS.value:
+    if FLAGS.data_dir:
+        config["data"]["data_dir"] = FLAGS.data_dir
+    if FLAGS.windows:
+        if FLAGS.metrics:
             raise errors.BadRequest("--windows reports average precisions; it takes no --metrics.")
-        evaluate_windows(folder, config, _WINDOWS.value, _SPLIT.value, _CHECKPOINT.value, _BATCH.value)
+        evaluate_windows(folder, config, FLAGS.windows, FLAGS.split, FLAGS.checkpoint, FLAGS.batch_size)
     else:
-        evaluate(folder, config, _SPLIT.value, _CHECKPOINT.value, _METRICS.value, _BATCH.value)
+        evaluate(folder, config, FLAGS.split, FLAGS.checkpoint, FLAGS.metrics, FLAGS.batch_size)
     return 0
 
 
@@ -158,4 +165,4 @@ def _show(name: str, value: Any, classes: tuple[str, ...]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -13,32 +13,37 @@ from ml_collections import config_flags
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Instead of --workdir: a config whose init_from names the weights.", lock_config=False,
-    accept_new_attributes=True,
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
-_SPLIT = flags.DEFINE_string("split", "train", "train, val or test as the config has them, or a split expression.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
-_LAYERS = flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
-_POOL = flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace features that are there.")
-_CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Instead of --workdir: a config whose init_from names the weights.", lock_config=False,
+        accept_new_attributes=True,
+    )  # fmt: skip
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
+    flags.DEFINE_string("split", "train", "train, val or test as the config has them, or a split expression.")
+    flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
+    flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
+    flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
+    flags.DEFINE_bool("overwrite", False, "Replace features that are there.")
+    flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
 def main(argv: list[str]) -> int:
     del argv
-    if (_WORKDIR.value is None) == (_CONFIG.value is None):
+    if (FLAGS.workdir is None) == (FLAGS.config is None):
         raise errors.BadRequest("give one of --workdir=RUN and --config=FILE, as --workdir=runs/mae.")
-    cli.start_jax(_CACHE.value)
+    cli.start_jax(FLAGS.compile_cache)
     from recvis_jax import trained
 
-    config = configs.read(_CONFIG, "") if _WORKDIR.value is None else None
-    model, folder = trained.open_either(_WORKDIR.value, config, _OUT.value, _CHECKPOINT.value)
-    source = trained.open_named(model.run.data, _SPLIT.value)
+    config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
+    model, folder = trained.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint)
+    source = trained.open_named(model.run.data, FLAGS.split)
     found = trained.write_features(
-        model, folder, source, _SPLIT.value, _LAYERS.value, _POOL.value, overwrite=_OVERWRITE.value, say=cli.progress
+        model, folder, source, FLAGS.split, FLAGS.layers, FLAGS.pool, overwrite=FLAGS.overwrite, say=cli.progress
     )
     print(f"{model.name} weights (step {model.step:,}) on {source.name}:")
     for layer, f in found.items():
@@ -48,4 +53,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -16,34 +16,39 @@ from ml_collections import config_flags
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as configs/imagenet/vit_b16.py[:argument].", lock_config=False,
-    accept_new_attributes=True,
-)  # fmt: skip
-_TOPOLOGY = flags.DEFINE_string("topology", "", "Machines, as v5e:16x16,v4:4x4x4,h100:8.")
-_SEARCH = flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
-_LEVEL = flags.DEFINE_enum(
-    "level", "O0", ["O0", "O1", "O2", "O3", "default"],
-    "How hard the compiler tries. O0 is 4 to 10 times faster than what training uses, default; memory differs by a few "
-    "percent, with split parameters also what is exchanged.",
-)  # fmt: skip
-_MEMORY = flags.DEFINE_float(
-    "memory", None, "GiB of a device that a program may use, instead of what is known.", lower_bound=0
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, as configs/imagenet/vit_b16.py[:argument].", lock_config=False,
+        accept_new_attributes=True,
+    )  # fmt: skip
+    flags.DEFINE_string("topology", "", "Machines, as v5e:16x16,v4:4x4x4,h100:8.")
+    flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
+    flags.DEFINE_enum(
+        "level", "O0", ["O0", "O1", "O2", "O3", "default"],
+        "How hard the compiler tries. O0 is 4 to 10 times faster than what training uses, default; memory differs by a "
+        "few percent, with split parameters also what is exchanged.",
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "memory", None, "GiB of a device that a program may use, instead of what is known.", lower_bound=0
+    )
 
 
 def main(argv: list[str]) -> None:
     del argv
-    config = configs.read(_CONFIG, "configs/imagenet/vit_b16.py")
-    if not _TOPOLOGY.value:
+    config = configs.read(FLAGS["config"], "configs/imagenet/vit_b16.py")
+    if not FLAGS.topology:
         raise errors.BadRequest("--topology is missing, for instance --topology=v5e:2x4.")
     from recvis_jax.planning import topology
 
-    machines = topology.parse(_TOPOLOGY.value)
-    if _MEMORY.value is not None:
-        machines = [topology.with_memory(machine, _MEMORY.value) for machine in machines]
-    topology.start_jax(machines, _LEVEL.value, cli.CPU_XLA_FLAGS)
-    lacking = [text for machine in machines if (text := _plan(config, machine, _SEARCH.value, _LEVEL.value))]
+    machines = topology.parse(FLAGS.topology)
+    if FLAGS.memory is not None:
+        machines = [topology.with_memory(machine, FLAGS.memory) for machine in machines]
+    topology.start_jax(machines, FLAGS.level, cli.CPU_XLA_FLAGS)
+    lacking = [text for machine in machines if (text := _plan(config, machine, FLAGS.search, FLAGS.level))]
     if lacking:
         raise errors.Failure("; ".join(lacking))
 
@@ -69,4 +74,4 @@ def _plan(config: dict[str, Any], machine: Any, search: bool, level: str) -> str
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -19,15 +19,21 @@ from absl import flags
 
 from recvis_jax import cli, errors
 
-_MODEL = flags.DEFINE_string("model", None, "Name of the model, ours or library/name; not needed for a run of our own.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "File, hf://owner/repo[/file] or folder of a run[@checkpoint].")
-_CLASSES = flags.DEFINE_string("classes", None, "Names of the classes: a file with one a line, or a data set's name.")
-_TOP = flags.DEFINE_integer("top", 5, "How many classes to print.", lower_bound=1)
-_SIZE = flags.DEFINE_integer(
-    "image_size", None, "Rows and columns for the model, if not those of the weights.", lower_bound=1
-)
-_STATISTICS = flags.DEFINE_string("statistics", None, "Mean and deviation by name, if not those of the weights.")
-_OUTPUTS = flags.DEFINE_integer("num_classes", None, "Outputs of the model, if not its usual 1000.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string("model", None, "Name of the model, ours or library/name; not needed for a run of our own.")
+    flags.DEFINE_string("weights", None, "File, hf://owner/repo[/file] or folder of a run[@checkpoint].")
+    flags.DEFINE_string("classes", None, "Names of the classes: a file with one a line, or a data set's name.")
+    flags.DEFINE_integer("top", 5, "How many classes to print.", lower_bound=1)
+    flags.DEFINE_integer(
+        "image_size", None, "Rows and columns for the model, if not those of the weights.", lower_bound=1
+    )
+    flags.DEFINE_string("statistics", None, "Mean and deviation by name, if not those of the weights.")
+    flags.DEFINE_integer("num_classes", None, "Outputs of the model, if not its usual 1000.", lower_bound=1)
+
 
 # What the numbers of a line are, where they are not the probabilities of one class out of all.
 NOTES = {
@@ -61,26 +67,26 @@ def main(argv: list[str]) -> None:
         raise errors.BadRequest("name the images: python -m recvis_jax.predict --model=... --weights=... IMAGE...")
     if missing := [str(p) for p in paths if not p.is_file()]:
         raise errors.BadRequest(f"no such file: {', '.join(missing)}.")
-    if not _WEIGHTS.value:
+    if not FLAGS.weights:
         raise errors.BadRequest("--weights is missing: a file, hf://owner/repo or the folder of a run.")
     cli.start_jax()
-    run = _run_folder(_WEIGHTS.value)
+    run = _run_folder(FLAGS.weights)
     if run:
-        if given := [f.name for f in (_MODEL, _SIZE, _STATISTICS, _OUTPUTS) if f.present]:
+        if given := [n for n in ("model", "image_size", "statistics", "num_classes") if FLAGS[n].present]:
             raise errors.BadRequest(f"--{given[0]} is not needed: the run {run[0]} says by itself what it takes.")
         predictor = of_run(*run)
-    elif _MODEL.value:
-        predictor = of_library(_MODEL.value, _WEIGHTS.value, _SIZE.value, _STATISTICS.value, _OUTPUTS.value)
+    elif FLAGS.model:
+        predictor = of_library(FLAGS.model, FLAGS.weights, FLAGS.image_size, FLAGS.statistics, FLAGS.num_classes)
     else:
         raise errors.BadRequest(
-            f"--model is missing, as resnet50 or torchvision/resnet50: {_WEIGHTS.value} is no folder of a run."
+            f"--model is missing, as resnet50 or torchvision/resnet50: {FLAGS.weights} is no folder of a run."
         )
-    classes = class_names(_CLASSES.value) if _CLASSES.value else predictor.classes
+    classes = class_names(FLAGS.classes) if FLAGS.classes else predictor.classes
     if predictor.kind in NOTES:
         print(NOTES[predictor.kind])
     for path in paths:  # one by one: what is read is shown at once, and memory does not grow
         outputs = np.asarray(predictor.outputs(predictor.prepare(path)[None]))[0]
-        print(f"{path}\n{show(outputs, classes, _TOP.value, predictor.kind)}", flush=True)
+        print(f"{path}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]
@@ -203,4 +209,4 @@ def show(outputs: np.ndarray, classes: Sequence[str], top: int, kind: Kind) -> s
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

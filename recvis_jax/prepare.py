@@ -18,26 +18,31 @@ from absl import flags
 
 from recvis_jax import cli
 
-_DATASET = flags.DEFINE_string(
-    "dataset",
-    None,
-    "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, or folder for a folder of images.",
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir",
-    None,
-    "Where prepared data sets lie: by default $RECVIS_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
-)
-_SOURCE = flags.DEFINE_string(
-    "source",
-    None,
-    "The folder of images; or a folder with the files as the authors publish them, instead of a download.",
-)
-_NAME = flags.DEFINE_string("name", None, "For a folder: the name of the data set. Made from the folder's by default.")
-_ON_ERROR = flags.DEFINE_enum(
-    "on_error", "fail", ["fail", "skip"], "For a folder: what to do about images that cannot be read."
-)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Make the data set again if it is there.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, or folder for a folder of images.",
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Where prepared data sets lie: by default $RECVIS_DATA_DIR, $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    )
+    flags.DEFINE_string(
+        "source",
+        None,
+        "The folder of images; or a folder with the files as the authors publish them, instead of a download.",
+    )
+    flags.DEFINE_string("name", None, "For a folder: the name of the data set. Made from the folder's by default.")
+    flags.DEFINE_enum(
+        "on_error", "fail", ["fail", "skip"], "For a folder: what to do about images that cannot be read."
+    )
+    flags.DEFINE_bool("overwrite", False, "Make the data set again if it is there.")
 
 
 def main(argv: list[str]) -> None:
@@ -45,15 +50,15 @@ def main(argv: list[str]) -> None:
     from recvis_jax import errors
     from recvis_jax.data import builders, sources
 
-    if _DATASET.value is None:
+    if FLAGS.dataset is None:
         raise errors.BadRequest(f"--dataset is missing; it is one of {', '.join(builders.NAMES)}.")
     directory = builders.prepare(
-        _DATASET.value,
-        _DATA_DIR.value,
-        _SOURCE.value,
-        folder_name=_NAME.value,
-        on_error=_ON_ERROR.value,
-        overwrite=_OVERWRITE.value,
+        FLAGS.dataset,
+        FLAGS.data_dir,
+        FLAGS.source,
+        folder_name=FLAGS.name,
+        on_error=FLAGS.on_error,
+        overwrite=FLAGS.overwrite,
         say=lambda line: print(line, flush=True),
     )
     found = builders.summary(directory)
@@ -96,4 +101,4 @@ _CONFIGS = {
 }
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

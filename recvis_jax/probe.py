@@ -19,39 +19,44 @@ from ml_collections import config_flags
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Instead of --workdir: a config whose init_from names the weights.", lock_config=False,
-    accept_new_attributes=True,
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
-_PROTOCOLS = flags.DEFINE_list("protocols", ["linear", "knn", "fewshot"], "Which of linear, knn, fewshot.")
-_LAYERS = flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
-_POOL = flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
-_BASELINES = flags.DEFINE_list("baselines", [], "Further rows: random (the same layers, untrained) and pixels.")
-_PER_CLASS = flags.DEFINE_list("per_class", ["0"], "Training examples of each class, several tables; 0 for all.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Draws of so many examples; the table has mean and deviation.", 1)
-_DATASET = flags.DEFINE_string("dataset", None, "Another data set than the run's, for transfer; splits in --splits.")
-_CLASSES = flags.DEFINE_list("classes", None, "Numbers or names of the only classes probed, for transfer.")
-_SPLITS = flags.DEFINE_list("splits", None, "Training, validation and test split, if not those of the run.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Compute features again that are there.")
-_CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Instead of --workdir: a config whose init_from names the weights.", lock_config=False,
+        accept_new_attributes=True,
+    )  # fmt: skip
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
+    flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
+    flags.DEFINE_list("protocols", ["linear", "knn", "fewshot"], "Which of linear, knn, fewshot.")
+    flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
+    flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
+    flags.DEFINE_list("baselines", [], "Further rows: random (the same layers, untrained) and pixels.")
+    flags.DEFINE_list("per_class", ["0"], "Training examples of each class, several tables; 0 for all.")
+    flags.DEFINE_integer("seeds", 3, "Draws of so many examples; the table has mean and deviation.", 1)
+    flags.DEFINE_string("dataset", None, "Another data set than the run's, for transfer; splits in --splits.")
+    flags.DEFINE_list("classes", None, "Numbers or names of the only classes probed, for transfer.")
+    flags.DEFINE_list("splits", None, "Training, validation and test split, if not those of the run.")
+    flags.DEFINE_bool("overwrite", False, "Compute features again that are there.")
+    flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
 def main(argv: list[str]) -> int:
     del argv
-    if (_WORKDIR.value is None) == (_CONFIG.value is None):
+    if (FLAGS.workdir is None) == (FLAGS.config is None):
         raise errors.BadRequest("give one of --workdir=RUN and --config=FILE, as --workdir=runs/mae.")
-    unknown = set(_BASELINES.value) - {"random", "pixels"}
+    unknown = set(FLAGS.baselines) - {"random", "pixels"}
     if unknown:
         raise errors.BadRequest(f"--baselines takes random and pixels, not {', '.join(sorted(unknown))}.")
-    if not all(n.isdecimal() for n in _PER_CLASS.value):
-        raise errors.BadRequest(f"--per_class takes numbers of examples, as 60,600,0, not {_PER_CLASS.value}.")
-    if _SPLITS.value and len(_SPLITS.value) != 3:
+    if not all(n.isdecimal() for n in FLAGS.per_class):
+        raise errors.BadRequest(f"--per_class takes numbers of examples, as 60,600,0, not {FLAGS.per_class}.")
+    if FLAGS.splits and len(FLAGS.splits) != 3:
         raise errors.BadRequest("--splits takes three: training, validation, test, as train[:90%],train[90%:],test.")
-    cli.start_jax(_CACHE.value)
-    config = configs.read(_CONFIG, "") if _WORKDIR.value is None else None
+    cli.start_jax(FLAGS.compile_cache)
+    config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
     probe(config)
     return 0
 
@@ -62,16 +67,16 @@ def probe(config: dict[str, Any] | None) -> list[dict[str, Any]]:
     from recvis_jax.evaluation import probes
     from recvis_jax.training import distributed, log
 
-    model, folder = trained.open_either(_WORKDIR.value, config, _OUT.value, _CHECKPOINT.value)
+    model, folder = trained.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint)
     data, suffix = model.run.data, ""
-    if _DATASET.value or _CLASSES.value or _SPLITS.value:
+    if FLAGS.dataset or FLAGS.classes or FLAGS.splits:
         section = dict(model.config["data"])
-        if _DATASET.value:
-            section |= dict(name=_DATASET.value, train="train[:90%]", val="train[90%:]", test="test", classes=())
-        if _CLASSES.value:
-            section["classes"] = [int(c) if c.isdecimal() else c for c in _CLASSES.value]
-        if _SPLITS.value:
-            section |= dict(zip(("train", "val", "test"), _SPLITS.value, strict=True))
+        if FLAGS.dataset:
+            section |= dict(name=FLAGS.dataset, train="train[:90%]", val="train[90%:]", test="test", classes=())
+        if FLAGS.classes:
+            section["classes"] = [int(c) if c.isdecimal() else c for c in FLAGS.classes]
+        if FLAGS.splits:
+            section |= dict(zip(("train", "val", "test"), FLAGS.splits, strict=True))
         data = build.open_data(**section)
         suffix = "-" + "-".join(map(str, (section["name"], *section.get("classes", ()))))
     sources = {split: trained.open_named(data, split) for split in ("train", "val", "test")}
@@ -81,34 +86,34 @@ def probe(config: dict[str, Any] | None) -> list[dict[str, Any]]:
         """{layer: {split: Set}}"""
         found = {
             split: trained.write_features(
-                weights, folder, s, split + suffix + _tag(_SPLITS.value, split), layers, _POOL.value,
-                overwrite=_OVERWRITE.value, reuse=True, say=cli.progress,
+                weights, folder, s, split + suffix + _tag(FLAGS.splits, split), layers, FLAGS.pool,
+                overwrite=FLAGS.overwrite, reuse=True, say=cli.progress,
             )
             for split, s in sources.items()
         }  # fmt: skip
         return {layer: {k: probes.Set(f[layer].values, f[layer].labels) for k, f in found.items()} for layer in layers}
 
     rows: list[tuple[str, str, dict[str, probes.Set]]] = []
-    rows += [(f"{model.name} {model.step:,}", *r) for r in features(model, _LAYERS.value).items()]
-    if "random" in _BASELINES.value:
+    rows += [(f"{model.name} {model.step:,}", *r) for r in features(model, FLAGS.layers).items()]
+    if "random" in FLAGS.baselines:
         other = (
             trained.of_config(config, "random")
             if config is not None
-            else trained.of_run(Path(_WORKDIR.value), model.config, "random")
+            else trained.of_run(Path(FLAGS.workdir), model.config, "random")
         )
-        rows += [("random weights", *r) for r in features(other, _LAYERS.value).items()]
-    if "pixels" in _BASELINES.value:
+        rows += [("random weights", *r) for r in features(other, FLAGS.layers).items()]
+    if "pixels" in FLAGS.baselines:
         rows += [("", *r) for r in features(model, [trained.PIXELS]).items()]
 
     records: list[dict[str, Any]] = []
-    for count in dict.fromkeys(map(int, _PER_CLASS.value)):
+    for count in dict.fromkeys(map(int, FLAGS.per_class)):
         table = {}
         for weights, layer, sets in rows:
             found = probes.run(
-                _PROTOCOLS.value, *sets.values(), num_classes=data.train.num_classes, per_class=count,
-                seeds=_SEEDS.value,
+                FLAGS.protocols, *sets.values(), num_classes=data.train.num_classes, per_class=count,
+                seeds=FLAGS.seeds,
             )  # fmt: skip
-            pool = "" if layer == trained.PIXELS else _POOL.value
+            pool = "" if layer == trained.PIXELS else FLAGS.pool
             records += [
                 {"weights": weights, "layer": layer, "pool": pool, "per_class": count, **r._asdict()} for r in found
             ]
@@ -152,4 +157,4 @@ def _show(title: str, table: dict[str, dict[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -20,22 +20,27 @@ from ml_collections import config_flags
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as configs/fashion_mnist/lenet5.py[:argument].", lock_config=False,
-    accept_new_attributes=True,
-)  # fmt: skip
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
-_CACHE = flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, as configs/fashion_mnist/lenet5.py[:argument].", lock_config=False,
+        accept_new_attributes=True,
+    )  # fmt: skip
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
+    flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
 def main(argv: list[str]) -> int:
     del argv
-    config = configs.read(_CONFIG, "configs/fashion_mnist/lenet5.py")
-    if not _WORKDIR.value:
+    config = configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
+    if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/first.")
     errors.check_kwargs(train, config, "config", given=("workdir", "config"))
-    cli.start_jax(_CACHE.value)
-    train(workdir=_WORKDIR.value, config=config, **config)
+    cli.start_jax(FLAGS.compile_cache)
+    train(workdir=FLAGS.workdir, config=config, **config)
     return 0
 
 
@@ -269,4 +274,4 @@ def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

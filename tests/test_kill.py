@@ -41,7 +41,7 @@ def noting(run, first, compile="jit"):
             print(i, digest.hexdigest(), file=file, flush=True)
             yield batch
 build.train_batches = noting
-cli.run(train.main)
+cli.run(train.main, train.define_flags)
 """
 
 

@@ -1,0 +1,151 @@
+"""How files from outside are opened: regular ones only, bounded before they are read, and JSON that is JSON.
+
+Nothing that is read may start a program or run code, wait for ever, or fill the memory. `LIMITS` is the one table of
+how much is read; what exceeds it is refused before it is decoded, with the number found and the number allowed.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from recvis_jax import errors
+
+# What is taken from outside, at most.
+LIMITS = {
+    "image bytes": 256 * 2**20,  # of one encoded image
+    "image pixels": 80_000_000,  # of one decoded image; Pillow's own limit is 179 million
+    "image frames": 10_000,  # of an animation, of which the first is taken
+    "record bytes": 64 * 2**20,  # of a JSON file: a run's records, annotations have a limit of their own
+    "annotation bytes": 2**30,  # of a JSON or XML file of boxes and masks; COCO's largest has 470 MB
+    "text bytes": 16 * 2**20,  # of a list of names
+    "entries": 20_000_000,  # files below a folder; ImageNet-21k has 14 million
+    "depth": 32,  # folders in folders
+    "weights bytes": 2**38,  # of a checkpoint file
+    "header bytes": 100_000_000,  # of a safetensors file, as in the format's own implementation
+    "tensors": 1_000_000,  # of a checkpoint file
+    "axes": 32,  # of an array, as of numpy's in all its versions
+    "expansion": 1_100,  # bytes of a compressed array for each of the file; deflate has at most 1,032
+}
+
+
+def regular(path: Path, limit: str, what: str = "") -> os.stat_result:
+    """Checks that `path` is a regular file of at most `LIMITS[limit]` bytes, and returns its status.
+
+    Links are followed; what is no regular file in the end (a pipe, a device, a folder) is not opened, as reading it may
+    wait for ever or never end.
+
+    Args:
+      path: of the file.
+      limit: a key of `LIMITS`.
+      what: what it is, for the message ("config.json of a run"); by default nothing.
+
+    Raises:
+      BadRequest: there is no such file, it is not regular, or too large.
+    """
+    name = f"{errors.printable(path)}{f' ({what})' if what else ''}"
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        raise errors.BadRequest(f"{name} cannot be read: {getattr(e, 'strerror', None) or e}.") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise errors.BadRequest(f"{name} is {_kind(found.st_mode)}, not a regular file.")
+    if found.st_size > LIMITS[limit]:
+        raise errors.BadRequest(f"{name} has {found.st_size:,} bytes; at most {LIMITS[limit]:,} are read.")
+    return found
+
+
+def read_bytes(path: Path, limit: str, what: str = "") -> bytes:
+    """Returns the bytes of a regular file; see `regular` for arguments and errors."""
+    regular(path, limit, what)
+    try:
+        with path.open("rb") as f:
+            data = f.read(LIMITS[limit] + 1)  # files of /proc say that they are empty, and are not
+    except OSError as e:
+        raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {e.strerror or e}.") from None
+    if len(data) > LIMITS[limit]:
+        raise errors.BadRequest(f"{errors.printable(path)} is larger than the {LIMITS[limit]:,} bytes that are read.")
+    return data
+
+
+def read_text(path: Path, limit: str = "text bytes", what: str = "") -> str:
+    """Returns the text of a regular UTF-8 file, without a byte order mark.
+
+    Raises:
+      BadRequest: see `regular`; or the file is not UTF-8.
+    """
+    data = read_bytes(path, limit, what)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise errors.BadRequest(
+            f"{errors.printable(path)} is not UTF-8 text: byte {e.start} is {data[e.start]:#04x}."
+        ) from None
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Returns the value of a JSON text in which every name occurs once and every number is finite.
+
+    Args:
+      text: the JSON.
+      where: what it was read from, for the message.
+
+    Raises:
+      BadRequest: it is not such JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(n for n in names if names.count(n) > 1)
+            raise ValueError(f"the name {errors.printable(twice)!r} occurs twice")
+        return out
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            raise ValueError(f"the number {digits[:40]} is too large")
+        return number
+
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError) as e:
+        raise errors.BadRequest(f"{where} is not valid JSON: {errors.printable(e)[:200]}.") from None
+
+
+def read_json(path: Path, what: str = "", limit: str = "record bytes", kind: type = dict) -> Any:
+    """Returns what a JSON file holds.
+
+    Args:
+      path: of the file.
+      what: what it is, for the message.
+      limit: a key of `LIMITS`.
+      kind: the type of its top level, `dict` or `list`.
+
+    Raises:
+      BadRequest: it cannot be read, is too large, is not JSON, or of another kind. The message names the file.
+    """
+    name = f"{errors.printable(path)}{f' ({what})' if what else ''}"
+    value = parse_json(read_bytes(path, limit, what), name)
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise errors.BadRequest(f"{name} holds {type(value).__name__} {str(value)[:40]!r}, not {wanted}.")
+    return value
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_ISDIR: "a folder",
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+        stat.S_ISSOCK: "a socket",
+    }
+    return next((name for test, name in kinds.items() if test(mode)), "of an unknown kind")
