@@ -39,7 +39,8 @@ def test_size_is_looked_at_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ('{"a": NaN}', "NaN"), ('{"a": 1e999}', "too large"), ('{"a": 1, "a": 2}', "'a' occurs twice"), ("{", "Expecting"),
+        ('{"a": NaN}', "NaN"), ('{"a": 1e999}', "too large"), ('{"a": 1, "a": 2}', "'a' occurs twice"),
+        ("{", "Expecting"),
         ("[" * 100_000, "recursion"), ("[]", "not an object"), ("", "Expecting"), (b"\xff\xfe", "utf-8"), ("3", "int"),
     ],
 )  # fmt: skip
