@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from recvis_jax import errors, models, pretrained, trees
 from recvis_jax.data import augment as device_augment
+from recvis_jax.data import info as data_info
 from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.data import windows as sliding
 from recvis_jax.tasks import TASKS, Task
@@ -28,8 +29,11 @@ class Data(NamedTuple):
     """The data of a run.
 
     Attributes:
-      train, val: sources; val may be None.
+      info: what there is to know of the data without reading them.
+      train, val: sources; val may be None. Both are None in a run that was opened from what it recorded: there
+        `named` opens them.
       open: split expression -> source of the same data set.
+      named: "train", "val" or "test" -> the source that the config means by it, None where it has no such split.
       test: split expression of the test split, not opened before the end of the run; may be None.
       transform: `f(rng, example) -> example` of training on the host, or None.
       random: whether `transform` draws random numbers.
@@ -42,9 +46,11 @@ class Data(NamedTuple):
       threads, workers: for reading.
     """
 
-    train: sources.Source
+    info: data_info.DataInfo
+    train: sources.Source | None
     val: sources.Source | None
     open: Callable[[str], sources.Source]
+    named: Callable[[str], sources.Source | None]
     test: str | None
     transform: Callable | None
     random: bool
@@ -79,6 +85,7 @@ def open_data(
     per_class: int = 0,
     subset_seed: int = 0,
     windows: dict | None = None,
+    recorded: data_info.Recorded | None = None,
 ) -> Data:
     """Opens the data of a run; these are the keys of a config's `data` section.
 
@@ -98,36 +105,68 @@ def open_data(
       per_class: training examples of each class, for learning from few labels; 0 for all.
       subset_seed: of their choice.
       windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
+      recorded: what a run knows of its data: no split is opened before it is read, and then it is compared. (Not a
+        key of a config.)
     """
-
-    def opener(split: str) -> sources.Source:
-        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
-        return subset.subset(sliding.labelled(found, **windows) if windows else found, classes)
 
     if windows:
         errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
-    train_source = subset.subset(opener(train), (), per_class, subset_seed)
-    val_source = opener(val) if val else None
-    if val_source and (shared := sources.overlap(train_source, val_source)):
-        raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
     if threads < 1 or workers < 0:
         raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
     host, eval_host = transforms.parse(transform), transforms.parse(eval_transform)
     if eval_host.random:
         raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
-    device = device_augment.parse(augment, train_source.num_classes)
+    expressions = {"train": train, "val": val, "test": test}
+
+    def opened(split: str) -> sources.Source:
+        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
+        return subset.subset(sliding.labelled(found, **windows) if windows else found, classes)
+
+    def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
+        return data_info.DataInfo(
+            name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {}
+        )
+
+    def of_run(split: str, which: str = "") -> sources.Source:
+        """Opens a split and compares it with what the run recorded, if it did."""
+        found = opened(split)
+        if which == "train":
+            found = subset.subset(found, (), per_class, subset_seed)
+        if recorded:
+            now = known(found, recorded.info.image_shape).with_split(which, split, found if which else None)
+            data_info.check(recorded, now, going_on=False)
+        return found
+
+    train_source = val_source = None
+    if recorded:
+        info = recorded.info
+    else:
+        train_source = of_run(train, "train")
+        val_source = of_run(val, "val") if val else None
+        if val_source and (shared := sources.overlap(train_source, val_source)):
+            raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
+        first = train_source.read([0])[0]
+        if transform:
+            first = host.fn(np.random.default_rng(0), first)
+        info = known(train_source, first["image"].shape)
+        info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
+    there = {"train": train_source, "val": val_source}
+    device = device_augment.parse(augment, info.num_classes)
+    device_augment.statistics(statistics, info.image_shape[2])  # refuse a wrong name now
 
     def normalise(batch: dict) -> dict:
         return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
 
-    device_augment.statistics(statistics, train_source.image_shape[2])  # refuse a wrong name now
-    first = train_source.read([0])[0]
-    if transform:
-        first = host.fn(np.random.default_rng(0), first)
+    def named(which: str) -> sources.Source | None:
+        expression = expressions[which]
+        return there.get(which) or (of_run(expression, which) if expression else None)
+
     return Data(
+        info=info,
         train=train_source,
         val=val_source,
-        open=opener,
+        open=of_run,
+        named=named,
         test=test,
         transform=host.fn if transform else None,
         random=host.random,
@@ -135,8 +174,8 @@ def open_data(
         augment=lambda key, batch: normalise(device(key, batch)),
         preprocess=normalise,
         denormalise=lambda images: device_augment.denormalise(images, statistics),
-        image_shape=first["image"].shape,
-        cache=pipeline.choose_cache(cache, train_source, host.random),
+        image_shape=info.image_shape,
+        cache=pipeline.choose_cache(cache, train_source, host.random) if train_source else "none",
         threads=threads,
         workers=workers,
     )
@@ -144,9 +183,9 @@ def open_data(
 
 def open_test(data: Data) -> sources.Source | None:
     """Opens the test split, which must share no example with training and validation."""
-    if not data.test:
+    test = data.named("test")
+    if test is None:
         return None
-    test = data.open(data.test)
     for other, name in ((data.train, "train"), (data.val, "val")):
         if other and (shared := sources.overlap(other, test)):
             raise errors.BadRequest(f"data.{name}={other.name!r} and data.test={data.test!r} share {shared} examples.")
@@ -161,23 +200,23 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if "num_classes" in errors.keywords(
         errors.choose(models.MODELS | models.AROUND, name, "model")
     ):  # an autoencoder has none
-        kw.setdefault("num_classes", data.train.num_classes or 1)
-    if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.train.num_classes:
+        kw.setdefault("num_classes", data.info.num_classes or 1)
+    if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:
         raise errors.BadRequest(
-            f"config.model.num_classes={kw['num_classes']} is less than the {data.train.num_classes} classes of "
-            f"{data.train.name}; left out, it is that number."
+            f"config.model.num_classes={kw['num_classes']} is less than the {data.info.num_classes} classes of "
+            f"{data.info.name}; left out, it is that number."
         )
     return models.create(name, dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
 
 
 def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
     """Builds the task of a config's `task` section; None means "classify", or "regress" for data without classes."""
-    name = name or ("classify" if data.train.num_classes else "regress")
+    name = name or ("classify" if data.info.num_classes else "regress")
     make = errors.choose(TASKS, name, "task")
     known = {
         "image_shape": data.image_shape,
-        "num_classes": data.train.num_classes,
-        "multi_label": data.train.multi_label,
+        "num_classes": data.info.num_classes,
+        "multi_label": data.info.multi_label,
     }
     takes = inspect.signature(make).parameters
     errors.check_kwargs(make, kw, "config.task", extra=("name",), given=("model", *known))
@@ -236,16 +275,18 @@ def make_run(
     ema_decay: float | None = None,
     sharding: str | dict = "replicate",
     devices: Sequence[jax.Device] | None = None,
+    recorded: data_info.Recorded | None = None,
 ) -> Run:
     """Builds a run from the sections of its config; see `recvis_jax.train.train` for the keys.
 
     Args:
       devices: to run on; all by default. (The others are those of `train`.)
+      recorded: what the run knows of its data, which are then not opened; see `open_data`.
 
     Raises:
       BadRequest: an unknown key, name or value, with what would be right.
     """
-    errors.check_kwargs(open_data, data, "config.data")
+    errors.check_kwargs(open_data, data, "config.data", given=("recorded",))
     if (epochs is None) == (steps is None):
         raise errors.BadRequest("give the length of the run as one of config.epochs and config.steps.")
     if seed < 0:
@@ -258,10 +299,10 @@ def make_run(
     eval_batch_size = eval_batch_size or batch_size // accumulate
     distributed.check_batch(eval_batch_size, 1, parts, "config.eval_batch_size")
 
-    parts = open_data(**data)
+    parts = open_data(**data, recorded=recorded)
     net = make_model(parts, dtype, **model)
     objective = make_task(parts, net, **(task or {}))
-    per_epoch = parts.train.length / batch_size
+    per_epoch = parts.info.splits["train"].examples / batch_size
     total = steps if steps is not None else round((epochs or 0) * per_epoch)
     if total < 1:
         raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
@@ -366,6 +407,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
     """Returns an iterator over the run's training batches from number `first` on, on the devices."""
     data = run.data
+    assert data.train is not None, "a run that was opened from its record is not trained"
     if first >= run.total_steps:
         return iter(())  # nothing to read, or to keep, for a run that is done
     placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(run.mesh)

@@ -80,14 +80,8 @@ def evaluate(
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
     run = model.run
-    splits = {"train": config["data"].get("train", "train"), "val": config["data"].get("val"), "test": run.data.test}
-    expression = splits.get(split, split)
-    if expression is None:
-        raise errors.BadRequest(
-            f"the run has no {split} split; give a split expression, such as --split='train[90%:]'."
-        )
-    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
-    source = run.data.open(expression)
+    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
+    source = trained.open_named(run.data, split)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
     values = measure(model.params, model.model_state, build.eval_batches(run, source)) or {}
     _report(folder, model, f"{source.name}, {source.length:,} examples", split, values, source.class_names)
@@ -106,13 +100,13 @@ def evaluate_windows(
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
     run, data = model.run, config["data"]
-    if run.data.train.multi_label:
+    if run.data.info.multi_label:
         raise errors.BadRequest("windows are scored by a model of one class an image; this run's labels are several.")
     own = data["name"] == name
     expression = {k: data.get(k) or k for k in ("train", "val", "test")}.get(split, split) if own else split
     keys = {k: data[k] for k in ("image_key", "label_key", "mock") if k in data} if own else {}
     images = sources.open_split(name, expression, data_dir=data.get("data_dir"), **keys)
-    if (known := run.data.train.class_names[: images.num_classes]) != images.class_names:
+    if (known := run.data.info.class_names[: images.num_classes]) != images.class_names:
         raise errors.BadRequest(f"the run's classes, {', '.join(known)}, do not begin with those of {name}.")
     height, width, _ = run.data.image_shape
     if height != width:

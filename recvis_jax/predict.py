@@ -134,23 +134,22 @@ def of_run(folder: Path, which: str | None = None) -> Predictor:
 
     content = trained.read_config(folder)
     model = trained.of_run(folder, content, which)
-    run, data = model.run, content["data"]
+    run = model.run
     if run.task.losses is None:
         raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
     print(f"{folder}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
-    task, source = content.get("task") or {}, run.data.train
-    loss: Any = task.get("loss") or ("sigmoid" if source.multi_label else "softmax")
+    task, info = content.get("task") or {}, run.data.info
+    loss: Any = task.get("loss") or ("sigmoid" if info.multi_label else "softmax")
     kind: Kind = "value"  # also of classes, whose 0 and 1 the losses "l1", "l2" and "huber" fit
-    if source.num_classes and task.get("name") != "regress" and loss in ("softmax", "sigmoid"):
+    if info.num_classes and task.get("name") != "regress" and loss in ("softmax", "sigmoid"):
         kind = loss
-    spec, statistics = data.get("eval_transform", ""), data.get("statistics", "none")
 
     def apply(variables: Any, images: Any) -> Any:
         found = run.task.predict(variables[0], variables[1], {"image": images})
         return found.get("logits", found.get("prediction"))
 
     variables = (model.params, model.model_state)
-    return _predictor(apply, variables, spec, statistics, run.data.image_shape, source.class_names, kind)
+    return _predictor(apply, variables, info.eval_transform, info.statistics, info.image_shape, info.class_names, kind)
 
 
 def _predictor(

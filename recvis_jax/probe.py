@@ -110,7 +110,7 @@ def probe(config: dict[str, Any] | None) -> list[dict[str, Any]]:
         table = {}
         for weights, layer, sets in rows:
             found = probes.run(
-                FLAGS.protocols, *sets.values(), num_classes=data.train.num_classes, per_class=count,
+                FLAGS.protocols, *sets.values(), num_classes=data.info.num_classes, per_class=count,
                 seeds=FLAGS.seeds,
             )  # fmt: skip
             pool = "" if layer == trained.PIXELS else FLAGS.pool
@@ -118,7 +118,7 @@ def probe(config: dict[str, Any] | None) -> list[dict[str, Any]]:
                 {"weights": weights, "layer": layer, "pool": pool, "per_class": count, **r._asdict()} for r in found
             ]
             table[f"{layer} {f'({weights})' if weights else ''}"] = _by_column(found)
-        n = count * data.train.num_classes or sources["train"].length
+        n = count * data.info.num_classes or sources["train"].length
         print(_show(f"test accuracy, {n:,} labels", table), flush=True)
     if distributed.is_main():
         where = folder / f"probe{suffix}.json"

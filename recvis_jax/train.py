@@ -110,7 +110,7 @@ def train(
     )  # fmt: skip
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
-    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.train.num_classes)
+    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
     test = build.open_test(run.data)
@@ -121,6 +121,7 @@ def train(
         prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"})
 
     folder = log.open_workdir(workdir, config or {"checkpoint_dir": checkpoint_dir}, configs.differences)
+    _record_data(folder, run.data.info.with_split("test", run.data.test or "", test))
     with loop.StopSignal() as stop:
         tell = print if distributed.is_main() else (lambda text: None)
         keeper = checkpoint.Checkpointer(folder, run.template, say=tell)
@@ -199,6 +200,18 @@ def train(
         return summary
 
 
+def _record_data(folder: Path, info: Any) -> None:
+    """Writes what the run knows of its data, or compares them with what it wrote when it began."""
+    from recvis_jax.data import info as data_info
+    from recvis_jax.training import distributed, log
+
+    recorded = data_info.read(folder)
+    if recorded:
+        data_info.check(recorded, info, going_on=True)
+    elif distributed.is_main():
+        log.write_atomically(folder / data_info.FILE, json.dumps(data_info.as_json(info), indent=2) + "\n")
+
+
 def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], None]:
     """Returns `(params, model_state) -> None`, which draws the task's figure of the first validation examples."""
     import jax
@@ -241,7 +254,7 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> N
     splits = {"train": data.train, "val": data.val, "test": test}
     sizes = ", ".join(f"{name} {source.length if source else 0:,}" for name, source in splits.items())
     shape = "x".join(map(str, data.image_shape))
-    say(f"data: {data.train.name}, {shape}, {data.train.num_classes} classes; {sizes}; cache {data.cache}")
+    say(f"data: {data.train.name}, {shape}, {data.info.num_classes} classes; {sizes}; cache {data.cache}")
     epochs = run.total_steps / run.steps_per_epoch
     count = trees.count(run.template.params)
     if run.mesh.size > 1:

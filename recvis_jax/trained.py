@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import build, errors, trees
+from recvis_jax.data import info
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import probe
@@ -50,13 +51,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise errors.BadRequest(f"{path} is not valid JSON ({e}).") from e
 
 
-def make_run(config: dict[str, Any]) -> build.Run:
-    """Builds the run of a whole config, of which it takes the keys that say what a run is."""
-    keys = errors.keywords(build.make_run)
+def make_run(config: dict[str, Any], recorded: info.Recorded | None = None) -> build.Run:
+    """Builds the run of a whole config, of which it takes the keys that say what a run is.
+
+    Args:
+      config: the sections as plain dicts.
+      recorded: what the run knows of its data, which then need not be there; None opens them.
+    """
+    keys = set(errors.keywords(build.make_run)) - {"devices", "recorded"}
     found = {k: v for k, v in config.items() if k in keys}
     if isinstance(found.get("sharding"), dict):  # here there may be other devices than the run's
         found["sharding"] = {k: v for k, v in found["sharding"].items() if k in ("strategy", "rules")}
-    return build.make_run(**found)
+    return build.make_run(**found, recorded=recorded)
 
 
 def of_run(folder: Path, config: dict[str, Any], which: str | None = None) -> Trained:
@@ -71,7 +77,7 @@ def of_run(folder: Path, config: dict[str, Any], which: str | None = None) -> Tr
     Raises:
       BadRequest: there is no such checkpoint.
     """
-    run = make_run(config)
+    run = make_run(config, info.read(folder))
     if which == "random":
         state = run.create()
         return Trained(run, state.params, state.model_state, 0, "random", config)
@@ -116,10 +122,10 @@ def open_either(
 
 def open_named(data: build.Data, split: str) -> Source:
     """Returns the split that a user names: train, val or test as the config has them, or a split expression."""
-    chosen = {"train": data.train, "val": data.val, "test": data.test}.get(split, split)
-    if not chosen:
+    found = data.named(split) if split in ("train", "val", "test") else data.open(split)
+    if not found:
         raise errors.BadRequest(f"there is no {split} split; give a split expression, such as 'train[90%:]'.")
-    return data.open(chosen) if isinstance(chosen, str) else chosen
+    return found
 
 
 PIXELS = "pixels"  # the layer before the first: the image as the model is given it, flattened
@@ -160,7 +166,7 @@ def make_prober(
     Raises:
       BadRequest: no validation data, an unknown name, or data without classes.
     """
-    if run.data.val is None or not run.data.train.num_classes:
+    if run.data.val is None or not run.data.info.num_classes:
         raise errors.BadRequest("config.probe needs validation data, of classes.")
     for name in protocols:
         errors.choose(probes.PROTOCOLS, name, "protocol")
@@ -177,7 +183,7 @@ def make_prober(
         (fit, val), cut = sets, len(sets[0].labels) * 9 // 10
         parts = (probes.Set(fit.values[:cut], fit.labels[:cut]), probes.Set(fit.values[cut:], fit.labels[cut:]))
         found: dict[str, list[float]] = {}
-        for r in probes.run(protocols, *parts, val, num_classes=run.data.train.num_classes):
+        for r in probes.run(protocols, *parts, val, num_classes=run.data.info.num_classes):
             found.setdefault(f"probe_{r.name}", []).append(r.accuracy)
         return {name: float(np.mean(a)) for name, a in found.items()}
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "planning.topology": ("planning.devices",),
     "cli": ("training.processes",),
     "build": ("",),
-    "trained": ("build", "trees", "training.checkpoint", "data.sources", "evaluation", "models.probe"),
+    "trained": ("build", "data.info", "trees", "training.checkpoint", "data.sources", "evaluation", "models.probe"),
     **dict.fromkeys(PROGRAMS, ("",)),
 }
 # These stand alone: not even their siblings, but for the parts that they were cut into.

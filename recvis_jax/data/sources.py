@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recvis_jax import errors
-from recvis_jax.data import DATASETS
+from recvis_jax import errors, reading
+from recvis_jax.data import DATASETS, writing
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -212,10 +212,16 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
 
 
 def _digest(builder: Any) -> str:
-    """Returns a hash of a prepared data set: what it says of itself, and its files' names and sizes."""
+    """Returns a hash of a prepared data set: classes, splits, names and sizes of its files, digests of its images.
+
+    The same files prepared elsewhere, or by another version of tfds, have the same.
+    """
     folder = Path(builder.data_dir)
-    files = sorted((p.name, p.stat().st_size) for p in folder.iterdir() if p.is_file())
-    return hashlib.sha256(f"{(folder / 'dataset_info.json').read_text()}{files}".encode()).hexdigest()[:16]
+    names = [(p.name, reading.read_bytes(p, "text bytes")) for p in sorted(folder.glob("*.txt"))]
+    files = sorted((p.name, p.stat().st_size) for p in folder.glob("*array_record*"))
+    splits = sorted((k, tuple(v.shard_lengths)) for k, v in builder.info.splits.items())
+    made_of = writing.recorded(folder).get("fingerprint", "")
+    return hashlib.sha256(repr((names, files, splits, made_of)).encode()).hexdigest()[:16]
 
 
 def _builder(tfds: Any, name: str, root: Path) -> Any:

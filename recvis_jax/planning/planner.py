@@ -126,6 +126,7 @@ def make_plan(config: dict[str, Any], machine: Topology) -> Plan:
 
 def _cached(run: build.Run, data: dict[str, Any], examples: Examples) -> int:
     """Returns the bytes of the images and labels that every device keeps, of a data set cached on devices."""
+    assert run.data.train is not None
     source = run.data.train._replace(length=examples.number)
     if pipeline.choose_cache(data.get("cache", "auto"), source, run.data.random) != "device":
         return 0

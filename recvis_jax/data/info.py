@@ -1,0 +1,174 @@
+"""What a run knows of its data: classes, shape, preprocessing, and which examples its splits held.
+
+It is written to `data.json` of the run's folder, so that a run is opened, predicts and is exported where its data set
+is not there, by the classes' names of the time; and so that a data set that changed since is noticed.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recvis_jax import errors, reading
+from recvis_jax.data.sources import Source
+
+FILE = "data.json"
+_MOST_PIXELS = 100_000  # rows or columns of an image that a record may claim
+
+
+class Split(NamedTuple):
+    """A split as it was when the run began.
+
+    Attributes:
+      split: the split expression.
+      examples: number of them.
+      digest: of the data, see `Source.digest`.
+    """
+
+    split: str
+    examples: int
+    digest: str
+
+
+class DataInfo(NamedTuple):
+    """What a run knows of its data.
+
+    Attributes:
+      name: of the data set, for messages.
+      num_classes: number of classes, 0 for a regression target.
+      class_names: one name a class, or empty.
+      multi_label: whether an image may have several classes.
+      image_shape: (h, w, c) of what the model is given in training.
+      eval_transform: the host operations of evaluation, see `data.transforms`.
+      statistics: mean and standard deviation, by name or as a pair.
+      splits: "train", "val", "test" -> the split; those that the run has.
+    """
+
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    multi_label: bool
+    image_shape: tuple[int, int, int]
+    eval_transform: str
+    statistics: Any
+    splits: dict[str, Split]
+
+    def with_split(self, name: str, expression: str, source: Source | None) -> "DataInfo":
+        """Returns this with another split recorded; nothing changes without a source."""
+        if source is None:
+            return self
+        return self._replace(splits=self.splits | {name: Split(expression, source.length, source.digest)})
+
+
+class Recorded(NamedTuple):
+    """What a run recorded of its data, and the folder of the run."""
+
+    info: DataInfo
+    folder: Path
+
+
+def read(folder: Path) -> Recorded | None:
+    """Returns what the run in `folder` recorded; None for a run that recorded nothing, of an earlier version.
+
+    Raises:
+      BadRequest: the record is damaged; the message names the file and the key.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    found = reading.read_json(path, "what the run knows of its data")
+
+    def take(of: dict, key: str, *kinds: type, inside: str = "") -> Any:
+        where = f"{inside}{key}"
+        if key not in of:
+            raise errors.BadRequest(f"{path} is damaged: it has no {where!r}.")
+        if type(of[key]) not in kinds:
+            raise errors.BadRequest(f"{path} is damaged: {where!r} is {str(of[key])[:60]!r}.")
+        return of[key]
+
+    names, shape = take(found, "class_names", list), take(found, "image_shape", list)
+    count, splits = take(found, "num_classes", int), take(found, "splits", dict)
+    if len(shape) != 3 or not all(type(n) is int and 0 < n <= _MOST_PIXELS for n in shape):
+        raise errors.BadRequest(
+            f"{path} is damaged: 'image_shape' is {str(shape)[:60]}, not (rows, columns, channels)."
+        )
+    if count < 0 or not all(type(n) is str for n in names) or (names and len(names) != count):
+        raise errors.BadRequest(f"{path} is damaged: {len(names)} names of {count} classes.")
+    unknown = set(splits) - {"train", "val", "test"}
+    if unknown or "train" not in splits:
+        raise errors.BadRequest(f"{path} is damaged: its splits are {', '.join(map(str, splits))[:60] or 'none'}.")
+    held = {}
+    for name in splits:
+        of, inside = take(splits, name, dict, inside="splits."), f"splits.{name}."
+        held[name] = Split(
+            take(of, "split", str, inside=inside),
+            take(of, "examples", int, inside=inside),
+            take(of, "digest", str, inside=inside),
+        )
+        if held[name].examples < 1:
+            raise errors.BadRequest(f"{path} is damaged: {inside}examples is {held[name].examples}.")
+    info = DataInfo(
+        name=take(found, "name", str),
+        num_classes=count,
+        class_names=tuple(names),
+        multi_label=take(found, "multi_label", bool),
+        image_shape=tuple(shape),
+        eval_transform=take(found, "eval_transform", str),
+        statistics=take(found, "statistics", str, list),
+        splits=held,
+    )
+    return Recorded(info, folder)
+
+
+def as_json(info: DataInfo) -> dict[str, Any]:
+    """Returns the record as nested dicts of JSON's types."""
+    return info._asdict() | {"splits": {name: split._asdict() for name, split in info.splits.items()}}
+
+
+def differences(old: DataInfo, new: DataInfo) -> list[str]:
+    """Returns a phrase for each thing in which the data of a run are not what they were; empty if nothing differs."""
+    out = []
+    if old.class_names != new.class_names:
+        gone = [n for n in old.class_names if n not in new.class_names]
+        came = [n for n in new.class_names if n not in old.class_names]
+        pairs = (("no longer there", gone), ("new", came))
+        found = [f"{what}: {_some(names)}" for what, names in pairs if names]
+        out.append(f"classes {'; '.join(found) or 'in another order'}")
+    elif old.num_classes != new.num_classes:
+        out.append(f"{old.num_classes} classes then, {new.num_classes} now")
+    if old.multi_label != new.multi_label:
+        out.append(f"{'several classes' if old.multi_label else 'one class'} an image then, not now")
+    if old.image_shape != new.image_shape:
+        out.append("images of {} then, {} now".format(*("x".join(map(str, i.image_shape)) for i in (old, new))))
+    for name, was in old.splits.items():
+        now = new.splits.get(name)
+        if now is None or now.split != was.split:
+            continue  # another split was asked for, which is a matter of the config
+        if now.examples != was.examples:
+            out.append(f"{name} ({was.split}) had {was.examples:,} examples, now {now.examples:,}")
+        elif now.digest != was.digest:
+            out.append(f"{name} ({was.split}) holds other examples than then")
+    return out
+
+
+def check(recorded: Recorded, new: DataInfo, going_on: bool) -> None:
+    """Refuses data that are not what a run had.
+
+    Args:
+      recorded: what the run recorded.
+      new: what is there now.
+      going_on: whether the run is to be trained further, not only looked at.
+
+    Raises:
+      BadRequest: they differ, with what does.
+    """
+    found, folder = differences(recorded.info, new), recorded.folder
+    if found:
+        remedy = "start a run in another --workdir" if going_on else "use the data as they were"
+        raise errors.BadRequest(
+            f"the data {errors.printable(new.name)} changed since the run {folder} began: {'; '.join(found)}. Prepare "
+            f"them as they were, or {remedy}; to take them all the same, delete {folder / FILE}."
+        )
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return errors.printable(", ".join(n[:40] for n in names[:most])) + more
