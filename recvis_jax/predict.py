@@ -70,7 +70,9 @@ def main(argv: list[str]) -> None:
     if not FLAGS.weights:
         raise errors.BadRequest("--weights is missing: a file, hf://owner/repo or the folder of a run.")
     cli.start_jax()
-    run = _run_folder(FLAGS.weights)
+    from recvis_jax import trained
+
+    run = trained.find_run(FLAGS.weights)
     if run:
         if given := [n for n in ("model", "image_size", "statistics", "num_classes") if FLAGS[n].present]:
             raise errors.BadRequest(f"--{given[0]} is not needed: the run {run[0]} says by itself what it takes.")
@@ -90,14 +92,6 @@ def main(argv: list[str]) -> None:
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]
-
-
-def _run_folder(weights: str) -> tuple[Path, str | None] | None:
-    """Returns folder and checkpoint where `weights` names a run, as runs/lenet5 or runs/lenet5@last."""
-    for folder, which in ((weights, None), weights.rpartition("@")[::2]):
-        if folder and (Path(folder).expanduser() / "config.json").exists():
-            return Path(folder).expanduser(), which
-    return None
 
 
 def of_library(

@@ -40,6 +40,22 @@ class Trained(NamedTuple):
         return {"params": self.params, **self.model_state}
 
 
+def find_run(weights: str) -> tuple[Path, str | None] | None:
+    """Returns folder and checkpoint where `weights` names a run, as runs/lenet5 or runs/lenet5@last; else None."""
+    for folder, which in ((weights, None), weights.rpartition("@")[::2]):
+        if folder and (Path(folder).expanduser() / "config.json").exists():
+            return Path(folder).expanduser().absolute(), which
+    return None
+
+
+def run_folder(weights: str) -> tuple[Path, str | None]:
+    """The same; `BadRequest` where `weights` names no run."""
+    found = find_run(weights)
+    if found is None:
+        raise errors.BadRequest(f"{errors.printable(weights)} is not the folder of a run: it has no config.json.")
+    return found
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns the config of the run in `folder`; `BadRequest` where it is no run's or not readable."""
     path = folder / "config.json"

@@ -8,6 +8,7 @@ import numpy as np
 import programs
 import pytest
 import small
+from safetensors.numpy import load_file
 
 from recvis_jax import errors
 from recvis_jax.data import info
@@ -33,8 +34,9 @@ def fruit(program, tmp_path_factory):
         name="fruit", train="train[:75%]", val="train[75%:]", test=None, transform="resize(8)",
         eval_transform="resize(8)", data_dir=str(root / "data"),
     )  # fmt: skip
-    optim = dict(name="momentum", lr=0.05)
-    sections = small.sections(data=data, optim=optim, steps=40, batch_size=8, eval_batch_size=8)
+    optim = dict(name="adam", lr=3e-3)
+    model = dict(name="vit_ti16", patch_size=4, width=16, depth=1, heads=2)
+    sections = small.sections(data=data, model=model, optim=optim, steps=40, batch_size=8, eval_batch_size=8)
     flags = (programs.write_config(root / "config.py", sections), f"--workdir={root / 'run'}")
     got = program("train", *flags)
     assert got.code == 0, got.err
@@ -75,6 +77,20 @@ def test_a_run_predicts_and_describes_itself_without_its_data(program, fruit, ch
         assert got.out.splitlines()[2].split()[1] == name, got.out
     got = program("evaluate", f"--workdir={root / 'run'}", "--split=val")
     assert got.code == 2 and "no data set 'fruit'" in got.err, "what reads a split needs the data"
+
+
+def test_a_run_is_exported_without_its_data(program, fruit, changed):
+    root, _ = fruit
+    flags = (f"--weights={root / 'run'}@last", f"--out={root / 'vit.safetensors'}")
+    got = program("export", *flags)
+    assert got.code == 2 and "name one of timm" in got.err
+    assert program("export", *flags, "--library=timm").code == 0
+    found = load_file(root / "vit.safetensors")
+    kept = programs.arrays(root / "run", "last")
+    average = next(x for name, x in kept.items() if "ema" in name and "['head']['kernel']" in name)
+    np.testing.assert_array_equal(found["head.weight"], average.T)
+    got = program("export", *flags, "--library=timm")
+    assert got.code == 2 and "--overwrite" in got.err
 
 
 def test_names_of_the_time_of_training_count(program, fruit, changed):

@@ -158,7 +158,10 @@ def export(
     flat = trees.flatten(scan.unstack(variables))
     state = rules.export(moves(model, flat, library), flat)
     if path is not None and Path(path).suffix == ".npz":
-        np.savez(path, **state)
+        partial = Path(path).with_name(f"{Path(path).name}.partial")
+        with partial.open("wb") as file:
+            np.savez(file, **state)
+        partial.replace(path)
     elif path is not None:
         safetensors.write(Path(path), state)
     return state
