@@ -4,17 +4,18 @@ Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while runni
 Nothing here imports JAX before `start_jax`, so `--help` answers at once.
 """
 
+import functools
 import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
-from recvis_jax import errors
+from recvis_jax import errors, overrides
 from recvis_jax.training import processes
 
 FLAGS = flags.FLAGS
@@ -83,13 +84,15 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
             processes.end(e, lambda e: _report(e, code))
             return _report(e, code)
 
+    theirs = set(FLAGS)  # of libraries
     define_flags()
     own_flags()
+    own = sorted({*FLAGS} - theirs | {*_SHARED_FLAGS})
     # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     if "--debug" not in sys.argv:
         sys.unraisablehook = _unraisable
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, own))
 
 
 def _wants_malloc() -> bool:
@@ -117,30 +120,66 @@ def _unraisable(found: Any) -> None:
         sys.__unraisablehook__(found)
 
 
-def _parse(argv: list[str]) -> list[str]:
+# Flags that a program lacks, and what serves instead where the program has it: (flag, what to write).
+_INSTEAD = {
+    "workdir": (("weights", "--weights=RUN"), ("data_dir", "--data_dir=FOLDER"), ("config", "--config=FILE")),
+    "weights": (("workdir", "--workdir=RUN"),),
+    "run": (("workdir", "--workdir=RUN"), ("weights", "--weights=RUN")),
+    "output": (("out", "--out=FOLDER"), ("workdir", "--workdir=FOLDER")),
+    "out": (("workdir", "--workdir=FOLDER"),),
+    "data": (("source", "--source=FOLDER"), ("data_dir", "--data_dir=FOLDER")),
+}
+# Keys of a config that are often written as flags.
+_KEYS = {
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "data_dir": "data.data_dir",
+    "dataset": "data.name",
+    "model": "model.name",
+    **{key: key for key in ("epochs", "steps", "batch_size", "seed", "init_from", "dtype", "checkpoint_dir")},
+}
+
+
+def _parse(own: Sequence[str], argv: list[str]) -> list[str]:
     if any(a in ("--help", "-help", "-h", "-?") for a in argv[1:]):
-        for name in _SHARED_FLAGS:
+        for name in (*_SHARED_FLAGS, *({"config"} & {*own})):
             flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
         print(sys.modules["__main__"].__doc__ or "", "Flags:", flags.FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
     try:
-        return flags.FLAGS(argv)
+        words, found = overrides.split(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+        if "config" in own:
+            FLAGS["config"].overrides = found  # type: ignore[attr-defined]
+        elif found:
+            raise errors.BadRequest(f"unknown flag {errors.brief(found[0])}: {_program()} takes no config.")
+        return flags.FLAGS([*argv[:1], *words])
     except flags.UnrecognizedFlagError as e:
-        valid = [name for name in flags.FLAGS if not name.startswith("config.")]
-        sys.exit(_report(errors.BadRequest(f"unknown flag --{e.flagname}.{errors.nearest(e.flagname, valid)}"), 2))
-    except KeyError as e:  # of an override --config.section.key
-        text = str(e.args[0] if e.args else e)
-        sys.exit(_report(errors.BadRequest(f"unknown key in --config: {text}"), 2))
-    except Exception as e:  # a config file may raise anything, also while it is merely loaded
+        sys.exit(_report(errors.BadRequest(f"unknown flag --{errors.brief(e.flagname)}{_instead(e.flagname, own)}"), 2))
+    except Exception as e:
         sys.exit(_report(e, 2))
+
+
+def _instead(name: str, own: Sequence[str]) -> str:
+    """Ends the sentence about an unknown flag with what serves instead, of this program's own flags alone."""
+    for flag, text in _INSTEAD.get(name, ()):
+        if flag in own:
+            return f": {_program()} takes {text}."
+    if name in _KEYS and "config" in own:
+        return f": it is a key of the config, --config.{_KEYS[name]}=VALUE."
+    shown = [flag for flag in own if flag not in _SHARED_FLAGS]
+    return f".{errors.nearest(name, shown)} {_program()} has --{', --'.join(shown)}."
+
+
+def _program() -> str:
+    """Returns the name of the program that was started."""
+    return Path(sys.argv[0]).stem
 
 
 def _report(error: BaseException, code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exc()
     text = str(error)
-    if "\nTraceback (most recent call last)" in text:  # of a config file, as text in the message
-        text = text.rstrip().splitlines()[-1].removeprefix("recvis_jax.errors.BadRequest: ")
     text = " ".join(text.split()) or type(error).__name__
     if not isinstance(error, (errors.BadRequest, errors.Failure, flags.Error)):
         kind = type(error).__name__

@@ -1,4 +1,4 @@
-"""What config files use: the argument after the colon, and the smoke variant that every config offers.
+"""Config files: what they use themselves, and how programs read them, with what the command line says of their keys.
 
 A config is a plain `ml_collections.ConfigDict` from `get_config(arg)`. Its sections become keyword arguments, so the
 valid keys of a section are the parameters of the function it goes to:
@@ -11,14 +11,18 @@ valid keys of a section are the parameters of the function it goes to:
 """
 
 import ast
+import math
 import runpy
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+from absl import flags
 
-from recvis_jax import errors
+from recvis_jax import errors, overrides, reading
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
@@ -65,10 +69,7 @@ def like(path: str, sibling: str, preset: str) -> Callable[[str | None], ml_coll
 
 
 def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config` as programs want it: cut down if `arg.smoke`, and with the sections that it left empty.
-
-    Only a section that is there takes keys from the command line, as `--config.optim.schedule_args.final=0.1`.
-    """
+    """Returns `config` as programs want it: cut down if `arg.smoke`, and with the sections that it left empty."""
     c = smoke(config) if arg.smoke else config.copy_and_resolve_references()
     with c.unlocked():
         for section, key in ((c, "task"), (c.optim, "schedule_args"), (c.optim, "optimizer_args")):
@@ -81,6 +82,8 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
     c = config.copy_and_resolve_references()
     with c.unlocked():
+        if "init_from" in c:  # weights that may not be there yet
+            del c["init_from"]
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
         c.data.train = "train[:75%]" if c.data.val else "train"
         c.data.val = "train[75%:]" if c.data.val else ""
@@ -97,35 +100,138 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return c
 
 
+class ConfigFlag(flags.Flag):
+    """The flag `--config=FILE[:argument]`, and the overrides `--config.KEY=VALUE` that were given beside it."""
+
+    def __init__(self, help_string: str):
+        super().__init__(flags.ArgumentParser(), flags.ArgumentSerializer(), "config", None, help_string)
+        self.overrides: list[overrides.Override] = []
+
+
+def define_flag(help_string: str) -> None:
+    """Defines the flag `--config` of a program; `cli` hands it the overrides."""
+    flags.DEFINE_flag(ConfigFlag(f"{help_string} Its keys: --config.KEY=VALUE; --noconfig.KEY removes one."))
+
+
 def read(flag: Any, example: str) -> dict[str, Any]:
-    """Returns the config that a program's `--config` names, as plain dicts.
+    """Returns the config that a program's `--config` names, as plain dicts, with the command line's overrides.
 
     Args:
-      flag: what `config_flags.DEFINE_config_file` returned.
+      flag: the `ConfigFlag`.
       example: a config file, for the message where the flag is missing.
 
     Raises:
-      BadRequest: the flag is missing, or its file cannot be read.
+      BadRequest: the flag is missing, its file cannot be read or does not end in a config, or an override does not fit.
     """
-    if flag.value is None:
+    if not flag.value:
         raise errors.BadRequest(f"--config is missing, for instance --config={example}.")
+    config = load(flag.value)
+    with config.unlocked(), config.ignore_type():
+        overrides.apply(config, flag.overrides, ml_collections.ConfigDict)
     try:
-        return plain(flag.value.copy_and_resolve_references())
-    except OSError as e:  # raised only when the config is looked at
-        raise errors.BadRequest(f"--config cannot be read: {str(e).splitlines()[-1].strip()}.") from e
+        return plain(config.copy_and_resolve_references())
+    except errors.BadRequest:
+        raise
+    except Exception as e:  # a reference or a placeholder that has no value
+        raise errors.BadRequest(
+            f"the config {errors.brief(flag.value)} is not complete: {errors.brief(e, 200)}."
+        ) from e
 
 
-def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the config as nested dicts of JSON types (tuples become lists)."""
+def load(name: str) -> ml_collections.ConfigDict:
+    """Runs a config file and returns what its `get_config` gives.
 
-    def convert(x: Any) -> Any:
-        if isinstance(x, (ml_collections.ConfigDict, dict)):
-            return {str(k): convert(v) for k, v in x.items()}
+    Args:
+      name: the file, and perhaps a colon and the argument of `get_config`.
+
+    Raises:
+      BadRequest: the file cannot be read, does not run, or does not give a config; with file and line.
+    """
+    path, arg = _file_and_argument(name)
+    text = reading.read_text(path, "config bytes", "--config")
+    shown = errors.printable(path)
+    module = types.ModuleType("config_file")
+    module.__file__ = str(path)
+    sys.modules["config_file"] = module  # where dataclasses look for their module
+    try:
+        exec(compile(text, str(path), "exec"), module.__dict__)
+        if not callable(getattr(module, "get_config", None)):
+            raise errors.BadRequest(f"the config file {shown} defines no function get_config.")
+        config = module.get_config(*([] if arg is None else [arg]))
+    except errors.BadRequest:
+        raise
+    except (Exception, SystemExit) as e:
+        where = f"{shown}, line {_line(e, path)}" if _line(e, path) else shown
+        kind = type(e).__name__
+        said = e.msg if isinstance(e, SyntaxError) else errors.brief(e, 300)
+        raise errors.BadRequest(f"the config file {where}: {kind}{f': {said}' if said else ''}.") from e
+    if not isinstance(config, (ml_collections.ConfigDict, Mapping)):
+        raise errors.BadRequest(
+            f"get_config of {shown} returns {type(config).__name__}; it takes an ml_collections.ConfigDict."
+        )
+    try:
+        return ml_collections.ConfigDict(config)
+    except Exception as e:  # such as keys that are no text
+        raise errors.BadRequest(f"get_config of {shown} returns no config: {errors.brief(e, 200)}.") from e
+
+
+def _file_and_argument(name: str) -> tuple[Path, str | None]:
+    """Splits FILE:argument at the first colon before which there is a file; both may hold further colons."""
+    ends = [i for i, c in enumerate(name) if c == ":"]
+    for end in (len(name), *reversed(ends)):
+        path = Path(name[:end]).expanduser()
+        try:
+            if path.is_file():
+                return path, name[end + 1 :] if end < len(name) else None
+        except (OSError, ValueError):  # too long a name, or a zero byte
+            continue
+    file, colon, arg = name.partition(":")
+    return Path(file).expanduser(), arg if colon else None
+
+
+def _line(error: BaseException, path: Path) -> int | None:
+    """Returns the line of a config file at which it failed."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    at, found = error.__traceback__, None
+    while at:
+        if at.tb_frame.f_code.co_filename == str(path):
+            found = at.tb_lineno
+        at = at.tb_next
+    return found
+
+
+_MOST_DEPTH = 20  # sections in sections
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Returns the config as nested dicts of JSON types (tuples become lists, numpy's numbers Python's).
+
+    Raises:
+      BadRequest: a value that JSON does not have, such as a function, an array or NaN; by its key.
+    """
+
+    def convert(x: Any, name: str, depth: int) -> Any:
+        if depth > _MOST_DEPTH:
+            raise errors.BadRequest(f"{errors.brief(name)} has sections in sections, more than {_MOST_DEPTH}.")
+        if isinstance(x, (ml_collections.ConfigDict, Mapping)):
+            return {str(k): convert(v, f"{name}.{k}", depth + 1) for k, v in x.items()}
         if isinstance(x, (list, tuple)):
-            return [convert(v) for v in x]
+            return [convert(v, f"{name}[{i}]", depth + 1) for i, v in enumerate(x)]
+        if type(x).__module__ == "numpy" and hasattr(x, "item") and getattr(x, "ndim", 1) == 0:
+            x = x.item()
+        if isinstance(x, Path):
+            x = str(x)
+        if isinstance(x, float) and not math.isfinite(x):
+            raise errors.BadRequest(f"{errors.brief(name)} is {x}; it takes a finite number.")
+        if x is not None and not isinstance(x, (bool, int, float, str)):
+            kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
+            raise errors.BadRequest(
+                f"{errors.brief(name)} is of type {kind}; a config holds numbers, text, None, tuples and dicts."
+            )
         return x
 
-    return convert(config)
+    return convert(config, "config", 0)
 
 
 # Where and how a run is computed, not what: it may go on with other values of these.

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
@@ -24,9 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file: its model, images and optimizer.", lock_config=False, accept_new_attributes=True
-    )
+    configs.define_flag("Config file: its model, images and optimizer.")
     flags.DEFINE_list("model", [], "Instead of a config: names of models, as resnet50,vit_s16.")
     flags.DEFINE_string("image_size", "224", "With --model: rows and columns of the images, as 224 or 160x240.")
     flags.DEFINE_integer("channels", 3, "With --model: channels of the images.", lower_bound=1)

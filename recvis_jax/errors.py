@@ -37,6 +37,30 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def brief(text: object, length: int = 80) -> str:
+    """Returns a text as part of a message: printable, and cut to `length` characters.
+
+    Example:
+      >>> brief("a" * 9, 4)
+      'aaaa...'
+    """
+    text = str(text)
+    return f"{printable(text[:length])}..." if len(text) > length else printable(text)
+
+
+def shown(value: object, length: int = 80) -> str:
+    """Returns the Python text of a value as part of a message, cut to `length` characters.
+
+    Example:
+      >>> shown("it's")
+      '"it\'s"'
+    """
+    try:
+        return brief(repr(value), length)
+    except (ValueError, RecursionError):  # an int of more digits than Python writes, or what nests without end
+        return f"of type {type(value).__name__}, too long to be shown"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest of `valid`, or an empty string where none is close."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)

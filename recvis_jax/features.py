@@ -8,7 +8,6 @@ hash. `recvis_jax.probe` reuses them, and refuses them when they are stale.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
@@ -18,10 +17,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Instead of --workdir: a config whose init_from names the weights.", lock_config=False,
-        accept_new_attributes=True,
-    )  # fmt: skip
+    configs.define_flag("Instead of --workdir: a config whose init_from names the weights.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
     flags.DEFINE_string("split", "train", "train, val or test as the config has them, or a split expression.")

@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
@@ -21,10 +20,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, as configs/imagenet/vit_b16.py[:argument].", lock_config=False,
-        accept_new_attributes=True,
-    )  # fmt: skip
+    configs.define_flag("Config file, as configs/imagenet/vit_b16.py[:argument].")
     flags.DEFINE_string("topology", "", "Machines, as v5e:16x16,v4:4x4x4,h100:8.")
     flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
     flags.DEFINE_enum(

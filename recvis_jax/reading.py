@@ -20,6 +20,7 @@ LIMITS = {
     "image frames": 10_000,  # of an animation, of which the first is taken
     "record bytes": 64 * 2**20,  # of a JSON file: a run's records, annotations have a limit of their own
     "annotation bytes": 2**30,  # of a JSON or XML file of boxes and masks; COCO's largest has 470 MB
+    "config bytes": 2**20,  # of a config file
     "text bytes": 16 * 2**20,  # of a list of names
     "entries": 20_000_000,  # files below a folder; ImageNet-21k has 14 million
     "depth": 32,  # folders in folders

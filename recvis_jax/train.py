@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from absl import flags
-from ml_collections import config_flags
 
 from recvis_jax import cli, errors
 from recvis_jax import config as configs
@@ -25,10 +24,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Config file, as configs/fashion_mnist/lenet5.py[:argument].", lock_config=False,
-        accept_new_attributes=True,
-    )  # fmt: skip
+    configs.define_flag("Config file, as configs/fashion_mnist/lenet5.py[:argument].")
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
@@ -90,8 +86,7 @@ def train(
       sharding: "replicate", "fsdp" or "tensor", or a dict with the mesh's sizes and rules; see `build.make_mesh`.
       ema_decay: decay of the moving average of parameters and batch statistics, which is then what is evaluated.
       metrics: names of further validation metrics.
-      log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float. On the command line a number
-        takes the type that it has in the config file.
+      log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float: 50 are steps, 50.0 epochs.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
       checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
@@ -131,7 +126,7 @@ def train(
         keeper.forget_after(at)
         state = restored.state if restored else build.initial_state(run, init_from, tell)
         writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
-        _introduce(writer.say, run, test, model["name"])
+        _introduce(writer.say, run, test, model["name"], every)
         writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
 
         evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
@@ -244,7 +239,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
     return draw
 
 
-def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> None:
+def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str, every: dict[str, int]) -> None:
     """Says what is about to be trained, and on what."""
     from recvis_jax import trees
     from recvis_jax.training import sharding
@@ -260,6 +255,8 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str) -> N
     if run.mesh.size > 1:
         say(sharding.describe(run.layout, run.template))
     say(f"model: {model}, {count:,} parameters; {run.total_steps:,} steps of {run.batch_size} ({epochs:.3g} epochs)")
+    often = (f"{name.removesuffix('_every')} {n:,} ({n / run.steps_per_epoch:.3g})" for name, n in every.items())
+    say(f"every so many steps (epochs): {', '.join(often)}")
 
 
 def _steps(name: str, value: int | float, per_epoch: float) -> int:
