@@ -5,6 +5,7 @@ is a faster product than the other way round.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -22,11 +23,17 @@ _STALLED = 40  # steps without a better value or gradient after which float32 ha
 
 Scalar = float | Array
 
+_dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
 
 class Data(NamedTuple):
     """Examples on the device; m blocks of b, of which the last is padded with zeros and class -1.
 
     `variances` and `axes` are the eigenvalues and eigenvectors (columns) of the features' covariance.
+
+    Fewer examples than dimensions D span d = n of them at most. Along all others the features are 0, and at the minimum
+    so is the kernel, by its penalty. `features` are then coordinates in `basis`, orthonormal columns that span the
+    examples; it is None where features are as they came.
     """
 
     features: Float[Array, "m d b"]
@@ -34,6 +41,7 @@ class Data(NamedTuple):
     n: Int[Array, ""]
     variances: Float[Array, " d"]
     axes: Float[Array, "d d"]
+    basis: Float[Array, "D d"] | None = None
 
 
 class Parameters(NamedTuple):
@@ -53,7 +61,12 @@ class Minimum(NamedTuple):
 
 
 def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale: np.ndarray) -> Data:
-    """Puts all examples of several pairs (features (n d), labels (n)) on the device, features as (x - mean) / scale."""
+    """Puts all examples of several pairs (features (n d), labels (n)) on the device, features as (x - mean) / scale.
+
+    Args:
+      parts: the pairs.
+      mean, scale: of the features (d).
+    """
     n, d = sum(len(labels) for _, labels in parts), len(mean)
     size = min(_BLOCK, n)
     features = np.zeros((-(-n // size), d, size), np.float32)
@@ -67,7 +80,10 @@ def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale
             labels[at] = y[start : start + _ROWS]
             filled += len(rows)
     blocks = jnp.asarray(features)
-    return Data(blocks, jnp.asarray(labels), jnp.asarray(n), *_spectrum(blocks, n))
+    basis = None
+    if n < d:
+        basis, blocks = _spanned(blocks, n)
+    return Data(blocks, jnp.asarray(labels), jnp.asarray(n), *_spectrum(blocks, n), basis)
 
 
 @jax.jit
@@ -81,11 +97,13 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
 
     Args:
       data: the examples.
-      start: where to start.
+      start: where to start; of its kernel what the examples span.
       l2: of the penalty, >= 0.
       tol: ends when no derivative by a parameter is larger.
       max_iter: ends after so many steps.
     """
+    if data.basis is not None:
+        start = start._replace(kernel=_dot(start.kernel, data.basis))
     spread, mixtures = jnp.linalg.eigh(_class_hessian(data, start))
     # A direction that hardly curves at the start may do so later: no axis is stretched without bound. The sum of all
     # classes' parameters does not curve, and no gradient goes there.
@@ -101,6 +119,10 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
     def plain(p: Parameters) -> Parameters:
         return across(jax.tree.map(jnp.multiply, p, stretch), inverse=True)
 
+    def whole(p: Parameters) -> Parameters:
+        """In as many dimensions as the features had when they came."""
+        return p if data.basis is None else p._replace(kernel=_dot(p.kernel, data.basis.T))
+
     def value_and_grad(p: Parameters) -> tuple[Array, Parameters]:
         value, gradient = _objective(data, plain(p), l2)
         return value, jax.tree.map(jnp.multiply, across(gradient), stretch)
@@ -113,7 +135,7 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
     from_state = optax.value_and_grad_from_state(objective)
 
     def largest(gradient: Parameters) -> Array:
-        gradient = across(jax.tree.map(jnp.divide, gradient, stretch), inverse=True)
+        gradient = whole(across(jax.tree.map(jnp.divide, gradient, stretch), inverse=True))
         return jnp.maximum(jnp.abs(gradient.kernel).max(), jnp.abs(gradient.bias).max())
 
     def go_on(carry: tuple) -> Array:
@@ -137,7 +159,7 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
     inf = jnp.array(jnp.inf)
     first = Minimum(p, inf, inf, jnp.array(0))
     _, _, best, _, iterations = jax.lax.while_loop(go_on, step, (p, optimizer.init(p), first, inf, jnp.array(0)))
-    return best._replace(parameters=plain(best.parameters), iterations=iterations)
+    return best._replace(parameters=whole(plain(best.parameters)), iterations=iterations)
 
 
 def _objective(data: Data, p: Parameters, l2: Scalar) -> tuple[Array, Parameters]:
@@ -168,6 +190,13 @@ def _class_hessian(data: Data, p: Parameters) -> Float[Array, "k k"]:
 
     k = len(p.bias)
     return jax.lax.scan(add, jnp.zeros((k, k)), (data.features, data.labels))[0] / data.n
+
+
+@partial(jax.jit, static_argnames="n")
+def _spanned(blocks: Float[Array, "m D b"], n: int) -> tuple[Float[Array, "D n"], Float[Array, "m n b"]]:
+    """Returns an orthonormal basis (columns) of what n < D examples span, and the examples' coordinates in it."""
+    basis, _ = jnp.linalg.qr(blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)[:, :n])
+    return basis, _dot(basis.T, blocks)
 
 
 @jax.jit

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import linear
+from recvis_jax.evaluation import softmax_regression as regression
 
 
 @functools.cache
@@ -79,6 +80,26 @@ def test_standardised_fits_do_not_depend_on_scale_and_offset():
     b = linear.fit(x * factors + 5 * factors, y, num_classes=10, l2=0.01)
     assert b.loss == pytest.approx(a.loss, rel=1e-5)
     np.testing.assert_array_equal(linear.predict(a, val), linear.predict(b, (val + 5) * factors))
+
+
+def test_fewer_examples_than_dimensions_are_fitted_in_what_they_span():
+    """The same minimum as in all dimensions, and as scikit-learn's; whatever the start has of other directions goes."""
+    x, y, _, _ = digits()
+    rng = np.random.default_rng(0)
+    x, y = np.hstack([x[:40], rng.normal(size=(40, 36)).astype(np.float32)]), y[:40]  # 40 x 100
+    mean, std = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    scale = np.where(std > 0, std, 1)
+    few = regression.load([(x, y)], mean, scale)
+    assert few.basis.shape == (100, 40) and few.features.shape == (1, 40, 40)
+    blocks = jnp.asarray(((x - mean) / scale).T[None], jnp.float32)
+    every = regression.Data(blocks, few.labels, few.n, *regression._spectrum(blocks, 40))
+    start = regression.Parameters(jnp.asarray(rng.normal(size=(10, 100)), jnp.float32), jnp.zeros(10))
+    for l2 in (1.0, 0.01):
+        a, b = (regression.minimise(data, start, l2, 1e-6, 1000) for data in (few, every))
+        assert float(a.loss) == pytest.approx(float(b.loss), rel=1e-5) and float(a.gradient) <= 1e-6
+        np.testing.assert_allclose(a.parameters.kernel, b.parameters.kernel, atol=3e-5 * (1 + 1 / l2))
+        _, kernel, _ = scikit_learns((x - mean) / scale, y, l2)
+        np.testing.assert_allclose(a.parameters.kernel.T, kernel, atol=3e-3 * np.abs(kernel).max())
 
 
 def test_a_constant_feature_is_left_out():
