@@ -7,6 +7,7 @@ and what would be right.
 
 import difflib
 import inspect
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +60,16 @@ def shown(value: object, length: int = 80) -> str:
         return brief(repr(value), length)
     except (ValueError, RecursionError):  # an int of more digits than Python writes, or what nests without end
         return f"of type {type(value).__name__}, too long to be shown"
+
+
+def command(*words: object) -> str:
+    """Returns a command as it can be pasted into a shell: words with spaces and the like are quoted.
+
+    Example:
+      >>> command("python", "-m", "recvis_jax.prepare", "--source=my pictures")
+      "python -m recvis_jax.prepare '--source=my pictures'"
+    """
+    return printable(shlex.join(map(str, words)))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

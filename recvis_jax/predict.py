@@ -1,7 +1,11 @@
-"""Names what is in images: the five most probable classes of each.
+"""Names what is in images: the five most probable classes of each, and those of a folder in order.
 
   python -m recvis_jax.predict --model=torchvision/resnet50 --weights=resnet50.safetensors cat.jpg dog.png
-  python -m recvis_jax.predict --weights=runs/lenet5 shoe.png
+  python -m recvis_jax.predict --weights=runs/lenet5 shoe.png my/pictures
+
+Of a folder all images are taken, also those in its subfolders, but no hidden ones and no files of other names than
+images'. An image that cannot be read is named with the reason, and the others are predicted; the exit code is then 1.
+Photographs are turned as their EXIF orientation says. A name that begins with "-" is written ./-name.
 
 A model is one of ours, as vit_b16, or another library's by its own name, as timm/vit_base_patch16_224. Weights are a
 file, hf://owner/repo[/file], or the folder of a run of our own, which knows its model, classes and preprocessing. It
@@ -10,6 +14,7 @@ stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others.
 A line is a probability and a class; where the outputs are no probabilities of one class out of all, a line says so.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from absl import flags
 
-from recvis_jax import cli, errors
+from recvis_jax import cli, errors, reading
 
 FLAGS = flags.FLAGS
 
@@ -62,11 +67,7 @@ class Predictor(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    paths = [Path(p) for p in argv[1:]]
-    if not paths:
-        raise errors.BadRequest("name the images: python -m recvis_jax.predict --model=... --weights=... IMAGE...")
-    if missing := [str(p) for p in paths if not p.is_file()]:
-        raise errors.BadRequest(f"no such file: {', '.join(missing)}.")
+    paths = images([Path(p) for p in argv[1:]])
     if not FLAGS.weights:
         raise errors.BadRequest("--weights is missing: a file, hf://owner/repo or the folder of a run.")
     cli.start_jax()
@@ -81,14 +82,52 @@ def main(argv: list[str]) -> None:
         predictor = of_library(FLAGS.model, FLAGS.weights, FLAGS.image_size, FLAGS.statistics, FLAGS.num_classes)
     else:
         raise errors.BadRequest(
-            f"--model is missing, as resnet50 or torchvision/resnet50: {FLAGS.weights} is no folder of a run."
+            "--model is missing, as resnet50 or torchvision/resnet50: "
+            f"{errors.printable(FLAGS.weights)} is no folder of a run."
         )
     classes = class_names(FLAGS.classes) if FLAGS.classes else predictor.classes
     if predictor.kind in NOTES:
         print(NOTES[predictor.kind])
+    bad = 0
     for path in paths:  # one by one: what is read is shown at once, and memory does not grow
-        outputs = np.asarray(predictor.outputs(predictor.prepare(path)[None]))[0]
-        print(f"{path}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
+        try:
+            image = predictor.prepare(path)
+        except errors.BadRequest as e:
+            if len(paths) == 1:
+                raise
+            bad += 1
+            print(f"{errors.printable(path)}\n  not predicted: {e}", flush=True)
+            continue
+        outputs = np.asarray(predictor.outputs(image[None]))[0]
+        print(f"{errors.printable(path)}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
+    if bad:
+        raise errors.Failure(f"{bad:,} of {len(paths):,} images could not be predicted; their lines say why.")
+
+
+def images(given: Sequence[Path]) -> list[Path]:
+    """Returns the files that are named, and the images below the folders that are named, sorted folder by folder.
+
+    Raises:
+      BadRequest: nothing is named, there is no such file, or a folder holds no images.
+    """
+    from recvis_jax.data import files
+
+    if not given:
+        raise errors.BadRequest("name the images: python -m recvis_jax.predict --model=... --weights=... IMAGE...")
+    if missing := [p for p in given if not os.path.lexists(p)]:
+        shown = ", ".join(errors.printable(p)[:200] for p in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise errors.BadRequest(f"no such file: {shown}{more}.")
+    out: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            out.append(path)
+            continue
+        found = sorted(files.walk(path, []))
+        if not found:
+            raise errors.BadRequest(f"{errors.printable(path)} holds no images ({', '.join(sorted(files.SUFFIXES))}).")
+        out += found
+    return list(dict.fromkeys(out))
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]
@@ -131,7 +170,7 @@ def of_run(folder: Path, which: str | None = None) -> Predictor:
     run = model.run
     if run.task.losses is None:
         raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
-    print(f"{folder}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
+    print(f"{errors.printable(folder)}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
     task, info = content.get("task") or {}, run.data.info
     loss: Any = task.get("loss") or ("sigmoid" if info.multi_label else "softmax")
     kind: Kind = "value"  # also of classes, whose 0 and 1 the losses "l1", "l2" and "huber" fit
@@ -162,12 +201,10 @@ def _predictor(
     transform = transforms.parse(spec).fn
 
     def prepare(path: Path) -> np.ndarray:
-        found = image_file.load(path)
+        found = image_file.load(path, compress_level=0)  # decoded again at once, as images of a data set are
         if found.data is None:
-            raise errors.BadRequest(f"{path} cannot be read: {found.problem}.")
-        if found.turned:
-            print(f"note: {path} says that it is to be turned (EXIF); it is taken as it lies.")
-        pixels = sources.decode(found.data, shape[2], str(path))
+            raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {found.problem}.")
+        pixels = sources.decode(found.data, shape[2], errors.printable(path))
         out = transform(np.random.default_rng(0), {"image": pixels})["image"]
         if out.shape[:2] != shape[:2]:  # a data set whose images have one size needs no transform; this image does
             out = transforms.parse(f"resize({shape[:2]})").fn(np.random.default_rng(0), {"image": out})["image"]
@@ -184,8 +221,10 @@ def class_names(source: str) -> list[str]:
     """Reads the names of classes from a file, one a line, or takes those of a data set."""
     from recvis_jax.data import sources
 
-    if Path(source).is_file():
-        return Path(source).read_text().splitlines()
+    path = Path(source)
+    if path.exists() and not path.is_dir():
+        lines = reading.read_text(path, what="names of classes").removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in lines]
     return list(sources.open_split(source, "train").class_names)
 
 
@@ -197,7 +236,9 @@ def show(outputs: np.ndarray, classes: Sequence[str], top: int, kind: Kind) -> s
     e = np.exp(x - x.max())
     values = {"softmax": e / e.sum(), "sigmoid": (1 + np.tanh(x / 2)) / 2, "value": x}[kind]
     order = np.argsort(-x, kind="stable")[:top]
-    names = classes or [f"{'output' if kind == 'value' else 'class'} {i}" for i in range(len(x))]
+    names = [errors.printable(c) for c in classes] or [
+        f"{'output' if kind == 'value' else 'class'} {i}" for i in range(len(x))
+    ]
     return "\n".join(f"  {values[i]:{'7.4g' if kind == 'value' else '7.2%'}}  {names[i]}" for i in order)
 
 

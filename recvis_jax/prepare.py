@@ -5,18 +5,24 @@
     python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
     python -m recvis_jax.prepare --dataset=fashion_scenes
 
-A folder of images holds one folder a class, or train, val and test folders that do. The result is an ordinary tfds
-data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source` and by the programs here.
-fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes, made of the same raw files.
-Images of a folder keep their bytes if they are 8-bit grey or RGB jpeg or png; all others are stored as png. They are
-read with 3 channels, grey ones too; transparency is dropped and EXIF rotation is not applied.
+A folder of images holds one folder a class, or train, val and test folders that do; val makes the split "validation".
+The result is an ordinary tfds data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source`
+and by the programs here. fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes, made of the
+same raw files.
+
+Images of a folder may be jpeg, png, bmp, gif (its first frame), tiff, webp, ppm and avif, whatever their names. They
+keep their bytes if they are 8-bit grey or RGB jpeg or png. All others are stored as png, as are those that their EXIF
+orientation turns. They are read with 3 channels, grey ones too; transparency is dropped. A picture that is in both
+train and test is an error unless --duplicates says otherwise.
 """
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
 
-from recvis_jax import cli
+from recvis_jax import cli, errors
 
 FLAGS = flags.FLAGS
 
@@ -42,12 +48,18 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "on_error", "fail", ["fail", "skip"], "For a folder: what to do about images that cannot be read."
     )
+    flags.DEFINE_enum(
+        "duplicates",
+        "fail",
+        ["fail", "drop", "keep"],
+        "For a folder: what to do about the same picture in several places. fail: an error if it is in two splits; "
+        "drop: leaves out copies, of test last, and pictures of two classes; keep: takes all.",
+    )
     flags.DEFINE_bool("overwrite", False, "Make the data set again if it is there.")
 
 
 def main(argv: list[str]) -> None:
     del argv
-    from recvis_jax import errors
     from recvis_jax.data import builders, sources
 
     if FLAGS.dataset is None:
@@ -58,45 +70,67 @@ def main(argv: list[str]) -> None:
         FLAGS.source,
         folder_name=FLAGS.name,
         on_error=FLAGS.on_error,
+        on_duplicate=FLAGS.duplicates,
         overwrite=FLAGS.overwrite,
         say=lambda line: print(line, flush=True),
     )
     found = builders.summary(directory)
-    print(f"{found.name} {found.version} in {directory}")
+    print(f"{found.name} {found.version} in {errors.printable(directory)}")
     for split, count in found.splits.items():
         print(f"  {split:<10} {count:>9,} examples")
-    names = found.class_names
+    names = [errors.printable(name) for name in found.class_names]
     more = f", ... {len(names) - 20} more" if len(names) > 20 else ""
-    print(f"  {len(names)} classes: {', '.join(names[:20])}{more}")
-    print("next: " + next_command(found.name, list(found.splits), directory.parents[1], sources.default_data_dir()))
+    print(f"  {len(names)} class{'es' * (len(names) != 1)}: {', '.join(names[:20])}{more}")
+    print(next_step(found.name, found.splits, directory.parents[1], sources.default_data_dir()))
 
 
-def next_command(name: str, splits: list[str], data_dir: Path, default: Path) -> str:
-    """Returns a command that trains on the data set."""
-    config, run, extra = _CONFIGS.get(name, (f"configs/folder/resnet18.py:name={name}", name, ""))
+def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Path) -> str:
+    """Returns a line with the command that trains on the data set.
+
+    Args:
+      name: of the data set.
+      splits: split -> number of examples.
+      data_dir: where it lies.
+      default: where data sets lie by default.
+    """
+    if "train" not in splits:
+        return f"note: {name} has no training images; a run is trained on another data set of the same classes"
+    config, run, *extra = _CONFIGS.get(name, (f"configs/folder/resnet18.py:name={name}", name))
     if name not in _CONFIGS:
-        if "val" in splits:
-            extra += " --config.data.train=train --config.data.val=val"
+        count = splits["train"]
+        if "validation" in splits:
+            extra += ["--config.data.train=train", "--config.data.val=validation"]
+        else:
+            count = count * 9 // 10  # the config keeps a tenth for validation
         if "test" in splits:
-            extra += " --config.data.test=test"
+            extra.append("--config.data.test=test")
+        if count < _BATCH:
+            extra.append(f"--config.batch_size={2 ** int(math.log2(max(count, 1)))}")
     if data_dir.resolve() != default.resolve():
-        extra += f" --config.data.data_dir={data_dir}"
-    return f"python -m recvis_jax.train --config={config} --workdir=runs/{run}{extra}"
+        extra.append(f"--config.data.data_dir={data_dir}")
+    return "next: " + errors.command(
+        "python", "-m", "recvis_jax.train", f"--config={config}", f"--workdir=runs/{run}", *extra
+    )
 
 
-# Digits are not to be mirrored.
-_MNIST = "--config.data.statistics=mnist --config.data.augment='pad_crop(2)'"
-_CIFAR100 = "--config.data.statistics=cifar100"
-# Data set -> config, name of the run, and what to change in the config.
-_CONFIGS = {
-    "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5", ""),
-    "fashion_scenes": ("configs/fashion_mnist/adaptation.py:run=scratch", "scratch", ""),
-    "mnist": ("configs/fashion_mnist/lenet5.py", "mnist", f" --config.data.name=mnist {_MNIST}"),
-    "cifar10": ("configs/cifar10/resnet20.py", "cifar10", ""),
+_BATCH = 64  # of configs/folder/resnet18.py
+# Data set -> config, name of the run, and what to change in the config. Digits are not to be mirrored.
+_CONFIGS: dict[str, tuple[str, ...]] = {
+    "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5"),
+    "fashion_scenes": ("configs/fashion_mnist/adaptation.py:run=scratch", "scratch"),
+    "mnist": (
+        "configs/fashion_mnist/lenet5.py",
+        "mnist",
+        "--config.data.name=mnist",
+        "--config.data.statistics=mnist",
+        "--config.data.augment=pad_crop(2)",
+    ),
+    "cifar10": ("configs/cifar10/resnet20.py", "cifar10"),
     "cifar100": (
         "configs/cifar10/resnet20.py",
         "cifar100",
-        " --config.data.name=cifar100 --config.data.statistics=cifar100",
+        "--config.data.name=cifar100",
+        "--config.data.statistics=cifar100",
     ),
 }
 

@@ -17,7 +17,7 @@ from recvis_jax import errors
 LIMITS = {
     "image bytes": 256 * 2**20,  # of one encoded image
     "image pixels": 80_000_000,  # of one decoded image; Pillow's own limit is 179 million
-    "image frames": 10_000,  # of an animation, of which the first is taken
+    "jpeg scans": 100,  # of a progressive jpeg; encoders write about ten
     "record bytes": 64 * 2**20,  # of a JSON file: a run's records, annotations have a limit of their own
     "annotation bytes": 2**30,  # of a JSON or XML file of boxes and masks; COCO's largest has 470 MB
     "config bytes": 2**20,  # of a config file
@@ -28,6 +28,7 @@ LIMITS = {
     "header bytes": 100_000_000,  # of a safetensors file, as in the format's own implementation
     "tensors": 1_000_000,  # of a checkpoint file
     "axes": 32,  # of an array, as of numpy's in all its versions
+    "archive bytes": 2**30,  # of a raw file of a data set, packed or unpacked; CIFAR's has 170 MB
     "expansion": 1_100,  # bytes of a compressed array for each of the file; deflate has at most 1,032
 }
 

@@ -259,7 +259,7 @@ REFUSED = {
     "no weights": (["--model=resnet18", "X/x.png"], "--weights is missing: a file, hf://owner/repo or the folder"),
     "no model": (["W", "X/x.png"], r"--model is missing, as resnet50 or torchvision/resnet50: .*is no folder of a run"),
     "no image": (["M", "W", "X/x.png", "X/y.png", "X/z.png"], r"no such file: .*/y\.png, .*/z\.png\.$"),
-    "image": (["M", "W", "X/text.png"], r"text\.png cannot be read: not an image that Pillow can read"),
+    "image": (["M", "W", "X/text.png"], r"text\.png cannot be read: not an image of a kind that is read"),
     "empty image": (["M", "W", "X/empty.png"], r"empty\.png cannot be read: zero bytes"),
     "model": (["--model=resnet19", "W", "X/x.png"], r"unknown model 'resnet19'\. Did you mean 'resnet1"),
     "library": (

@@ -3,8 +3,9 @@
   python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
   python -m recvis_jax.train --config=configs/folder/resnet18.py:name=pictures --workdir=runs/pictures
 
-The last tenth of the training images is for validation. A folder that has validation and test images of its own names
-them: `--config.data.train=train --config.data.val=val --config.data.test=test`.
+The last tenth of the training images is for validation. Of a folder with validation and test images of its own, val/
+and test/, `prepare` makes the splits "validation" and "test", and prints the command that uses them:
+`--config.data.train=train --config.data.val=validation --config.data.test=test`.
 """
 
 import ml_collections

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import download, folder, scenes, writing
+from recvis_jax.data import download, duplicates, folder_set, scenes, writing
 from recvis_jax.data.download import Debian, RawFile, Say
 from recvis_jax.data.image_file import png
 from recvis_jax.data.sources import default_data_dir
@@ -165,6 +165,7 @@ def prepare(
     *,
     folder_name: str | None = None,
     on_error: str = "fail",
+    on_duplicate: str = "fail",
     overwrite: bool = False,
     say: Say = print,
 ) -> Path:
@@ -178,6 +179,8 @@ def prepare(
       source: a folder with the raw files; for "folder", the folder of images.
       folder_name: the name of the data set that a folder becomes; None makes it from the folder's name.
       on_error: what to do about images in a folder that cannot be read: "fail", or "skip" them.
+      on_duplicate: what to do about the same picture in several places of a folder: "fail" if it is in two splits,
+        "drop" all copies but one, or "keep" them.
       overwrite: makes the data set again if it is there.
       say: takes a line about what goes on.
 
@@ -188,22 +191,31 @@ def prepare(
     """
     if name not in NAMES:
         raise errors.BadRequest(
-            f"--dataset={name} is none of {', '.join(NAMES)}.{errors.nearest(name, NAMES)} "
-            f"Where TensorFlow is installed, tfds prepares its others: tfds build {name} --file_format=array_record"
+            f"--dataset={errors.printable(name)[:100]} is none of {', '.join(NAMES)}.{errors.nearest(name, NAMES)} "
+            "Where TensorFlow is installed, tfds prepares its others: "
+            + errors.command("tfds", "build", name[:100], "--file_format=array_record")
         )
     if "://" in str(data_dir or ""):
-        raise errors.BadRequest(f"--data_dir={data_dir} is no local folder: prepare locally and copy the result.")
+        raise errors.BadRequest(
+            f"--data_dir={errors.printable(data_dir)} is no local folder: prepare locally and copy the result."
+        )
     if name == "folder" and source is None:
         raise errors.BadRequest("--dataset=folder needs --source=PATH, a folder with a subfolder of images a class.")
     if name != "folder" and folder_name is not None:
         raise errors.BadRequest(f"--name is for --dataset=folder; {name} keeps its own name.")
     skip = errors.choose({"fail": False, "skip": True}, on_error, "--on_error")
+    errors.choose(dict.fromkeys(duplicates.WAYS), on_duplicate, "--duplicates")
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
     path = Path(source).expanduser() if source is not None else None
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise errors.BadRequest(f"the folder {errors.printable(root)} cannot be made: {e.strerror or e}.") from None
     with writing.locked(root, say):
         if name == "folder" and path is not None:
-            return folder.prepare(path, root, name=folder_name, skip=skip, overwrite=overwrite, say=say)
+            return folder_set.prepare(
+                path, root, name=folder_name, skip=skip, on_duplicate=on_duplicate, overwrite=overwrite, say=say
+            )
         return _prepare_known(name, root, path, overwrite, say)
 
 
@@ -222,7 +234,7 @@ def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, 
     spec = BUILDERS[origin]
     target = root / name / (scenes.VERSION if name == scenes.NAME else spec.version)
     if not overwrite and (count := writing.existing(target)) is not None:
-        say(f"already prepared at {target}, {count:,} examples; use --overwrite to make it again")
+        say(f"already prepared at {errors.printable(target)}, {count:,} examples; use --overwrite to make it again")
         return target
     raw = download.obtain(origin, spec.files, data_dir=root, source=source, debian=spec.debian, say=say)
     record = {"raw": {f.name: f.sha256 for f in spec.files}}

@@ -1,9 +1,9 @@
 """Finds the raw files of a data set: in a folder, in a Debian package, or by download, checked by sha256 every time."""
 
 import contextlib
-import gzip
 import hashlib
 import http.client
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recvis_jax import errors
+from recvis_jax import errors, reading
 
 Say = Callable[[str], None]
 
@@ -82,11 +82,11 @@ def obtain(
     kept = data_dir / "downloads" / "raw" / name
     for folder in [debian.folder, kept] if debian else [kept]:
         if found := _from_folder(folder, files, tried):
-            say(f"raw files: {folder}")
+            say(f"raw files: {errors.printable(folder)}")
             return found
     if debian and (unpacked := _from_apt(debian, kept, say, tried)):
         if found := _from_folder(unpacked, files, tried):
-            say(f"raw files: {unpacked}, from the Debian package {debian.package}")
+            say(f"raw files: {errors.printable(unpacked)}, from the Debian package {debian.package}")
             return found
     if found := _from_urls(files, kept, say, tried):
         return found
@@ -102,20 +102,36 @@ def content(path: Path, file: RawFile) -> bytes:
     """Reads a raw file, unpacks it where that is due, and checks its sha256.
 
     Raises:
-      ValueError: the content is another one; the message names the path and both hashes.
-      OSError: the file cannot be read.
+      ValueError: it cannot be read, is too large, or the content is another one; the message names the path and, of
+        contents, both hashes.
     """
-    data = path.read_bytes()
+    shown = errors.printable(path)
+    try:
+        data = reading.read_bytes(path, "archive bytes")
+    except errors.BadRequest as e:
+        raise ValueError(str(e).removesuffix(".")) from None
     if file.gzipped and data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as e:
-            raise ValueError(f"{path} is not a whole gzip file ({e})") from e
+        data = _unpacked(data, shown)
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:
         what = "content, unpacked," if file.gzipped else "content"
-        raise ValueError(f"{path} has another content: sha256 of the {what} is {found}, should be {file.sha256}")
+        raise ValueError(f"{shown} has another content: sha256 of the {what} is {found}, should be {file.sha256}")
     return data
+
+
+def _unpacked(data: bytes, shown: str) -> bytes:
+    """Unpacks a gzip of one file, within the limits."""
+    limit = reading.LIMITS["archive bytes"]
+    unpacker = zlib.decompressobj(wbits=31)  # 16 + 15: gzip
+    try:
+        out = unpacker.decompress(data, limit)
+    except zlib.error as e:
+        raise ValueError(f"{shown} is not a whole gzip file ({e})") from e
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"{shown} unpacks to more than the {limit:,} bytes that are read")
+    if not unpacker.eof:
+        raise ValueError(f"{shown} is not a whole gzip file (it ends too early)")
+    return out
 
 
 def _lies_in(folder: Path, file: RawFile) -> Path | None:
@@ -124,15 +140,17 @@ def _lies_in(folder: Path, file: RawFile) -> Path | None:
 
 def _from_source(name: str, files: Sequence[RawFile], source: Path) -> dict[str, bytes]:
     if not source.exists():
-        raise errors.BadRequest(f"--source={source} does not exist.")
+        raise errors.BadRequest(f"--source={errors.printable(source)} does not exist.")
     folder = source if source.is_dir() else source.parent
     paths = {f.name: _lies_in(folder, f) for f in files}
     if not source.is_dir() and source not in paths.values():
-        raise errors.BadRequest(f"--source={source} is not a raw file of {name}; those are: {', '.join(paths)}.")
+        raise errors.BadRequest(
+            f"--source={errors.printable(source)} is not a raw file of {name}; those are: {', '.join(paths)}."
+        )
     if missing := [n for n, path in paths.items() if path is None]:
-        there = sorted(p.name for p in folder.iterdir())
+        there = [errors.printable(p.name)[:40] for p in sorted(itertools.islice(folder.iterdir(), 1000))]
         shown = f"it holds {', '.join(there[:8])}{', ...' if len(there) > 8 else ''}" if there else "it is empty"
-        raise errors.BadRequest(f"--source={source} lacks {', '.join(missing)} of {name}; {shown}.")
+        raise errors.BadRequest(f"--source={errors.printable(source)} lacks {', '.join(missing)} of {name}; {shown}.")
     try:
         return {f.name: content(paths[f.name] or folder, f) for f in files}
     except ValueError as e:
@@ -144,11 +162,13 @@ def _from_folder(folder: Path, files: Sequence[RawFile], tried: list[str]) -> di
     for file in files:
         path = _lies_in(folder, file)
         if path is None:
-            tried.append(f"{folder} ({f'has no {file.name}' if folder.is_dir() else 'no such folder'})")
+            tried.append(
+                f"{errors.printable(folder)} ({f'has no {file.name}' if folder.is_dir() else 'no such folder'})"
+            )
             return None
         try:
             found[file.name] = content(path, file)
-        except (OSError, ValueError) as e:
+        except ValueError as e:
             tried.append(str(e))
             return None
     return found
@@ -225,7 +245,7 @@ def _from_url(file: RawFile, kept: Path, say: Say, tried: list[str]) -> bytes | 
                 _download(url, part)
                 data = content(part, file)
             except ValueError as e:
-                tried.append(str(e).replace(str(part), url))
+                tried.append(str(e).replace(errors.printable(part), url))
             except (OSError, http.client.HTTPException) as e:
                 if isinstance(e, OSError) and e.filename is not None and not isinstance(e, urllib.error.HTTPError):
                     raise  # the disk's fault, not the network's
@@ -241,11 +261,13 @@ def _from_url(file: RawFile, kept: Path, say: Say, tried: list[str]) -> bytes | 
 def _download(url: str, path: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "recvis_jax"})
     with urllib.request.urlopen(request, timeout=30) as response, path.open("wb") as out:
-        total = int(response.headers.get("Content-Length") or 0)
+        total, limit = int(response.headers.get("Content-Length") or 0), reading.LIMITS["archive bytes"]
         with progress(url.rsplit("/", 1)[-1], total, "bytes") as advance:
             while block := response.read(1 << 18):
                 out.write(block)
                 advance(len(block))
+                if out.tell() > limit:
+                    raise ValueError(f"{url} gives more than the {limit:,} bytes that are read")
         if total and out.tell() != total:
             raise http.client.IncompleteRead(b"", total - out.tell())
 

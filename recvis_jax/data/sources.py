@@ -2,14 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from recvis_jax import errors, reading
-from recvis_jax.data import DATASETS, writing
+from recvis_jax.data import DATASETS, image_file, writing
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -92,16 +93,36 @@ def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str,
 
     try:
         infos = [tfds.core.SplitInfo(name=k, shard_lengths=[n], num_bytes=0) for k, n in lengths.items()]
-        found = tfds.core.ReadInstruction.from_spec(split).to_absolute({i.name: i for i in infos})
+        found = tfds.core.ReadInstruction.from_spec(own_names(split, lengths)).to_absolute({i.name: i for i in infos})
     except Exception as e:
         raise errors.BadRequest(
-            f"{name} has no split {split!r}; its splits: {', '.join(lengths)}. ({_first(e)})"
+            f"{name} has no split '{errors.printable(split)[:100]}'; its splits: "
+            f"{', '.join(map(errors.printable, lengths))}. ({errors.printable(_first(e))})"
         ) from e
     ends = ((p.splitname, *slice(p.from_, p.to).indices(lengths[p.splitname])[:2]) for p in found)
     parts = tuple((part, first, last) for part, first, last in ends if first < last)
     if not parts:
         raise errors.BadRequest(f"the split {split!r} of {name} is empty.")
     return parts
+
+
+def own_names(split: str, there: Iterable[str]) -> str:
+    """Returns a split expression with the data set's own names: "val" is "validation" where only the latter is there.
+
+    Example:
+      >>> own_names("train+val[:50%]", ["train", "validation"])
+      'train+validation[:50%]'
+    """
+    there = set(there)
+
+    def own(found: re.Match[str]) -> str:
+        alike = next((row for row in _ALIKE if found[0] in row), ())
+        return found[0] if found[0] in there else next((n for n in alike if n in there), found[0])
+
+    return re.sub(r"[A-Za-z_]\w*", own, split)
+
+
+_ALIKE = (("validation", "val", "valid"), ("train", "training"), ("test", "testing"))  # names of the same split
 
 
 def _rows(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.ndarray:
@@ -172,14 +193,15 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
     features = builder.info.features
     image, label = _feature(features, image_key, name), _feature(features, label_key, name)
     stretches = parts_of(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
+    split = own_names(split, builder.info.splits)
     try:
         data = builder.as_data_source(
             split=tfds.core.ReadInstruction.from_spec(split), decoders={image_key: tfds.decode.SkipDecoding()}
         )
     except NotImplementedError as e:
         raise errors.BadRequest(
-            f"{name} in {root} is stored as tfrecord, which cannot be read at random without TensorFlow. "
-            f"{_prepare_hint(name, root)}"
+            f"{name} in {errors.printable(root)} is stored as tfrecord, which cannot be read at random without "
+            f"TensorFlow. {_prepare_hint(name, root)}"
         ) from e
     top, *inner = label_key.split("/")
     classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
@@ -232,14 +254,47 @@ def _builder(tfds: Any, name: str, root: Path) -> Any:
     if not found:
         prepared = sorted({p.parent.parent.name for p in root.glob("*/*/dataset_info.json")})
         there = (
-            f"Prepared there: {', '.join(prepared)}.{errors.nearest(name, prepared)}" if prepared else "It is empty."
+            f"Prepared there: {_some(prepared)}.{errors.nearest(name, prepared)}"
+            if prepared
+            else "No data set is prepared there."
         )
         hint = "" if errors.nearest(name, prepared) else f" {_prepare_hint(name, root)}"
-        raise errors.BadRequest(f"no data set {name!r} in {root}. {there}{hint}")
+        raise errors.BadRequest(f"no data set '{errors.printable(name)}' in {errors.printable(root)}. {there}{hint}")
+    reading.read_json(found[-1], "of a data set")
+    _check_features(found[-1].with_name("features.json"))
     try:
         return tfds.builder_from_directory(found[-1].parent)
     except Exception as e:
-        raise errors.BadRequest(f"{found[-1].parent} is not a readable tfds data set: {_first(e)}") from e
+        raise errors.BadRequest(
+            f"{errors.printable(found[-1].parent)} is not a readable tfds data set: {errors.printable(_first(e))}"
+        ) from e
+
+
+def _some(names: Sequence[str], count: int = 20) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(map(errors.printable, names[:count])) + more
+
+
+def _check_features(path: Path) -> None:
+    """Checks that a data set's features are tfds's own: tfds imports whatever module a file names.
+
+    Raises:
+      BadRequest: the file names a class of another module, or cannot be read.
+    """
+    pending = [reading.read_json(path, "of a data set")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += value.values()
+            for key in ("pythonClassName", "type"):
+                kind = value.get(key)
+                if isinstance(kind, str) and "." in kind and not kind.startswith("tensorflow_datasets."):
+                    raise errors.BadRequest(
+                        f"{errors.printable(path)} names a feature of another library than tfds, "
+                        f"'{errors.printable(kind)[:100]}'; such are not loaded."
+                    )
 
 
 def _number(text: str) -> int:
@@ -247,12 +302,13 @@ def _number(text: str) -> int:
 
 
 def _prepare_hint(name: str, root: Path) -> str:
+    program, where = ("python", "-m", "recvis_jax.prepare"), f"--data_dir={root}"
     if name in DATASETS and name != "imagenet2012":
-        return f"Prepare it: python -m recvis_jax.prepare --dataset={name} --data_dir={root} --overwrite"
+        return f"Prepare it: {errors.command(*program, f'--dataset={name}', where, '--overwrite')}"
     return (
-        f"Where TensorFlow is installed, prepare it with: tfds build {name} --file_format=array_record "
-        f"--data_dir={root}; for a folder of images: python -m recvis_jax.prepare --dataset=folder --source=PATH "
-        f"--name={name} --data_dir={root}"
+        "Where TensorFlow is installed, prepare it with: "
+        f"{errors.command('tfds', 'build', name, '--file_format=array_record', where)}; for a folder of images: "
+        f"{errors.command(*program, '--dataset=folder', '--source=PATH', f'--name={name}', where)}"
     )
 
 
@@ -271,7 +327,7 @@ def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
     """Decodes an encoded image to uint8 (h w c) with OpenCV; arrays pass through.
 
     Raises:
-      BadRequest: the bytes are empty or no image, naming `where`.
+      BadRequest: the bytes are empty, no image of a kind that is read, or of too many pixels, naming `where`.
     """
     if isinstance(data, np.ndarray):
         return data
@@ -279,8 +335,15 @@ def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
 
     if len(data) == 0:
         raise errors.BadRequest(f"{where} is an image of zero bytes.")
+    try:
+        known = image_file.is_readable_kind(data)
+    except errors.BadRequest as e:
+        raise errors.BadRequest(f"{where} {e}.") from None
     flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION) if known else None
+    except cv2.error:
+        image = None
     if image is None:
         raise errors.BadRequest(f"{where} does not decode as an image ({len(data)} bytes).")
     return image[..., None] if image.ndim == 2 else image

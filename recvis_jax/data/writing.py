@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recvis_jax import errors
+from recvis_jax import errors, reading
 from recvis_jax.data.download import Say, progress
 
 RECORD = "recvis_jax.json"  # what a prepared data set was made from, beside tfds's own files
@@ -99,7 +99,9 @@ def write(
         try:
             builder.download_and_prepare(download_config=config, file_format="array_record")
         except RuntimeError as e:  # so array_record says that the disk is full
-            raise errors.Failure(f"writing {name} below {stage.parent} failed: {e}") from e
+            raise errors.Failure(
+                f"writing {name} below {errors.printable(stage.parent)} failed: {errors.printable(e)}"
+            ) from e
     return Path(builder.data_dir)
 
 
@@ -111,26 +113,32 @@ def existing(target: Path) -> int | None:
     """
     if not target.exists():
         return None
+    shown = errors.printable(target)
     try:
-        info = json.loads((target / "dataset_info.json").read_text())
+        info = reading.read_json(target / "dataset_info.json")
         shards = {s["name"]: list(map(int, s["shardLengths"])) for s in info["splits"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise errors.BadRequest(f"{target} is there but is no data set; use --overwrite to replace it.") from None
+    except (ValueError, KeyError, TypeError):
+        raise errors.BadRequest(f"{shown} is there but is no data set; use --overwrite to replace it.") from None
     if info.get("fileFormat") != "array_record":
         raise errors.BadRequest(
-            f"{target} is prepared as {info.get('fileFormat', 'tfrecord')}, which cannot be read without TensorFlow; "
-            "use --overwrite to replace it by array_record."
+            f"{shown} is prepared as {errors.printable(info.get('fileFormat', 'tfrecord'))[:40]}, which cannot be read "
+            "without TensorFlow; use --overwrite to replace it by array_record."
         )
     for split, lengths in shards.items():
-        if len(list(target.glob(f"*-{split}.array_record-*"))) != len(lengths):
-            raise errors.BadRequest(f"{target} lacks files of the split {split}; use --overwrite to make it again.")
+        files = [p for p in target.iterdir() if f"-{split}.array_record-" in p.name]
+        if len(files) != len(lengths):
+            raise errors.BadRequest(
+                f"{shown} lacks files of the split {errors.printable(split)[:40]}; use --overwrite to make it again."
+            )
     return sum(map(sum, shards.values()))
 
 
 def make_room(root: Path, size: int) -> None:
     """Raises `Failure` if the disk of `root` has no room for `size` bytes."""
     if (free := shutil.disk_usage(root).free) < 1.1 * size + 1e6:
-        raise errors.Failure(f"no room in {root}: about {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB free.")
+        raise errors.Failure(
+            f"no room in {errors.printable(root)}: about {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB free."
+        )
 
 
 @contextlib.contextmanager
@@ -141,7 +149,7 @@ def locked(root: Path, say: Say) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another preparation in {root}")
+            say(f"waiting for another preparation in {errors.printable(root)}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a network file system without such locks
             pass
@@ -181,6 +189,6 @@ def move(written: Path, target: Path, stage: Path, record: dict[str, Any]) -> Pa
 def recorded(target: Path) -> dict[str, Any]:
     """Returns the `record` of a data set, empty if it has none."""
     try:
-        return dict(json.loads((target / RECORD).read_text()))
-    except (OSError, ValueError):
+        return dict(reading.read_json(target / RECORD, limit="annotation bytes"))
+    except errors.BadRequest:
         return {}

@@ -135,5 +135,5 @@ def test_mock_scenes_are_alike():
 
 
 def test_prepare_says_how_to_go_on(tmp_path):
-    command = prepare.next_command("fashion_scenes", ["train", "test"], tmp_path, tmp_path)
+    command = prepare.next_step("fashion_scenes", {"train": 6, "test": 1}, tmp_path, tmp_path)
     assert "configs/fashion_mnist/adaptation.py:run=scratch" in command

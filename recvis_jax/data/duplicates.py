@@ -1,0 +1,94 @@
+"""The same picture several times in a folder: between splits it spoils what is measured, under two classes it misleads.
+
+Pictures are the same if their decoded pixels are, whatever the files' names, formats and metadata.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from recvis_jax import errors
+from recvis_jax.data import folder
+
+WAYS = ("fail", "drop", "keep")
+_KEPT_FIRST = ("test", "validation", "train")  # of copies, the one that is measured on stays
+
+
+class Found(NamedTuple):
+    """Groups of images "split/class/name.jpg" with the same pixels, by what is wrong with that.
+
+    Attributes:
+      labels: groups of more than one class.
+      splits: of the others, those in more than one split.
+      within: the rest: several times in one split and class.
+    """
+
+    labels: tuple[tuple[str, ...], ...]
+    splits: tuple[tuple[str, ...], ...]
+    within: tuple[tuple[str, ...], ...]
+
+
+def find(pixels: Mapping[str, str]) -> Found:
+    """Groups images by the hash of their pixels."""
+    groups: dict[str, list[str]] = {}
+    for name, key in pixels.items():
+        groups.setdefault(key, []).append(name)
+    several = [tuple(sorted(g, key=_rank)) for g in groups.values() if len(g) > 1]
+    labels = tuple(sorted(g for g in several if len(set(map(_class, g))) > 1))
+    splits = tuple(sorted(g for g in several if g not in labels and len({n.split("/", 1)[0] for n in g}) > 1))
+    return Found(labels, splits, tuple(sorted(set(several) - set(labels) - set(splits))))
+
+
+def to_drop(found: Found) -> set[str]:
+    """Returns what is left out: all copies but one, of test first and train last; of a picture of two classes all."""
+    return {n for g in found.labels for n in g} | {n for g in (*found.splits, *found.within) for n in g[1:]}
+
+
+def judge(found: Found, way: str, dropped: int) -> list[str]:
+    """Returns what is to be said of copies.
+
+    Args:
+      found: see `find`.
+      way: of `WAYS`. "drop" left copies out; else they are taken, if "fail" does not refuse them.
+      dropped: how many were left out.
+
+    Raises:
+      BadRequest: a picture is in two splits, and `way` is "fail".
+    """
+    between = [g for g in (*found.splits, *found.labels) if len({n.split("/", 1)[0] for n in g}) > 1]
+    if way == "fail" and between:
+        raise errors.BadRequest(
+            f"{_count(between)} in more than one split ({_show(between[0])}), so that a measurement would be on what "
+            "was trained on. Remove copies, leave them out with --duplicates=drop (those of test, then validation, "
+            "stay), or take all with --duplicates=keep. Nothing was prepared."
+        )
+    lines = []
+    if found.labels:
+        taken = "they are taken under each; --duplicates=drop leaves them out"
+        what = "all their copies are left out" if way == "drop" else taken
+        lines.append(f"note: {_count(found.labels)} under more than one class ({_show(found.labels[0])}): {what}")
+    if found.splits and way != "drop":
+        lines.append(f"note: {_count(found.splits)} in more than one split ({_show(found.splits[0])}), and taken")
+    if found.within and way != "drop":
+        lines.append(
+            f"note: {_count(found.within)} more than once in one split ({_show(found.within[0])}), and may come to "
+            "both sides where it is divided; --duplicates=drop leaves copies out"
+        )
+    if dropped:
+        lines.append(f"left out {dropped:,} copies of pictures")
+    return lines
+
+
+def _class(name: str) -> str:
+    return folder.class_of(name.split("/", 1)[1])
+
+
+def _rank(name: str) -> tuple[int, str]:
+    return _KEPT_FIRST.index(name.split("/", 1)[0]), name
+
+
+def _count(groups: tuple[tuple[str, ...], ...] | list[tuple[str, ...]]) -> str:
+    return f"{len(groups):,} picture{' is' if len(groups) == 1 else 's are'}"
+
+
+def _show(group: tuple[str, ...]) -> str:
+    return "such as " + " = ".join(errors.printable(n)[:200] for n in group[:2])
