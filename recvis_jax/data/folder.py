@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recvis_jax import errors
+from recvis_jax import errors, reading
 from recvis_jax.data import files
 
 SPLITS = {
@@ -91,8 +91,8 @@ def some(names: Sequence[object], count: int = 10) -> str:
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
-    except OSError:  # reported with the images that cannot be read
+        return reading.regular(path, "image bytes").st_size
+    except errors.BadRequest:  # reported with the images that cannot be read
         return 0
 
 

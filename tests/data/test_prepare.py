@@ -6,11 +6,9 @@ import http.server
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -409,40 +407,3 @@ def test_no_room(raw_mnist, tmp_path, monkeypatch, lines):
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(errors.Failure, match="no room"):
         builders.prepare("mnist", tmp_path / "data", raw_mnist[0], say=lines.append)
-
-
-# The program.
-
-
-def run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "recvis_jax.prepare", *flags]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
-
-
-def test_help_is_quick():
-    start = time.monotonic()
-    done = run("--help")
-    assert done.returncode == 0 and "--on_error" in done.stdout and time.monotonic() - start < 3
-
-
-def test_program(tmp_path):
-    source = make(tmp_path, "a/1.png", "b/2.png")
-    done = run("--dataset=folder", f"--source={source}", "--name=mine", RECVIS_DATA_DIR=str(tmp_path / "data"))
-    assert done.returncode == 0, done.stderr
-    assert f"mine 1.0.0 in {tmp_path / 'data/mine/1.0.0'}" in done.stdout
-    assert (
-        "2 classes: a, b" in done.stdout
-        and "--config=configs/folder/resnet18.py:name=mine --workdir=runs/mine" in done.stdout
-    )
-    (source / "a" / "1.png").touch()
-    (source / "a" / "1.png").write_bytes(b"")
-    done = run("--dataset=folder", f"--source={source}", "--name=other", f"--data_dir={tmp_path / 'data'}")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: 1 of 2 images cannot be read") and "a/1.png (zero bytes)" in done.stderr
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mine"]
-
-
-def test_program_refuses():
-    for flags, message in ((["--dataset=folder", "--sorce=x"], "'source'"), ([], "--dataset is missing")):
-        done = run(*flags)
-        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1

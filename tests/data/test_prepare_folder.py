@@ -1,7 +1,11 @@
 """Folders of images as data sets, against stock tfds, Pillow and files made here."""
 
+import functools
 import io
 import os
+import runpy
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import programs
 import pytest
 import tensorflow_datasets as tfds
 
-from recvis_jax import errors
-from recvis_jax.data import builders, folder, folder_set, image_file, writing
+from recvis_jax import errors, reading
+from recvis_jax.data import builders, folder, folder_set, image_file, sources, writing
 
 RNG = np.random.default_rng(0)
 
@@ -257,7 +262,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def make(tmp_path: Path, *paths: str) -> Path:
     source = tmp_path / "set"
-    source.mkdir()
+    source.mkdir(parents=True)
     for path in paths:
         if path.endswith("/"):
             (source / path).mkdir(parents=True)
@@ -367,3 +372,249 @@ builders.prepare("folder", {str(root)!r}, {str(tmp_path / "pictures")!r})
     waiting.join()
     assert [p.name for p in root.iterdir()] == ["pictures"]
     assert len(stock("pictures", root)["train"]) == 40
+
+
+# What a folder may hold besides images.
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A stand-in for Ghostscript on the path: returns the file that it would leave behind."""
+    tools, mark = tmp_path / "tools", tmp_path / "gs was started"
+    tools.mkdir()
+    for name in ("gs", "gswin64c", "gswin32c", "convert", "magick", "dcraw"):
+        (tools / name).write_text(f"#!/bin/sh\necho $0 >> '{mark}'\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return mark
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n%!\n64 64 scale\nshowpage\n%%EOF\n"
+
+
+def test_what_is_no_image_starts_nothing(canary, program, tmp_path, lines):
+    """EPS under any name, and files that are not regular: neither run nor waited for."""
+    source = make(tmp_path, "a/good.png", "b/good.png")
+    (source / "a/cat.jpg").write_bytes(EPS)
+    (source / "a/cat.png").write_bytes(b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + bytes(24) + EPS)
+    (source / "b/doc.jpeg").write_bytes(b"%PDF-1.4\n")
+    os.mkfifo(source / "b/pipe.jpg")
+    (source / "b/zero.png").symlink_to("/dev/zero")
+    (source / "b/null.png").symlink_to("/dev/null")
+    (source / "b/folder.png").mkdir()
+    (source / "b/loop").symlink_to(source / "b")
+    (source / "b/up").symlink_to("/")
+    (source / "b/self.png").symlink_to("self.png")
+    with (source / "b/huge.png").open("wb") as f:
+        f.truncate(2**40)
+    builders.prepare("folder", tmp_path / "data", source, folder_name="mine", on_error="skip", say=lines.append)
+    assert set(examples(tmp_path / "data", "mine")) == {"a/good.png", "b/good.png"}
+    said = {Path(x.split(" (")[0]).name: x for x in lines if x.startswith("skipped /")}
+    assert set(said) == {
+        "cat.jpg", "cat.png", "doc.jpeg", "pipe.jpg", "zero.png", "null.png", "self.png", "huge.png",
+    }  # fmt: skip
+    assert "PostScript, not an image of a kind that is read: jpeg, png" in said["cat.jpg"]
+    assert "a named pipe, not a regular file" in said["pipe.jpg"]
+    assert "a device, not a regular file" in said["zero.png"]
+    assert "1,099,511,627,776 bytes; at most" in said["huge.png"]
+    env = {"RECVIS_DATA_DIR": str(tmp_path / "data"), "PATH": os.environ["PATH"]}
+    got = program("prepare", "--dataset=folder", f"--source={source}", "--name=other", **env)
+    assert got.code == 2 and got.err.startswith("error: 8 of 10 images cannot be read: ") and got.err.count("\n") == 1
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("source", ["/proc", "/proc/self/fd", "/sys", "/sys/class", "/dev/fd"])
+def test_what_the_kernel_makes_up_is_not_read(source, tmp_path, lines):
+    with pytest.raises(errors.BadRequest, match=r"is of the kernel \((proc|sysfs)\), not a folder of images"):
+        builders.prepare("folder", tmp_path, source, folder_name="mine", say=lines.append)
+
+
+def test_limits_of_a_folder(tmp_path, monkeypatch):
+    source = make(tmp_path, "a/1.png", "b/c/d/e/1.png")
+    with monkeypatch.context() as m:
+        m.setitem(reading.LIMITS, "depth", 2)
+        with pytest.raises(errors.BadRequest, match="set/b holds folders in folders, more than 2 deep"):
+            folder.scan(source)
+    monkeypatch.setitem(reading.LIMITS, "entries", 2)
+    with pytest.raises(errors.BadRequest, match="set/b holds more than 2 files and folders"):
+        folder.scan(source)
+
+
+# Names.
+
+
+def test_names_that_print_alike(tmp_path, lines):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    source = make(tmp_path, f"{composed}/1.png", f"{decomposed}/2.png")
+    with pytest.raises(errors.BadRequest, match=r"print alike, 'caf.*\(U\+0301; U\+00E9\): join or rename"):
+        folder.scan(source)
+
+
+def test_one_class_written_in_two_forms(tmp_path, lines):
+    """Splits made on a Mac and elsewhere: the class is the same, and has the composed name."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    names = (f"train/{decomposed}/1.png", "train/tea/1.png", f"test/{composed}/2.png", "test/tea/2.png")
+    source = make(tmp_path, *names)
+    directory = builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+    assert builders.summary(directory).class_names == (composed, "tea")
+    for split, form in (("train", decomposed), ("test", composed)):
+        found = examples(tmp_path / "data", "mine", split)
+        assert {name: e["label"] for name, e in found.items()} == {
+            f"{form}/{'1' if split == 'train' else '2'}.png": 0, f"tea/{'1' if split == 'train' else '2'}.png": 1,
+        }  # fmt: skip
+
+
+def test_classes_of_almost_one_name_are_said(tmp_path):
+    source = make(tmp_path, "Cat/1.png", "cat/2.png", "\uff23at/3.png", "dog/4.png")
+    (note,) = folder.scan(source).notes
+    assert note == "note: Cat and cat and \uff23at are two classes, though almost one name"
+    source = make(tmp_path / "other", "train/Cat/1.png", "test/cat/1.png")
+    with pytest.raises(errors.BadRequest, match=r"that train does not have: cat\. Did you mean 'Cat'"):
+        folder.scan(source)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "\x07bell", "a\u202egnp", "a\u2028b", "a\x85b", "a\u2066b"])
+def test_class_names_that_move_the_cursor(name, tmp_path):
+    with pytest.raises(errors.BadRequest, match="cannot be a class name: it has control characters") as e:
+        folder.scan(make(tmp_path, f"{name}/1.png", "b/1.png"))
+    assert str(e.value).isprintable()
+
+
+def test_names_of_files_are_printed_as_escapes(program, tmp_path):
+    source = make(tmp_path, "a/1.png", "b/2.png", "b/\x1b]0;title\x07.png")
+    (source / "b/\x1b[2J\n.png").write_bytes(b"x")
+    (source / "\x1b[2J.txt").touch()
+    for flags in ((), ("--on_error=skip",)):
+        got = program("prepare", "--dataset=folder", f"--source={source}", f"--data_dir={tmp_path / 'data'}", *flags)
+        assert got.code == (0 if flags else 2)
+        assert "\\x1b[2J\\n.png (not an image" in got.out + got.err
+        assert all(line.isprintable() for line in (got.out + got.err).splitlines())
+    assert len(examples(tmp_path / "data", "set")) == 3
+
+
+# The same picture twice.
+
+
+def copies(tmp_path, *pairs: str) -> Path:
+    """A folder with splits and classes a and b, and copies "from>to" of pictures in it."""
+    source = make(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("train", "val", "test") for c in "ab" for i in range(2)))
+    for pair in pairs:
+        old, new = pair.split(">")
+        with PIL.Image.open(source / old) as image:
+            image.save(source / new)  # in the format of the name: of the pixels, not of the bytes
+    return source
+
+
+def test_the_same_picture_in_two_splits(tmp_path, lines):
+    source = copies(tmp_path, "train/a/0.png>test/a/x.bmp", "val/b/1.png>train/b/y.tiff", "val/b/1.png>test/b/y.ppm")
+    prepare = functools.partial(
+        builders.prepare, "folder", tmp_path / "data", source, folder_name="mine", say=lines.append
+    )
+    with pytest.raises(
+        errors.BadRequest, match=r"^2 pictures .* more than one split \(such as test/a/x.bmp = train/a/0"
+    ):
+        prepare()
+    assert list((tmp_path / "data").iterdir()) == []
+    prepare(on_duplicate="keep")
+    assert "note: 2 pictures are in more than one split" in " ".join(lines)
+    assert [len(examples(tmp_path / "data", "mine", s)) for s in ("train", "validation", "test")] == [5, 4, 6]
+    with pytest.raises(errors.BadRequest, match="was prepared with --duplicates=keep; use --overwrite"):
+        prepare(on_duplicate="drop")
+    directory = prepare(on_duplicate="drop", overwrite=True)
+    assert "left out 3 copies of pictures" in lines
+    dropped = {"train/a/0.png", "train/b/y.tiff", "validation/b/1.png"}
+    assert set(writing.recorded(directory)["dropped"]) == dropped
+    left = {f"{s}/{n}" for s in ("train", "validation", "test") for n in examples(tmp_path / "data", "mine", s)}
+    assert len(left) == 12 and not left & dropped
+
+
+def test_the_same_picture_under_two_classes(tmp_path, lines):
+    source = make(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(3)))
+    shutil.copy(source / "a/0.png", source / "b/x.png")
+    shutil.copy(source / "a/1.png", source / "a/y.png")
+    builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+    assert len(lines) == 2 and len(examples(tmp_path / "data", "mine")) == 8
+    assert lines[0].startswith("note: 1 picture is under more than one class (such as train/a/0.png = train/b/x.png)")
+    assert lines[1].startswith("note: 1 picture is more than once in one split (such as train/a/1.png = train/a/y.png)")
+    builders.prepare(
+        "folder", tmp_path / "data", source, folder_name="mine", on_duplicate="drop", overwrite=True, say=lines.append
+    )
+    assert set(examples(tmp_path / "data", "mine")) == {"a/1.png", "a/2.png", "b/0.png", "b/1.png", "b/2.png"}
+
+
+def test_a_class_of_copies_alone(tmp_path, lines):
+    source = make(tmp_path, "train/a/0.png", "train/b/0.png", "test/a/1.png", "test/b/1.png")
+    shutil.copy(source / "test/a/1.png", source / "train/a/0.png")
+    with pytest.raises(errors.BadRequest, match="train has classes of which all images are copies of others: a"):
+        builders.prepare("folder", tmp_path, source, folder_name="mine", on_duplicate="drop", say=lines.append)
+
+
+# The program, and what it says is next.
+
+
+def prepared(program, source: Path, data: Path, *flags: str) -> tuple[list[str], str]:
+    """Prepares a folder: returns the words of the command that is next, and all that was printed."""
+    got = program("prepare", "--dataset=folder", f"--source={source}", *flags, RECVIS_DATA_DIR=str(data))
+    assert got.code == 0 and not got.err, got
+    line = got.out.splitlines()[-1]
+    return shlex.split(line.removeprefix("next: ")) if line.startswith("next: ") else [], got.out
+
+
+def test_program(program, tmp_path):
+    source = make(tmp_path, "a/1.png", "b/2.png")
+    words, text = prepared(program, source, tmp_path / "data", "--name=mine")
+    assert f"mine 1.0.0 in {tmp_path / 'data/mine/1.0.0'}" in text and "2 classes: a, b" in text
+    assert words[:4] == ["python", "-m", "recvis_jax.train", "--config=configs/folder/resnet18.py:name=mine"]
+    (source / "a" / "1.png").write_bytes(b"")
+    flags = ("--dataset=folder", f"--source={source}", "--name=other", f"--data_dir={tmp_path / 'data'}")
+    got = program("prepare", *flags)
+    assert got.code == 2 and len(got.err.splitlines()) == 1
+    assert got.err.startswith("error: 1 of 2 images cannot be read") and "a/1.png (zero bytes)" in got.err
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["mine"]
+
+
+def test_program_refuses(program):
+    for flags, message in ((["--dataset=folder", "--sorce=x"], "'source'"), ([], "--dataset is missing")):
+        got = program("prepare", *flags)
+        assert got.code == 2 and message in got.err and len(got.err.splitlines()) == 1
+    assert "--on_error" in program("prepare", "--help").out
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        (("train", "val", "test"), {"train": "train", "val": "validation", "test": "test"}),
+        (("Training", "valid"), {"train": "train", "val": "validation", "test": ""}),
+        (("train", "testing"), {"train": "train[:90%]", "val": "train[90%:]", "test": "test"}),
+        (("train",), {"train": "train[:90%]", "val": "train[90%:]", "test": ""}),
+        (("test",), None),
+    ],
+)
+def test_what_is_next_uses_every_split(given, keys, program, tmp_path):
+    """The words, as a shell takes them, say what config.data comes to; a name with spaces and umlauts is one word."""
+    where = tmp_path / "my pictures \u00e4\u00f6"
+    source = make(where, *(f"{s}/{c}/{i}.png" for s in given for c in "ab" for i in range(6)))
+    words, text = prepared(program, source, tmp_path, f"--data_dir={where / 'my data'}", "--name=mine")
+    if keys is None:
+        assert not words and "mine has no training images" in text
+        return
+    module = runpy.run_path(str(programs.ROOT / "configs/folder/resnet18.py"))
+    config = module["get_config"]("name=mine")
+    for word in words[5:]:
+        key, value = word.removeprefix("--config.").split("=", 1)
+        config.update_from_flattened_dict({key: int(value) if value.isdigit() else value})
+    assert {k: config.data[k] for k in keys} == keys
+    for split in filter(None, keys.values()):
+        assert sources.open_split("mine", split, data_dir=config.data.data_dir).length > 0
+    length = sources.open_split("mine", keys["train"], data_dir=config.data.data_dir).length
+    assert length // 2 < config.batch_size <= length, "no larger than the data, and not much smaller"
+
+
+def test_val_is_validation(tmp_path, lines):
+    source = make(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(2)))
+    builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+    open_split = functools.partial(sources.open_split, "mine", data_dir=str(tmp_path / "data"))
+    assert open_split("val").parts == open_split("validation").parts == (("validation", 0, 4),)
+    assert open_split("train+val[:50%]").parts == (("train", 0, 4), ("validation", 0, 2))
+    with pytest.raises(errors.BadRequest, match="mine has no split 'tset'; its splits: train, validation"):
+        open_split("tset")
