@@ -1,5 +1,6 @@
 # make train   sets up everything and trains LeNet-5 on Fashion-MNIST
 # make test    sets up everything and runs all tests
+# make test-quick   each test that is not slow with its first parameters: every part, in minutes
 # make lint    formatting, lint and types
 # make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~2 hours
 
@@ -8,14 +9,17 @@ VENV   ?= .venv
 RUN    ?= runs/lenet5
 BIN    := $(VENV)/bin
 
-.PHONY: train test lint setup bench bench-setup
+.PHONY: train test test-quick lint setup bench bench-setup
 
 train: setup
 	$(BIN)/python -m recvis_jax.prepare --dataset=fashion_mnist
 	$(BIN)/python -m recvis_jax.train --config=configs/fashion_mnist/lenet5.py --workdir=$(RUN)
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
+
+test-quick: setup
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --quick
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Eight simulated devices, a persistent compilation cache, and shapes checked at run time."""
 
+import ctypes
+import gc
 import os
 import signal
 from pathlib import Path
@@ -9,17 +11,40 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from recvis_jax import cli
 
-flags = f"--xla_force_host_platform_device_count=8 {' '.join(cli.CPU_XLA_FLAGS)}"
+# Tests compile for longer than they compute: LLVM's optimisations, which change no result that is tested, are left out.
+flags = f"--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 {' '.join(cli.CPU_XLA_FLAGS)}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache/recvis_jax/tests"))
 
 import jax
 import pytest
+import quick
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 install_import_hook("recvis_jax", "typecheck.check")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="each test that is not slow, with its first parameters")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        kept = list(quick.chosen(items))
+        config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+        items[:] = kept
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory():
+    """Gives back what a file's tests have compiled, and with it most of a worker's memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -18,24 +18,29 @@ class AlexNet(nn.Module):
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.
+      hidden: width of the first two fully connected layers.
       dropout: probability that an input of the first two fully connected layers is dropped in training.
       dtype: of the computation.
 
     Raises:
-      BadRequest: images smaller than 63x63, or a dropout outside [0, 1).
+      BadRequest: images smaller than 63x63, a dropout outside [0, 1), or a width below 1.
 
     Reference: Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks"; Krizhevsky et al.
       2012, "ImageNet classification with deep convolutional neural networks". Equal to torchvision's `alexnet.py`.
     """
 
     num_classes: int = 1000
+    hidden: int = 4096
     dropout: float = 0.5
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dropout < 1 or self.num_classes < 0:
-            raise BadRequest(f"dropout={self.dropout} must be in [0, 1), num_classes={self.num_classes} at least 0.")
+        if not 0 <= self.dropout < 1 or self.hidden < 1 or self.num_classes < 0:
+            raise BadRequest(
+                f"dropout={self.dropout} must be in [0, 1), hidden={self.hidden} at least 1, "
+                f"num_classes={self.num_classes} at least 0."
+            )
 
     def conv(self, x: Float[Array, "b h w c"], i: int, width: int, size: int, stride: int = 1) -> Array:
         """Convolution i and its ReLU."""
@@ -58,6 +63,6 @@ class AlexNet(nn.Module):
         acts["stage2/pool"] = x = max_pool(x, 3, 2)
         x = flatten(adaptive_avg_pool(x, 6))
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        acts["fc6"] = x = nn.relu(torch_dense(4096, x.shape[-1], "fc6", self.dtype)(drop(x)))
-        acts["features"] = nn.relu(torch_dense(4096, x.shape[-1], "fc7", self.dtype)(drop(x)))
+        acts["fc6"] = x = nn.relu(torch_dense(self.hidden, x.shape[-1], "fc6", self.dtype)(drop(x)))
+        acts["features"] = nn.relu(torch_dense(self.hidden, x.shape[-1], "fc7", self.dtype)(drop(x)))
         return dense_head(acts, self.num_classes, self.dtype)

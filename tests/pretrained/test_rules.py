@@ -15,7 +15,7 @@ SMALL = {"width": 8, "depth": 2, "patch_size": 8}
 SMALL_VIT = SMALL | {"heads": 2}
 SMALL_HYBRID = SMALL_VIT | {"stages": (1, 2), "patch_size": 2}
 MODELS = [
-    ("torchvision", "alexnet", {"num_classes": 5}, 64),
+    ("torchvision", "alexnet", {"num_classes": 5, "hidden": 6}, 64),
     ("torchvision", "vgg13", SMALL_VGG, 32),
     ("torchvision", "vgg19_bn", SMALL_VGG, 32),
     ("torchvision", "googlenet", {}, 32),
