@@ -2,10 +2,16 @@
 
   python -m recvis_jax.features --workdir=runs/mae --split=train --layers=features,block3 [--pool=mean]
   python -m recvis_jax.features --config=configs/x.py --config.init_from=hf://owner/repo --out=runs/x --split=test
+  python -m recvis_jax.features --workdir=runs/mae --layers=features --out=photos.npz my/photos cat.jpg
 
 Per layer a memory-mapped `features/NAME.npy` (n d), the labels, and JSON with model, step, preprocessing and data
 hash. `recvis_jax.probe` reuses them, and refuses them when they are stale.
+
+Of images that are named (files, or folders of them) no data set is needed: --out=FILE.npz holds an array (n d) a layer,
+and their `paths` (n).
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -29,12 +35,16 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> int:
-    del argv
     if (FLAGS.workdir is None) == (FLAGS.config is None):
         raise errors.BadRequest("give one of --workdir=RUN and --config=FILE, as --workdir=runs/mae.")
+    if argv[1:] and not (FLAGS.out or "").endswith(".npz"):
+        raise errors.BadRequest(f"{errors.printable(argv[1])}: features of images go to a file, --out=FILE.npz.")
     cli.start_jax(FLAGS.compile_cache)
     from recvis_jax import trained
 
+    if argv[1:]:
+        of_images(argv[1:])
+        return 0
     config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
     model, folder = trained.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint)
     source = trained.open_named(model.run.data, FLAGS.split)
@@ -46,6 +56,37 @@ def main(argv: list[str]) -> int:
         n, d = f.values.shape
         print(f"  {layer}: {n:,} x {d} in {getattr(f.values, 'filename', folder)}")
     return 0
+
+
+def of_images(names: list[str]) -> None:
+    """Writes the features of images that are named to `--out`."""
+    import numpy as np
+
+    from recvis_jax import trained
+    from recvis_jax.data import given
+
+    if FLAGS.workdir is None:
+        raise errors.BadRequest("features of images are those of a run: give --workdir=RUN.")
+    if FLAGS["split"].present:
+        raise errors.BadRequest("give images or --split, not both.")
+    out = Path(FLAGS.out).expanduser().absolute()
+    if not out.parent.is_dir():
+        raise errors.BadRequest(f"--out={errors.printable(out)}: there is no such folder.")
+    if out.exists() and not FLAGS.overwrite:
+        raise errors.BadRequest(f"--out={errors.printable(out)} is there already; --overwrite replaces it.")
+    paths = given.find(names)
+    model, _ = trained.open_either(FLAGS.workdir, None, None, FLAGS.checkpoint)
+    found = trained.features_of(model, paths, FLAGS.layers, FLAGS.pool, say=cli.progress)
+    part = out.with_name(f".{out.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, paths=np.array([str(p) for p in paths]), **found)
+    part.replace(out)
+    print(f"{model.name} weights (step {model.step:,}) on {len(paths):,} images, in {errors.printable(out)}:")
+    for layer, values in found.items():
+        print(f"  {layer}: {len(values):,} x {values.shape[1]}")
+
+
+main.takes_arguments = True  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

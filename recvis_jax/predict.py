@@ -14,7 +14,6 @@ stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others.
 A line is a probability and a class; where the outputs are no probabilities of one class out of all, a line says so.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,7 +66,11 @@ class Predictor(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    paths = images([Path(p) for p in argv[1:]])
+    from recvis_jax.data import given
+
+    if not argv[1:]:
+        raise errors.BadRequest("name the images: python -m recvis_jax.predict --model=... --weights=... IMAGE...")
+    paths = given.find(argv[1:])
     if not FLAGS.weights:
         raise errors.BadRequest("--weights is missing: a file, hf://owner/repo or the folder of a run.")
     cli.start_jax()
@@ -75,8 +78,8 @@ def main(argv: list[str]) -> None:
 
     run = trained.find_run(FLAGS.weights)
     if run:
-        if given := [n for n in ("model", "image_size", "statistics", "num_classes") if FLAGS[n].present]:
-            raise errors.BadRequest(f"--{given[0]} is not needed: the run {run[0]} says by itself what it takes.")
+        if extra := [n for n in ("model", "image_size", "statistics", "num_classes") if FLAGS[n].present]:
+            raise errors.BadRequest(f"--{extra[0]} is not needed: the run {run[0]} says by itself what it takes.")
         predictor = of_run(*run)
     elif FLAGS.model:
         predictor = of_library(FLAGS.model, FLAGS.weights, FLAGS.image_size, FLAGS.statistics, FLAGS.num_classes)
@@ -102,32 +105,6 @@ def main(argv: list[str]) -> None:
         print(f"{errors.printable(path)}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
     if bad:
         raise errors.Failure(f"{bad:,} of {len(paths):,} images could not be predicted; their lines say why.")
-
-
-def images(given: Sequence[Path]) -> list[Path]:
-    """Returns the files that are named, and the images below the folders that are named, sorted folder by folder.
-
-    Raises:
-      BadRequest: nothing is named, there is no such file, or a folder holds no images.
-    """
-    from recvis_jax.data import files
-
-    if not given:
-        raise errors.BadRequest("name the images: python -m recvis_jax.predict --model=... --weights=... IMAGE...")
-    if missing := [p for p in given if not os.path.lexists(p)]:
-        shown = ", ".join(errors.printable(p)[:200] for p in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise errors.BadRequest(f"no such file: {shown}{more}.")
-    out: list[Path] = []
-    for path in given:
-        if not path.is_dir():
-            out.append(path)
-            continue
-        found = sorted(files.walk(path, []))
-        if not found:
-            raise errors.BadRequest(f"{errors.printable(path)} holds no images ({', '.join(sorted(files.SUFFIXES))}).")
-        out += found
-    return list(dict.fromkeys(out))
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]
@@ -196,25 +173,13 @@ def _predictor(
 ) -> Predictor:
     import jax
 
-    from recvis_jax.data import augment, image_file, sources, transforms
-
-    transform = transforms.parse(spec).fn
-
-    def prepare(path: Path) -> np.ndarray:
-        found = image_file.load(path, compress_level=0)  # decoded again at once, as images of a data set are
-        if found.data is None:
-            raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {found.problem}.")
-        pixels = sources.decode(found.data, shape[2], errors.printable(path))
-        out = transform(np.random.default_rng(0), {"image": pixels})["image"]
-        if out.shape[:2] != shape[:2]:  # a data set whose images have one size needs no transform; this image does
-            out = transforms.parse(f"resize({shape[:2]})").fn(np.random.default_rng(0), {"image": out})["image"]
-        return out
+    from recvis_jax.data import augment, given
 
     @jax.jit
     def outputs(variables: Any, images: Any) -> Any:
         return apply(variables, augment.normalise(images, statistics))
 
-    return Predictor(prepare, lambda images: outputs(variables, images), classes, kind)
+    return Predictor(given.preparer(spec, shape), lambda images: outputs(variables, images), classes, kind)
 
 
 def class_names(source: str) -> list[str]:

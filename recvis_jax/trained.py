@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import build, errors, trees
-from recvis_jax.data import info
+from recvis_jax.data import given, info
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import probe
@@ -157,6 +157,40 @@ def make_layers(run: build.Run, layers: Sequence[str], pool: str) -> Callable[[A
         return {layer: probe.pooled(acts, layer, pool) for layer in layers}
 
     return features.make_extract(layers_of, run.data.preprocess, run.mesh)
+
+
+def features_of(
+    trained: Trained,
+    paths: Sequence[Path],
+    layers: Sequence[str],
+    pool: str,
+    say: Callable[[str, int, int], None] = lambda name, done, length: None,
+) -> dict[str, np.ndarray]:
+    """Returns {layer: features (n d)} of image files, prepared as the run's evaluation images are.
+
+    Args:
+      trained: the model; its data set need not be there.
+      paths: of the images.
+      layers: names of intermediates, or `PIXELS`.
+      pool: see `models.probe.pooled`.
+      say: is told (what, images done, images in all).
+
+    Raises:
+      BadRequest: an unknown layer or pool, or an image that cannot be read.
+    """
+    known = trained.run.data.info
+    prepare = given.preparer(known.eval_transform, known.image_shape)
+    size = min(trained.run.eval_batch_size, len(paths))
+    size += -size % trained.run.mesh.size
+    compiled, rows = make_layers(trained.run, layers, pool), []
+    for start in range(0, len(paths), size):
+        images = [prepare(path) for path in paths[start : start + size]]
+        batch = np.zeros((size, *known.image_shape), np.uint8)  # of one shape, so that there is one program
+        batch[: len(images)] = images
+        found = compiled(trained.variables, {"image": batch})
+        rows.append({layer: np.asarray(x, np.float32)[: len(images)] for layer, x in found.items()})
+        say("images", start + len(images), len(paths))
+    return {layer: np.concatenate([r[layer] for r in rows]) for layer in layers}
 
 
 def make_prober(

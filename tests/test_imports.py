@@ -34,7 +34,16 @@ MAY_IMPORT = {
     "cli": ("training.processes", "overrides"),
     "config": ("overrides",),
     "build": ("",),
-    "trained": ("build", "data.info", "trees", "training.checkpoint", "data.sources", "evaluation", "models.probe"),
+    "trained": (
+        "build",
+        "data.info",
+        "data.given",
+        "trees",
+        "training.checkpoint",
+        "data.sources",
+        "evaluation",
+        "models.probe",
+    ),
     **dict.fromkeys(PROGRAMS, ("",)),
 }
 # These stand alone: not even their siblings, but for the parts that they were cut into.

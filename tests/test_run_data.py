@@ -79,6 +79,22 @@ def test_a_run_predicts_and_describes_itself_without_its_data(program, fruit, ch
     assert got.code == 2 and "no data set 'fruit'" in got.err, "what reads a split needs the data"
 
 
+def test_features_of_images_need_no_data(program, fruit, changed, tmp_path):
+    root, _ = fruit
+    pictures = [root / "pictures" / "banana" / "3.png", root / "pictures" / "apple"]
+    flags = (f"--workdir={root / 'run'}", "--layers=features,pixels", f"--out={tmp_path / 'x.npz'}")
+    got = program("features", *flags, *pictures)
+    assert got.code == 0, got.err
+    found = np.load(tmp_path / "x.npz")
+    assert found["features"].shape == (13, 16) and found["pixels"].shape == (13, 8 * 8 * 3)
+    paths = [str(pictures[0]), *sorted(str(p) for p in pictures[1].iterdir())]
+    assert found["paths"].tolist() == paths
+    image = cv2.resize(cv2.imread(paths[0])[..., ::-1], (8, 8), interpolation=cv2.INTER_AREA)
+    np.testing.assert_allclose(found["pixels"][0], image.ravel() / 255.0, atol=1e-6)
+    got = program("features", *flags, *pictures)
+    assert got.code == 2 and "--overwrite" in got.err
+
+
 def test_a_run_is_exported_without_its_data(program, fruit, changed):
     root, _ = fruit
     flags = (f"--weights={root / 'run'}@last", f"--out={root / 'vit.safetensors'}")
