@@ -155,9 +155,8 @@ def _load(path: Path, compress_level: int = 6) -> Image:
             image_header.check(*image.size, raw)
             image_header.check_tiles(image)
             if image.format == "PNG":
-                image.load()  # checks every checksum; `getexif` would, too, but once
-                if b"IEND\xae\x42\x60\x82" not in raw:
-                    raise ValueError("the file is truncated")
+                image.load()  # names what is wrong; `getexif` would hide it
+                image_header.check_png(raw)
             orientation = _orientation(image)
             if orientation == 1 and (pixels := _as_is(image, raw)) is not None:
                 return Image(raw, key, pixels=_hash(pixels))

@@ -6,6 +6,7 @@ at before a decoder sees the data.
 
 import re
 import struct
+import zlib
 from typing import Any
 
 from recvis_jax import errors, reading
@@ -76,6 +77,24 @@ def check(width: int, height: int, raw: bytes) -> None:
             )
         if (scans := _scans(raw)) > reading.LIMITS["jpeg scans"]:
             raise errors.BadRequest(f"has {scans:,} scans; at most {reading.LIMITS['jpeg scans']} are decoded")
+
+
+def check_png(raw: bytes) -> None:
+    """Checks that a png is whole: decoders stop at the last pixel, before the last checksums.
+
+    Raises:
+      BadRequest: it ends too early, or a checksum is wrong. The message has no subject.
+    """
+    at, name = 8, b""
+    while name != b"IEND":
+        length, name = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
+        end = at + 8 + length
+        if end + 4 > len(raw):
+            raise errors.BadRequest("damaged png: premature end of data")
+        wrong = zlib.crc32(raw[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big")
+        if wrong and not name[0] & 32:  # small letters are of chunks without pixels
+            raise errors.BadRequest(f"damaged png: the checksum of {errors.printable(name.decode('latin1'))} is wrong")
+        at = end + 4
 
 
 def check_tiles(image: Any) -> None:
