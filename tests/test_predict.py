@@ -1,6 +1,7 @@
 """What `predict` prints, against probabilities computed by hand, and what it refuses."""
 
 import json
+import os
 import pickle
 import re
 from functools import partial
@@ -9,6 +10,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import programs
 import pytest
 import small
@@ -116,6 +118,62 @@ def test_top_and_names(program, trained, digits, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(names[:9]))
     got = program("predict", *flags)
     assert got.code == 2 and "there are 9 names of classes, but the model has 10 outputs" in got.err
+
+
+def test_a_folder_and_what_cannot_be_read(program, trained, digits, tmp_path):
+    """All images in order of their names, also in subfolders; a bad one is named, and the rest goes on."""
+    _, images = digits
+    for name, image in (("b/2.png", images[2]), ("a 0.png", images[0]), ("b/c/1.png", images[1])):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / name), image)
+    for name in ("notes.txt", ".hidden.png"):
+        (tmp_path / name).write_text("x")
+    found, _ = predict(program, f"--weights={trained}", tmp_path)
+    assert list(found) == ["a 0.png", "1.png", "2.png"]  # b/c comes between b/2 and a: as paths are sorted
+    for image, lines in zip((images[0], images[1], images[2]), found.values(), strict=True):
+        agree(lines, softmax(outputs(trained, "best", image)), "0123456789")
+
+    (tmp_path / "b" / "\x1b[2Jbad\n.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    os.mkfifo(tmp_path / "b" / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    got = program("predict", f"--weights={trained}", tmp_path / "b/2.png", tmp_path, tmp_path / "link.png")
+    assert got.code == 1 and got.err == "error: 3 of 6 images could not be predicted; their lines say why.\n"
+    blocks = re.split(r"\n(?=/)", got.out)[1:]
+    named = {block.split("\n")[0].rpartition("/")[2]: block.split("\n")[1] for block in blocks}
+    assert [n for n in named] == ["2.png", "a 0.png", "\\x1b[2Jbad\\n.png", "1.png", "pipe.png", "link.png"]
+    assert "not predicted" in named["\\x1b[2Jbad\\n.png"] and "PostScript, not an image" in named["\\x1b[2Jbad\\n.png"]
+    assert "a named pipe, not a regular file" in named["pipe.png"] and "No such file" in named["link.png"]
+    assert all("%" in named[n] for n in ("2.png", "a 0.png", "1.png"))
+
+    (tmp_path / "empty").mkdir()
+    for path, pattern in (("empty", r"empty holds no images \(\.apng, "), ("link.png", "cannot be read: No such file")):
+        got = program("predict", f"--weights={trained}", tmp_path / path)
+        assert got.code == 2 and re.search(pattern, got.err) and got.err.count("\n") == 1
+    got = program("predict", f"--weights={trained}", "/proc")
+    assert got.code == 2 and "/proc is of the kernel (proc), not a folder of images" in got.err
+
+
+def test_odd_images_and_names(program, trained, digits, tmp_path):
+    """One pixel, a line of pixels; names of classes that would move the cursor."""
+    names = ["\x1b[2J", "a\u202eb", *"23456789"]
+    (tmp_path / "names.txt").write_text("\r\n".join(names) + "\n")
+    for name, shape in (("dot", (1, 1)), ("row", (1, 900)), ("column", (900, 1))):
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), np.full(shape, 90, np.uint8))
+    flags = (f"--weights={trained}", f"--classes={tmp_path}/names.txt", "--top=10")
+    found, _ = predict(program, *flags, tmp_path)
+    assert list(found) == ["column.png", "dot.png", "row.png"]
+    for lines in found.values():
+        assert {name for _, name in lines} == {"\\x1b[2J", "a\\u202eb", *"23456789"}
+
+
+def test_photographs_stand_upright(program, trained, digits, tmp_path):
+    """A phone's portrait is predicted as it is seen: as the same pixels stored upright."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    image = digits[1][0][..., 0]
+    PIL.Image.fromarray(np.rot90(image)).save(tmp_path / "1.png", exif=exif)  # turned clockwise when it is shown
+    found, _ = predict(program, f"--weights={trained}", tmp_path / "1.png")
+    agree(found["1.png"], softmax(outputs(trained, "best", image)), "0123456789")
 
 
 def test_images_of_another_kind_are_made_to_fit(program, trained, digits, tmp_path):
