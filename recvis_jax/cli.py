@@ -84,6 +84,8 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
             processes.end(e, lambda e: _report(e, code))
             return _report(e, code)
 
+    if not isinstance(sys.stdout, _Plain):
+        sys.stdout = _Plain(sys.stdout)  # type: ignore[assignment]
     theirs = set(FLAGS)  # of libraries
     define_flags()
     own_flags()
@@ -93,6 +95,24 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
     if "--debug" not in sys.argv:
         sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=functools.partial(_parse, own))
+
+
+class _Plain:
+    """A stream on which names from outside cannot move the cursor: all but line feeds and tabs is made printable.
+
+    A name may hold line feeds, too; where one is printed, `errors.printable` keeps it in its line.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show ä
+
+    def write(self, text: str) -> int:
+        return self._stream.write(errors.printable_lines(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _wants_malloc() -> bool:
@@ -242,4 +262,9 @@ def about_jax() -> str:
 def progress(name: str, done: int, length: int) -> None:
     """Shows on a terminal how far something is that goes over `length` examples."""
     if sys.stderr.isatty():
-        print(f"\r{name}: {done:,} of {length:,}", end="\n" if done >= length else "", file=sys.stderr, flush=True)
+        print(
+            f"\r{errors.printable(name)}: {done:,} of {length:,}",
+            end="\n" if done >= length else "",
+            file=sys.stderr,
+            flush=True,
+        )

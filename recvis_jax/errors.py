@@ -38,6 +38,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Returns `printable` text of which line feeds and tabs stay."""
+    return "".join(c if c in "\n\t" else printable(c) for c in text) if not text.isprintable() else text
+
+
 def brief(text: object, length: int = 80) -> str:
     """Returns a text as part of a message: printable, and cut to `length` characters.
 

@@ -279,7 +279,8 @@ def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
                 lines.append(f"  {which} (step {summary[which]['step']:,}) {kind}: {shown}")
     lines.append(f"run: {folder}  (summary.json, metrics.jsonl, curves.png, checkpoints/; {seconds:.0f} s this time)")
     split = next((s for s in ("test", "val") if s in summary["final"]), "train")
-    lines.append(f"next: python -m recvis_jax.evaluate --workdir={folder} --split={split}")
+    following = ("python", "-m", "recvis_jax.evaluate", f"--workdir={folder}", f"--split={split}")
+    lines.append(f"next: {errors.command(*following)}")
     return "\n".join(lines)
 
 

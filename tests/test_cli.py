@@ -1,7 +1,11 @@
-"""How programs start: the allocator's settings on CPUs."""
+"""How programs start and print: the allocator's settings on CPUs, and names from outside."""
+
+import io
 
 import programs
 import pytest
+
+from recvis_jax import cli
 
 SMOKE = ("-m", "recvis_jax.train", f"{programs.DIGITS}:smoke")
 
@@ -22,3 +26,12 @@ def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
     )
     text = programs.run(caller, JAX_PLATFORMS="cpu")
     assert text.count("begun") == 1 and "finished (done)" in text and "glibc.malloc" not in text
+
+
+def test_names_cannot_move_the_cursor():
+    """What a program prints is printable in every line, on terminals of any encoding."""
+    raw = io.BytesIO()
+    stream = cli._Plain(io.TextIOWrapper(raw, encoding="ascii"))
+    print("a\x1b]0;title\x07 \u202egnp\r \u00e4", "b\tc", sep="\n", file=stream, flush=True)
+    assert raw.getvalue() == rb"a\x1b]0;title\x07 \u202egnp\r \xe4" + b"\nb\tc\n"
+    assert stream.encoding == "ascii" and not stream.isatty()

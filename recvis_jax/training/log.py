@@ -129,6 +129,7 @@ class Log:
         """Prints a line, above the progress bar where there is one."""
         if not self.main:
             return
+        text = errors.printable_lines(text)
         if self._progress:
             self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
