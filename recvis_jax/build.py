@@ -212,6 +212,11 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
 def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
     """Builds the task of a config's `task` section; None means "classify", or "regress" for data without classes."""
     name = name or ("classify" if data.info.num_classes else "regress")
+    if name == "classify" and data.info.num_classes == 1 and not data.info.multi_label:
+        raise errors.BadRequest(
+            f"{data.info.name} has one class only, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
+            "to tell apart. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
+        )
     make = errors.choose(TASKS, name, "task")
     known = {
         "image_shape": data.image_shape,

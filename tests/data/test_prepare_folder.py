@@ -610,6 +610,23 @@ def test_what_is_next_uses_every_split(given, keys, program, tmp_path):
     assert length // 2 < config.batch_size <= length, "no larger than the data, and not much smaller"
 
 
+def test_a_folder_of_one_class(program, tmp_path):
+    """Said when it is prepared, as pretraining may want it; refused where a classifier is to be trained on it."""
+    source = make(tmp_path, *(f"only/{i}.png" for i in range(12)))
+    words, text = prepared(program, source, tmp_path / "data", "--name=mine")
+    assert "note: there is one class only, only: a classifier has nothing to tell apart" in text
+    assert "  1 class: only" in text
+    got = program(
+        "train",
+        *words[3:],
+        f"--workdir={tmp_path / 'run'}",
+        RECVIS_DATA_DIR=str(tmp_path / "data"),
+        JAX_PLATFORMS="cpu",
+    )
+    assert got.code == 2 and "mine has one class only, only: a classifier has nothing to tell apart" in got.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_val_is_validation(tmp_path, lines):
     source = make(tmp_path, *(f"{s}/{c}/{i}.png" for s in ("train", "val") for c in "ab" for i in range(2)))
     builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
