@@ -635,3 +635,29 @@ def test_val_is_validation(tmp_path, lines):
     assert open_split("train+val[:50%]").parts == (("train", 0, 4), ("validation", 0, 2))
     with pytest.raises(errors.BadRequest, match="mine has no split 'tset'; its splits: train, validation"):
         open_split("tset")
+
+
+def test_a_data_set_imports_nothing_of_its_own_choice(tmp_path, monkeypatch, lines):
+    """tfds imports the module of every feature that a data set names; only its own are let in."""
+    source = make(tmp_path, "a/1.png", "b/2.png")
+    directory = builders.prepare("folder", tmp_path / "data", source, folder_name="mine", say=lines.append)
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Image: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (directory / "features.json").read_text()
+    kind = "tensorflow_datasets.core.features.image_feature.Image"
+    assert kind in text
+    (directory / "features.json").write_text(text.replace(kind, "evil_module.Image"))
+    with pytest.raises(errors.BadRequest, match="names a feature of another library than tfds, 'evil_module.Image'"):
+        sources.open_split("mine", "train", data_dir=str(tmp_path / "data"))
+    for broken in ("{", "[]", '{"a": NaN}'):
+        (directory / "features.json").write_text(broken)
+        with pytest.raises(errors.BadRequest, match=r"features\.json \(of a data set\)"):
+            sources.open_split("mine", "train", data_dir=str(tmp_path / "data"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_commands_in_messages_are_quoted(tmp_path):
+    where = tmp_path / "my data"
+    with pytest.raises(errors.BadRequest) as e:
+        sources.open_split("mnist", "train", data_dir=str(where))
+    assert f"python -m recvis_jax.prepare --dataset=mnist '--data_dir={where}' --overwrite" in str(e.value)
