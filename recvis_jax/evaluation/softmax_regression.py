@@ -83,7 +83,8 @@ def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale
     basis = None
     if n < d:
         basis, blocks = _spanned(blocks, n)
-    return Data(blocks, jnp.asarray(labels), jnp.asarray(n), *_spectrum(blocks, n), basis)
+    variances, axes = _spectrum(blocks, n)
+    return Data(blocks, jnp.asarray(labels), jnp.asarray(n), variances, axes, basis)
 
 
 @jax.jit
