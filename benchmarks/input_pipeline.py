@@ -89,7 +89,7 @@ def measure(model: str, cache: str, seconds: float) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     del argv
     cli.start_jax()
-    print(cli.about_jax())
+    print(cli.about_jax(settings=True))
     rows = []
     for model, cache in itertools.product(_MODELS.value, ("device", "host", "none")):
         row = dict(name=f"{model}, cache {cache}", target=1.0, costs_target=None if cache == "none" else 0.03)

@@ -11,7 +11,7 @@ _STATE: dict[str, Any] = {}
 
 
 def about() -> str:
-    return cli.about_jax()
+    return cli.about_jax(settings=True)
 
 
 def gemm(size: int = 2048, least: float = 1.0) -> float:

@@ -78,7 +78,7 @@ class Side:
 def main(argv: list[str]) -> None:
     del argv
     cli.start_jax()
-    print(cli.about_jax(), f"load {os.getloadavg()[0]:.1f}", flush=True)
+    print(cli.about_jax(settings=True), f"load {os.getloadavg()[0]:.1f}", flush=True)
     default, results = None, []
     for name, changes in ROWS.items():
         side = Side(changes)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from recvis_jax import errors, models, pretrained, trees
+from recvis_jax import errors, models, pretrained, trees, tried
 from recvis_jax.data import augment as device_augment
 from recvis_jax.data import info as data_info
 from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.data import windows as sliding
 from recvis_jax.tasks import TASKS, Task
-from recvis_jax.training import distributed, draws
+from recvis_jax.training import distributed
 from recvis_jax.training import optim as optimisers
 from recvis_jax.training import sharding as layouts
 from recvis_jax.training import state as states
@@ -319,7 +319,11 @@ def make_run(
         **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
     )
 
-    drawn = objective._replace(init=draws.looped(objective.init)) if mesh.size == 1 else objective
+    drawn = objective
+    if mesh.size == 1 and tried.usable("loops of draws"):
+        from recvis_jax.training import draws  # which leans on how JAX writes programs down
+
+        drawn = objective._replace(init=draws.looped(objective.init))
 
     def initial() -> states.State:
         return states.create(drawn, optimizer, seed, ema=ema_decay is not None)
@@ -327,11 +331,9 @@ def make_run(
     template = jax.eval_shape(initial)
     layout = layouts.plan(template, mesh, strategy, rules)
     # Used once: what optimising its code more would save is less than it costs.
-    create = jax.jit(
-        initial,
-        out_shardings=layout.shardings,
-        compiler_options={"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None,
-    )
+    quick = mesh.devices.flat[0].platform == "cpu" and tried.usable("quick create")
+    options = {"xla_backend_optimization_level": 1} if quick else None
+    create = jax.jit(initial, out_shardings=layout.shardings, compiler_options=options)
     return Run(
         data=parts,
         model=net,

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from recvis_jax import errors, overrides
+from recvis_jax import errors, overrides, tried
 from recvis_jax.training import processes
 
 FLAGS = flags.FLAGS
@@ -38,16 +38,6 @@ def define_flags() -> None:
 
 
 _SHARED_FLAGS = ("debug", "distributed", "coordinator", "num_processes", "process_id")
-
-# Settings that make XLA faster on CPUs, given to no other platform. See benchmarks/.
-CPU_XLA_FLAGS = (
-    "--xla_cpu_experimental_ynn_fusion_type=reduce",
-    # Keeps optimization barriers (`models.cpu.held`, rematerialisation) until operations have been fused.
-    "--xla_disable_hlo_passes=cse_barrier_expander",
-    # Whole registers where processors have AVX-512: LLVM would use half of them. Says nothing to others.
-    "--xla_cpu_prefer_vector_width=512",
-)
-
 
 # For the C library's allocator, which reads them when a process starts: huge pages, and memory kept for the next step
 # rather than given back. Else a step's intermediates are mapped, zeroed and unmapped page by page every time.
@@ -217,7 +207,7 @@ def start_jax(compile_cache: str | None = "default") -> None:
         `~/.cache/recvis_jax/xla`, None or "" turns it off.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    added = [f for f in CPU_XLA_FLAGS if f.split("=")[0] not in given and _on_cpu()]
+    added = tried.xla_flags(given) if _on_cpu() else []
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     import jax  # after the flags
 
@@ -236,27 +226,42 @@ def start_jax(compile_cache: str | None = "default") -> None:
     elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id:
         raise errors.BadRequest("--distributed=off goes with none of --coordinator, --num_processes, --process_id.")
     several = "xla_force_host_platform_device_count" in given or processes.several()
-    if _on_cpu() and not several and "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in os.environ:
+    plain = not tried.usable("calling thread") or "JAX_CPU_ENABLE_ASYNC_DISPATCH" in os.environ
+    if _on_cpu() and not several and not plain:
         # Programs run in the thread that calls them, whose memory the C library keeps; what it gives other threads it
         # maps, zeroes and unmaps every step, up to a tenth of a step's time.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if _debugging() and _on_cpu():
+        for line in tried.remarks():
+            print(f"jax: {line}", file=sys.stderr)
     try:
         jax.devices()
     except RuntimeError as e:
         raise errors.Failure(f"JAX found no usable device: {e}") from e
 
 
-def about_jax() -> str:
-    """Returns a line about the devices that JAX found and the settings that it was started with."""
+def about_jax(settings: bool | None = None) -> str:
+    """Returns a line about the version of JAX and the devices that it found.
+
+    Args:
+      settings: whether to add the settings that it was started with; by default with --debug.
+    """
     import jax
 
     devices = jax.devices()
     kinds = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     if jax.process_count() > 1:
         kinds += f" in {jax.process_count()} processes"
+    line = f"jax {jax.__version__} on {kinds}"
+    if not (_debugging() if settings is None else settings):
+        return line
     names = ("XLA_FLAGS", "GLIBC_TUNABLES", "JAX_CPU_ENABLE_ASYNC_DISPATCH", "RECVIS_JAX_ONEDNN")
-    settings = [f"{name}={os.environ[name]!r}" for name in names if os.environ.get(name)]
-    return f"jax {jax.__version__} on {kinds}; {' '.join(settings)}"
+    given = " ".join(f"{name}={os.environ[name]!r}" for name in names if os.environ.get(name))
+    return f"{line}; {given}" if given else line
+
+
+def _debugging() -> bool:
+    return bool("debug" in FLAGS and FLAGS.is_parsed() and FLAGS.debug)
 
 
 def progress(name: str, done: int, length: int) -> None:

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     machines = topology.parse(FLAGS.topology)
     if FLAGS.memory is not None:
         machines = [topology.with_memory(machine, FLAGS.memory) for machine in machines]
-    topology.start_jax(machines, FLAGS.level, cli.CPU_XLA_FLAGS)
+    topology.start_jax(machines, FLAGS.level)
     lacking = [text for machine in machines if (text := _plan(config, machine, FLAGS.search, FLAGS.level))]
     if lacking:
         raise errors.Failure("; ".join(lacking))

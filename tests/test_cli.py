@@ -1,4 +1,4 @@
-"""How programs start and print: the allocator's settings on CPUs, and names from outside."""
+"""How programs start and print: the settings of XLA and of the allocator on CPUs, and names from outside."""
 
 import io
 
@@ -12,8 +12,9 @@ SMOKE = ("-m", "recvis_jax.train", f"{programs.DIGITS}:smoke")
 
 @pytest.mark.parametrize("given, there", [({}, True), ({"GLIBC_TUNABLES": ""}, False)])
 def test_the_allocator_is_set_unless_the_user_did(given, there, tmp_path):
-    text = programs.run(*SMOKE, f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", **given)
+    text = programs.run(*SMOKE, "--debug", f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", **given)
     assert ("glibc.malloc.hugetlb=1" in text) == there
+    assert "XLA_FLAGS=" in text
     assert "finished (done)" in text
 
 
@@ -25,7 +26,8 @@ def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
         "runpy.run_module('recvis_jax.train', run_name='__main__', alter_sys=True)\n"
     )
     text = programs.run(caller, JAX_PLATFORMS="cpu")
-    assert text.count("begun") == 1 and "finished (done)" in text and "glibc.malloc" not in text
+    assert text.count("begun") == 1 and "finished (done)" in text
+    assert "XLA_FLAGS" not in text and "GLIBC_TUNABLES" not in text  # without --debug
 
 
 def test_names_cannot_move_the_cursor():

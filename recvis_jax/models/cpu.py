@@ -1,7 +1,8 @@
 """Products and convolutions of layers, in forms that are fast on CPUs; what they compute is the same everywhere.
 
 Which form is fast was measured in whole models (`benchmarks/models.py`, `benchmarks/onednn.py`). On accelerators all of
-them are the plain operation, and blocks of examples are used only where one device has them all.
+them are the plain operation, as with versions of JAX that nobody has tried (`recvis_jax.tried`), and blocks of examples
+are used only where one device has them all.
 """
 
 import math
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from recvis_jax import tried
 from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_products, cpu_shifted, cpu_winograd
 from recvis_jax.models.cpu_blocks import one_device
 
 
 def held(x: Array) -> Array:
     """Returns x; on CPUs its readers read it, where XLA would rather compute it again from what it was made of."""
+    if not tried.usable("forms"):
+        return x
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
@@ -28,7 +32,8 @@ def dot_rows(x: Array, kernel: Array, dimensions: Any, precision: Any = None, **
     The gradient of the kernel is then one product of two matrices as they lie in memory. Contracted over two axes, XLA
     would first transpose copies of both on CPUs, and compute the sum of all later blocks' gradients again for each.
     """
-    if dimensions != (((x.ndim - 1,), (0,)), ((), ())) or x.ndim == 2 or any(v is not None for v in kw.values()):
+    plain = x.ndim == 2 or any(v is not None for v in kw.values()) or not tried.usable("forms")
+    if plain or dimensions != (((x.ndim - 1,), (0,)), ((), ())):
         return lax.dot_general(x, kernel, dimensions, precision=precision, **kw)
     onednn = cpu_products.pay(len(x), x.size * kernel.shape[1], x, kernel)
     return cpu_products.dense(x.reshape(-1, x.shape[-1]), kernel, precision, onednn).reshape(*x.shape[:-1], -1)
@@ -48,6 +53,8 @@ def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> 
     def plain(x: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(x, kernel, strides, padding, **kw)
 
+    if not tried.usable("forms"):
+        return plain(x, kernel)
     form, groups, strides = plain, kw.get("feature_group_count", 1), tuple(strides)
     if (pads := _pads(x, kernel, strides, padding, **kw)) and math.prod(kernel.shape[:2]) > 1:
         if _tiles(x, kernel, strides, pads, **kw):
@@ -76,7 +83,7 @@ def convolve_and_pool(
     Winograd's convolutions do both block by block: what is pooled is not written to memory.
     """
     pads = _pads(x, kernel, strides, padding, **kw)
-    if pads and tuple(strides) == (1, 1):
+    if pads and tuple(strides) == (1, 1) and tried.usable("forms"):
         sizes = [n + sum(p) - k + 1 for n, p, k in zip(x.shape[1:3], pads, kernel.shape, strict=False)]
         odd = [n % 2 if high else 0 for n, (_, high) in zip(sizes, pads, strict=True)]
         padding = pads = tuple((low, high - o) for (low, high), o in zip(pads, odd, strict=True))

@@ -1,7 +1,8 @@
 """Functions with a gradient written by hand that JAX can still differentiate forwards.
 
 `jax.custom_vjp` forbids `jax.jvp`, and with it Hessians times vectors, `jax.linearize` and tangent kernels of every
-model that has one such function in it.
+model that has one such function in it. The operation behind it leans on how JAX transforms operations: with versions
+that nobody has tried (`recvis_jax.tried`) JAX differentiates the function itself.
 """
 
 import functools
@@ -11,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from recvis_jax import tried
 
 
 class own_gradient:  # a decorator, named as `jax.custom_vjp` is
@@ -47,6 +48,9 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
             rest = iter(arrays)
             return f(*(arg if i in self.static else next(rest) for i, arg in enumerate(args)))
 
+        if not tried.usable("own gradients"):
+            return self.plain(*args)
+
         def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
             out, kept = call(self.forward, primals)
             (residuals, tree), (outputs, of_outputs) = jax.tree.flatten(kept), jax.tree.flatten(out)
@@ -66,7 +70,7 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
                 avals=tuple(jax.typeof(x).to_tangent_aval() for x in outputs),
             )
             moved = (tangents[i] for i in derivative.moving)
-            found = _derivative_p.bind(*residuals, *others, *moved, derivative=derivative)
+            found = _primitive().bind(*residuals, *others, *moved, derivative=derivative)
             return out, jax.tree.unflatten(of_outputs, found)
 
         function = jax.custom_jvp(lambda *arrays: call(self.fun, arrays))
@@ -99,10 +103,6 @@ class _Derivative(NamedTuple):
         return list(args[: self.residuals]), list(args[self.residuals :])
 
 
-_derivative_p = Primitive("own_gradient_derivative")
-_derivative_p.multiple_results = True
-
-
 def _tangents(*args: Any, derivative: _Derivative) -> list:
     """Differentiates forwards."""
     residuals, tangents = derivative.split(args)
@@ -119,6 +119,8 @@ def _tangents(*args: Any, derivative: _Derivative) -> list:
 
 def _gradients(cts: list, *args: Any, derivative: _Derivative) -> list:
     """Differentiates backwards."""
+    from jax.interpreters import ad
+
     residuals, tangents = derivative.split(args)
     given = [SymbolicZero(ct.aval) if isinstance(ct, ad.Zero) else ct for ct in cts]
     found = derivative.backward(residuals[: derivative.kept], given)
@@ -127,12 +129,16 @@ def _gradients(cts: list, *args: Any, derivative: _Derivative) -> list:
 
 
 def _jvp(args: tuple, tangents: tuple, *, derivative: _Derivative) -> tuple[list, list]:
+    from jax.interpreters import ad
+
     return jax.jvp(
         functools.partial(_tangents, derivative=derivative), args, tuple(map(ad.instantiate_zeros, tangents))
     )
 
 
 def _batch(args: tuple, axes: tuple, *, derivative: _Derivative) -> tuple[list, tuple[int, ...]]:
+    from jax.interpreters import batching
+
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     residuals, tangents = derivative.split(args)
     of_residuals, of_tangents = derivative.split(axes)
@@ -166,12 +172,21 @@ def _batch(args: tuple, axes: tuple, *, derivative: _Derivative) -> tuple[list, 
         residuals=len(residuals),
         avals=tuple(aval.update(shape=(size, *aval.shape), sharding=None) for aval in derivative.avals),
     )
-    return _derivative_p.bind(*residuals, *tangents, derivative=batched), (0,) * len(batched.avals)
+    return _primitive().bind(*residuals, *tangents, derivative=batched), (0,) * len(batched.avals)
 
 
-_derivative_p.def_impl(_tangents)
-_derivative_p.def_abstract_eval(lambda *args, derivative: list(derivative.avals))
-mlir.register_lowering(_derivative_p, mlir.lower_fun(_tangents, multiple_results=True))
-ad.primitive_jvps[_derivative_p] = _jvp
-ad.primitive_transposes[_derivative_p] = _gradients
-batching.primitive_batchers[_derivative_p] = _batch
+@functools.cache
+def _primitive() -> Any:
+    """Returns the operation that a `_Derivative` is to JAX."""
+    from jax.extend.core import Primitive
+    from jax.interpreters import ad, batching, mlir
+
+    operation = Primitive("own_gradient_derivative")
+    operation.multiple_results = True
+    operation.def_impl(_tangents)
+    operation.def_abstract_eval(lambda *args, derivative: list(derivative.avals))
+    mlir.register_lowering(operation, mlir.lower_fun(_tangents, multiple_results=True))
+    ad.primitive_jvps[operation] = _jvp
+    ad.primitive_transposes[operation] = _gradients
+    batching.primitive_batchers[operation] = _batch
+    return operation

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from recvis_jax import errors
+from recvis_jax import errors, tried
 from recvis_jax.planning.devices import DEVICES, Device, GiB, target_config
 
 # Slices that can be had, by chips along the axes: the pages that `devices` names. What has three axes comes also in
@@ -126,27 +126,26 @@ def _nearest(size: str, shape: Sequence[int], there: list[str]) -> str:
     return min(there, key=distance)
 
 
-def start_jax(topologies: Sequence[Topology], level: str, cpu_flags: Sequence[str] = ()) -> None:
+def start_jax(topologies: Sequence[Topology], level: str) -> None:
     """Sets what must be set before JAX starts, and starts it on this machine's CPU.
 
     Args:
       topologies: what will be compiled for.
       level: how hard the compiler tries, "O0" to "O3", or "default".
-      cpu_flags: for XLA_FLAGS, with which programs run on CPUs; not given where other platforms are asked for too.
 
     Raises:
       BadRequest: a package is missing, with the command that installs it.
     """
     platforms = {t.device.platform for t in topologies}
-    flags = [*_GPU_FLAGS] if "cuda" in platforms else []
-    if platforms == {"cpu"}:
-        flags += cpu_flags
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = [*_GPU_FLAGS] if "cuda" in platforms and tried.usable("gpu plans") else []
+    if platforms == {"cpu"}:  # as programs run on CPUs
+        flags += tried.xla_flags(given)
     if "cpu" in platforms:
-        if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        if "device_count" not in given:
             flags.append(
                 f"--xla_force_host_platform_device_count={max(t.devices for t in topologies if t.kind == 'cpu')}"
             )
-    given = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = " ".join([given, *(f for f in flags if f.split("=")[0] not in given)]).strip()
     os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is an accelerator: nothing runs on it
     # libtpu asks for nothing of this machine, which is none of its own, and writes neither files nor warnings.

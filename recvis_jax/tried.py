@@ -1,0 +1,231 @@
+"""Settings and forms that lean on how one version of JAX works, and the versions with which they were tried.
+
+What is fast with one version of JAX may end the process with the next: an unknown flag, an operation that XLA no longer
+compiles, a custom call that reads something else. So each such thing is a row of `FORMS`, and `usable` is asked before
+it is used: it is, with versions of jax and jaxlib that the row names. What could end a process is also tried first, in
+a process of its own, once on a machine: the outcome is kept on disk. Everything in the table only makes programs
+faster; without it they compute the same by plain operations.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from recvis_jax import errors, reading
+
+
+class Form(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      what: it is, for people.
+      versions: beginnings of the versions of jax and jaxlib with which it was tried -> a flag of XLA, or "" where it
+        takes none.
+      trial: function `module:name` that raises where the form is wrong; "" where it could not end a process.
+    """
+
+    what: str
+    versions: dict[str, str]
+    trial: str = ""
+
+
+def _all(flag: str = "") -> dict[str, str]:
+    return dict.fromkeys(("0.10.", "0.12."), flag)
+
+
+_TRIALS = "recvis_jax.models.cpu_trials"
+FORMS = {
+    "reductions": Form(
+        "sums and maxima by YNNPACK", _all("--xla_cpu_experimental_ynn_fusion_type=reduce"), f"{_TRIALS}:try_settings"
+    ),
+    "registers": Form(  # where processors have AVX-512; LLVM would use half of them. Says nothing to others.
+        "whole vector registers", _all("--xla_cpu_prefer_vector_width=512"), f"{_TRIALS}:try_settings"
+    ),
+    "barriers": Form(
+        "optimization barriers kept until operations have been fused",
+        # Small loops would become one piece of code by a part of XLA that knows no barriers.
+        _all("--xla_disable_hlo_passes=cse_barrier_expander,small-while-loop-hoisting"),
+        f"{_TRIALS}:try_settings",
+    ),
+    "onednn": Form("products and convolutions by oneDNN's custom calls", _all(), f"{_TRIALS}:try_onednn"),
+    "forms": Form("convolutions and products in forms that suit XLA's fusion", _all()),
+    "own gradients": Form("gradients written by hand, as an operation of ours", _all()),
+    "loops of draws": Form("initial parameters of equal layers drawn in one loop", _all()),
+    "quick create": Form("initial parameters by a program that is hardly optimised", _all()),
+    "calling thread": Form("steps in the thread that calls them", _all()),
+    "gpu plans": Form("plans for GPUs without their autotuning", _all()),
+}
+
+# In a process that tries forms: their names.
+_TRYING = "RECVIS_JAX_TRYING"
+_SECONDS = 300
+
+# Signals that a process sends itself by what it does; others come from outside and prove nothing.
+_FATAL = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS}
+
+
+def versions() -> tuple[str, str]:
+    """Returns the versions of jax and jaxlib: of those that are loaded, or of those that are installed."""
+    if (jax := sys.modules.get("jax")) and hasattr(jax, "lib"):
+        return jax.__version__, jax.lib.__version__
+    return _installed()
+
+
+@cache
+def _installed() -> tuple[str, str]:
+    return importlib.metadata.version("jax"), importlib.metadata.version("jaxlib")
+
+
+def usable(name: str) -> bool:
+    """Whether a form of the table may be used here: it is known to work with these versions, and passed its trial."""
+    if _flag(name) is None:
+        return False
+    if not FORMS[name].trial:
+        return True
+    if _TRYING in os.environ:
+        return name in os.environ[_TRYING].split(",")
+    return _passed(name)
+
+
+def xla_flags(given: str = "") -> list[str]:
+    """Returns the flags of the usable forms for XLA on CPUs; none that the user gave.
+
+    Args:
+      given: XLA_FLAGS of the user.
+    """
+    theirs = {flag.split("=")[0] for flag in given.split()}
+    wanted = {name: flag for name in FORMS if (flag := _flag(name)) and flag.split("=")[0] not in theirs}
+    if _TRYING not in os.environ:
+        _try_together(list(wanted))
+    return [flag for name, flag in wanted.items() if usable(name)]
+
+
+def remarks() -> list[str]:
+    """Returns what is not used on this CPU and why, a line each; for `--debug`."""
+    for name in FORMS:
+        usable(name)
+    plain = [name for name in FORMS if _flag(name) is None]
+    out = []
+    if plain:
+        known = sorted({v.rstrip(".") for form in FORMS.values() for v in form.versions})
+        jax, jaxlib = versions()
+        where = f"jax {jax}" + (f" with jaxlib {jaxlib}" if jaxlib != jax else "")
+        out.append(f"{where} is not among those that were tried ({', '.join(known)}): plain {', '.join(plain)}")
+    return out + [f"{name} not used: {why}" for name, why in _outcomes.items() if why]
+
+
+def _flag(name: str) -> str | None:
+    """Returns the flag of a form for the versions here, "" where it takes none, None where it was not tried."""
+    known = FORMS[name].versions
+    found = [next((known[start] for start in known if version.startswith(start)), None) for version in versions()]
+    return found[1] if None not in found else None  # XLA is jaxlib's
+
+
+_outcomes: dict[str, str] = {}  # form -> why it is not used here, "" if it is
+
+
+def _passed(name: str) -> bool:
+    if name not in _outcomes:
+        _try_together([name])
+    return not _outcomes[name]
+
+
+def _try_together(names: list[str]) -> None:
+    """Tries forms of which nothing is known yet: all of one kind in one process, and each alone where that fails."""
+    for name in names:
+        if name not in _outcomes and (why := _read(name)) is not None:
+            _outcomes[name] = why
+    for trial in {FORMS[name].trial for name in names}:
+        new = [name for name in names if name not in _outcomes and FORMS[name].trial == trial]
+        if len(new) > 1 and not _try(new)[0]:
+            for name in new:
+                _outcomes[name] = ""
+                _write(name, "")
+            continue
+        for name in new:
+            why, certain = _try([name])
+            _outcomes[name] = why
+            if certain:
+                _write(name, why)
+
+
+def _try(names: list[str]) -> tuple[str, bool]:
+    """Tries forms in a process of its own; returns what went wrong, "" if nothing, and whether that is certain."""
+    module, _, function = FORMS[names[0]].trial.partition(":")
+    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "COVERAGE_"))}
+    env |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join(filter(None, map(_flag, names))),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "JAX_TRACEBACK_FILTERING": "off",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        _TRYING: ",".join(names),
+    }
+    command = [sys.executable, "-P", "-c", f"import {module} as trials; trials.{function}()"]
+    try:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        return f"it could not be tried ({type(e).__name__})", False
+    if done.returncode == 0:
+        return "", True
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if line.strip()] or [""]
+    said = next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1])
+    certain = done.returncode > 0 or -done.returncode in _FATAL
+    return f"its trial ended with {done.returncode}: {errors.printable(said)[:200]}", certain
+
+
+def _file(name: str) -> Path:
+    """Returns where the outcome of a trial is kept: a name for all that it depends on."""
+    trial = FORMS[name].trial.partition(":")[0].removeprefix("recvis_jax.")
+    code = Path(__file__).parent.joinpath(*trial.split(".")).with_suffix(".py").read_bytes()
+    where = (*versions(), platform.python_version(), platform.machine(), _processor(), _flag(name), FORMS[name].trial)
+    key = hashlib.sha256(json.dumps([name, *where]).encode() + code).hexdigest()[:24]
+    return Path.home() / ".cache/recvis_jax/tried" / f"{name}-{key}.json"
+
+
+@cache
+def _processor() -> str:
+    """Returns what tells this machine's processor from others: its model and what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def _read(name: str) -> str | None:
+    """Returns the outcome that is kept; None where there is none, or it cannot be read: it is tried again."""
+    try:
+        kept = reading.read_json(_file(name), "record bytes")
+    except (errors.BadRequest, OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
+    if not isinstance(kept, dict) or kept.get("form") != name or not isinstance(kept.get("failed"), str):
+        return None
+    return kept["failed"]
+
+
+def _write(name: str, why: str) -> None:
+    try:
+        path = _file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part.write_text(json.dumps({"form": name, "failed": why}))
+        part.replace(path)
+    except (OSError, RuntimeError):
+        pass  # it is tried again next time
+
+
+def forget(names: Iterable[str] = FORMS) -> None:
+    """Makes this process read or try again what it knows of these forms."""
+    for name in names:
+        _outcomes.pop(name, None)
