@@ -14,6 +14,13 @@ def about() -> str:
     return cli.about_jax(settings=True)
 
 
+def version() -> str:
+    """Returns the version of JAX, as 0.12."""
+    import jax
+
+    return ".".join(jax.__version__.split(".")[:2])
+
+
 def gemm(size: int = 2048, least: float = 1.0) -> float:
     """Returns the FLOPs a second of a float32 matrix product."""
     import jax
@@ -251,7 +258,7 @@ def main(argv: list[str]) -> None:
     del argv
     cli.start_jax()
     prepares = (prepare, prepare_jpeg, prepare_epoch, prepare_evaluation, prepare_speedrun, epoch, accuracy)
-    sides.serve({f.__name__: f for f in (about, gemm, onednn, *prepares, measure, sides.peak_memory)})
+    sides.serve({f.__name__: f for f in (about, version, gemm, onednn, *prepares, measure, sides.peak_memory)})
 
 
 if __name__ == "__main__":

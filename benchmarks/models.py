@@ -7,7 +7,8 @@ update) or the outputs in evaluation. PyTorch's fastest form of eager, channels 
 and measured in full; beside it the same with THP_MEM_ALLOC_ENABLE=1, as our programs ask for huge pages themselves.
 `ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with quartiles. MFU is the
 model's theoretical arithmetic over that of a matrix product measured in the same run. Rows that are not measured keep
-what was found last.
+what was found last, and so do those of another version of JAX: the table shows each row with the newest one that it was
+measured with, beside it the ratio with the one before.
 """
 
 import os
@@ -81,6 +82,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
             huge = forms["huge pages"] = sides.Side(command, **env, THP_MEM_ALLOC_ENABLE="1")
             huge.call("about", threads=os.cpu_count())
             huge.call("prepare", model=theirs, form=best, **work)
+            version = ours.call("version")
             peak = max(ours.call("gemm"), side.call("gemm"))
             a, b, c = sides.interleave([ours, side, huge], _ROUNDS.value, _SECONDS.value)
             memory = [s.call("peak_memory") for s in (ours, huge)]
@@ -91,6 +93,7 @@ def compare(name: str, kind: str) -> dict[str, Any]:
     wall, other = statistics.median(seconds), statistics.median(others)
     return {
         "name": title(name, kind),
+        "jax": version,
         **sides.ratio(others, seconds),
         "target": targets[kind != "train"],
         "cpu_ratio": sides.ratio([m["cpu"] for m in b], [m["cpu"] for m in a])["ratio"],
@@ -113,6 +116,8 @@ def compare(name: str, kind: str) -> dict[str, Any]:
 COLUMNS = {
     "float32": "{name}",
     "speed / PyTorch's": "{ratio:.2f} ({spread[0]:.2f}-{spread[1]:.2f})",
+    "JAX": "{jax}",
+    "with an older one": "{older}",
     "target": "{target:.2f}",
     "PyTorch with huge pages": "{huge_ratio:.2f}",
     "CPU-seconds": "{cpu_ratio:.2f}",
@@ -128,16 +133,31 @@ COLUMNS = {
 }
 
 
+def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the table: each with the newest JAX that it was measured with, and the ratio with another."""
+    out = []
+    for name in (title(name, kind) for kind in ("train", "inference") for name in ROWS):
+        found = sorted((row for row in rows if row["name"] == name), key=lambda row: release(row["jax"]))
+        if found:
+            older = f"{found[-2]['ratio']:.2f} ({found[-2]['jax']})" if len(found) > 1 else ""
+            out.append({**found[-1], "older": older})
+    return out
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
 def main(argv: list[str]) -> None:
     del argv
-    order = [title(name, kind) for kind in ("train", "inference") for name in ROWS]
-    kept = {row["name"]: row for row in sides.load_rows("models")}
+    kept = {(row["name"], row["jax"]): row for row in sides.load_rows("models")}
     for kind in _KINDS.value:
         for name in ROWS:
             if not _ROWS.value or any(name.startswith(r) for r in _ROWS.value):
-                row = kept[title(name, kind)] = compare(name, kind)
+                row = compare(name, kind)
+                kept[row["name"], row["jax"]] = row
                 print(COLUMNS["speed / PyTorch's"].format(**row), row["name"], file=sys.stderr, flush=True)
-                sides.save("models", [kept[n] for n in order if n in kept], COLUMNS)
+                sides.save("models", list(kept.values()), COLUMNS, shown=newest(list(kept.values())))
 
 
 if __name__ == "__main__":

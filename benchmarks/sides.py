@@ -134,16 +134,23 @@ def load_rows(name: str) -> list[dict[str, Any]]:
     return json.loads(file.read_text()) if file.exists() else []
 
 
-def save(name: str, rows: Sequence[dict[str, Any]], columns: dict[str, str], note: str = "") -> None:
+def save(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    columns: dict[str, str],
+    note: str = "",
+    shown: Sequence[dict[str, Any]] | None = None,
+) -> None:
     """Writes rows to `results/NAME.json`, and the table of them to `results/NAME.md`, which it also prints.
 
     Args:
       rows: with at least `name` and `ratio`; `target` and `spread` where there are any.
       columns: title -> format string over a row, such as "{ratio:.2f}"; empty where the row lacks a value.
       note: a line above the table.
+      shown: rows of the table, by default all.
     """
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in rows:
+    for row in rows if shown is None else shown:
         cells = []
         for form in columns.values():
             try:
