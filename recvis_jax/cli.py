@@ -186,11 +186,16 @@ def _program() -> str:
     return Path(sys.argv[0]).stem
 
 
+_LONGEST = 2400  # characters of an error; a list of all models needs that many
+
+
 def _report(error: BaseException, code: int) -> int:
     if "--debug" in sys.argv:
         traceback.print_exc()
     text = str(error)
     text = " ".join(text.split()) or type(error).__name__
+    if len(text) > _LONGEST:  # of a name, path or value that is none; its ends say most
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 3 :]}"
     if not isinstance(error, (errors.BadRequest, errors.Failure, flags.Error)):
         kind = type(error).__name__
         text = text if isinstance(error, OSError) else f"{kind}: {text[:600]}"

@@ -85,7 +85,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
     """Looks `name` up in `table`; an unknown name raises `BadRequest` with the nearest name and the whole list."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise BadRequest(f"unknown {kind} {name!r}.{nearest(name, table)} There are: {', '.join(sorted(table))}.")
     return table[name]
 

@@ -187,7 +187,7 @@ def class_names(source: str) -> list[str]:
     from recvis_jax.data import sources
 
     path = Path(source)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not path.is_dir():  # pathlib's raises for names that are too long
         lines = reading.read_text(path, what="names of classes").removesuffix("\n").split("\n")
         return [line.removesuffix("\r") for line in lines]
     return list(sources.open_split(source, "train").class_names)

@@ -65,6 +65,8 @@ for line in sys.stdin:
         for stream in (1, 2):
             os.dup2(os.open(f"{case['to']}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
         os.environ.update(case["env"])
+        if case["cwd"]:
+            os.chdir(case["cwd"])
         sys.argv = [case["program"], *case["flags"]]
         code = 1
         try:
@@ -95,11 +97,11 @@ class Server:
             [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV
         )
 
-    def __call__(self, program: str, *flags: str | Path, **env: str) -> Ended:
+    def __call__(self, program: str, *flags: str | Path, cwd: str | Path = "", **env: str) -> Ended:
         self._count += 1
         to = Path(self._folder.name) / str(self._count)
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # see conftest.py
-        case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to)}
+        case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to), "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())

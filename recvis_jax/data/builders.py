@@ -209,8 +209,9 @@ def prepare(
     path = Path(source).expanduser() if source is not None else None
     try:
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise errors.BadRequest(f"the folder {errors.printable(root)} cannot be made: {e.strerror or e}.") from None
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+        reason = getattr(e, "strerror", None) or e
+        raise errors.BadRequest(f"--data_dir: the folder {errors.printable(root)} cannot be made: {reason}.") from None
     with writing.locked(root, say):
         if name == "folder" and path is not None:
             return folder_set.prepare(

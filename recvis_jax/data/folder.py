@@ -1,5 +1,6 @@
 """Folders of images: which files belong to which split and class, and which layouts will not do."""
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +49,9 @@ def scan(source: Path) -> Folder:
         two classes whose names print alike, or a layout that could mean two things. The message names the folder.
     """
     shown = errors.printable(source)
-    if not source.is_dir():
-        raise errors.BadRequest(f"--source={shown} {'is not a folder' if source.exists() else 'does not exist'}.")
+    if not os.path.isdir(source):  # pathlib's raises for names that are too long
+        there = os.path.lexists(source)
+        raise errors.BadRequest(f"--source={shown} {'is not a folder' if there else 'does not exist'}.")
     top = files.subfolders(source)
     # A class may be called "train" too; but only a split has folders inside.
     named = {d: SPLITS[d.lower()] for d in top if d.lower() in SPLITS and files.subfolders(source / d)}

@@ -83,9 +83,10 @@ def check_png(raw: bytes) -> None:
     """Checks that a png is whole: decoders stop at the last pixel, before the last checksums.
 
     Raises:
-      BadRequest: it ends too early, or a checksum is wrong. The message has no subject.
+      BadRequest: it ends too early, a checksum is wrong, or there is no palette where there should be one. The
+        message has no subject.
     """
-    at, name = 8, b""
+    at, name, palette = 8, b"", False
     while name != b"IEND":
         length, name = int.from_bytes(raw[at : at + 4], "big"), raw[at + 4 : at + 8]
         end = at + 8 + length
@@ -94,7 +95,10 @@ def check_png(raw: bytes) -> None:
         wrong = zlib.crc32(raw[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big")
         if wrong and not name[0] & 32:  # small letters are of chunks without pixels
             raise errors.BadRequest(f"damaged png: the checksum of {errors.printable(name.decode('latin1'))} is wrong")
+        palette |= name == b"PLTE"
         at = end + 4
+    if raw[25] == 3 and not palette:
+        raise errors.BadRequest("damaged png: it has no palette")
 
 
 def check_tiles(image: Any) -> None:

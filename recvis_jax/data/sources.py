@@ -213,7 +213,13 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
 
     def read(indices: Indices) -> list[Example]:
         out = []
-        for index, example in zip(indices, data.__getitems__([int(i) for i in indices]), strict=True):
+        try:
+            rows = data.__getitems__([int(i) for i in indices])
+        except Exception as e:  # of damaged files array_record and tfds raise whatever they like
+            raise errors.Failure(
+                f"{name}/{split} in {errors.printable(builder.data_dir)} cannot be read: {errors.printable(_first(e))}"
+            ) from e
+        for index, example in zip(indices, rows, strict=True):
             target = example[top]
             for key in inner:
                 target = target[key]
@@ -249,7 +255,8 @@ def _digest(builder: Any) -> str:
 def _builder(tfds: Any, name: str, root: Path) -> Any:
     """Finds a prepared data set by name, `name/config` or `name:version`, whatever made it."""
     folder, _, version = name.partition(":")
-    found = sorted((root / folder).glob("*/dataset_info.json"), key=lambda p: [*map(_number, p.parent.name.split("."))])
+    versions = (root / folder).glob("*/dataset_info.json") if os.path.isdir(root / folder) else ()
+    found = sorted(versions, key=lambda p: [*map(_number, p.parent.name.split("."))])
     found = [p for p in found if not version or p.parent.name == version]
     if not found:
         prepared = sorted({p.parent.parent.name for p in root.glob("*/*/dataset_info.json")})
@@ -260,6 +267,7 @@ def _builder(tfds: Any, name: str, root: Path) -> Any:
         )
         hint = "" if errors.nearest(name, prepared) else f" {_prepare_hint(name, root)}"
         raise errors.BadRequest(f"no data set '{errors.printable(name)}' in {errors.printable(root)}. {there}{hint}")
+    writing.check(found[-1].parent)
     reading.read_json(found[-1], "of a data set")
     _check_features(found[-1].with_name("features.json"))
     try:

@@ -172,7 +172,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 def move(written: Path, target: Path, stage: Path, record: dict[str, Any]) -> Path:
     """Puts a data set that is whole, with `record`, into its place instead of an older one, and returns `target`."""
-    (written / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    (written / RECORD).write_text(json.dumps({**record, "files": _sums(written)}, indent=1) + "\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     old = stage / "old"
     if target.exists():
@@ -184,6 +184,33 @@ def move(written: Path, target: Path, stage: Path, record: dict[str, Any]) -> Pa
             old.rename(target)
         raise
     return target
+
+
+def _sums(folder: Path) -> dict[str, int | str]:
+    """Returns file -> sha256, or the size of one that holds examples, which has checksums of its own inside."""
+    return {
+        p.name: p.stat().st_size if ".array_record-" in p.name else hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.name != RECORD
+    }
+
+
+def check(target: Path) -> None:
+    """Checks that a prepared data set has regular files alone, and those that were written where it was written by us.
+
+    Raises:
+      BadRequest: a file is damaged or gone; the message names it.
+    """
+    for path in sorted(target.iterdir()):
+        reading.regular(path, "weights bytes", "of a data set")
+    expected = recorded(target).get("files", {})
+    found = _sums(target) if isinstance(expected, dict) else {}
+    if wrong := [name for name, sum_ in expected.items() if found.get(name) != sum_]:
+        what = "not what was written" if wrong[0] in found else "gone"
+        raise errors.BadRequest(
+            f"{errors.printable(target / wrong[0])[:300]} is {what}: the data set is damaged. Prepare it again with "
+            f"--overwrite; if you changed the file yourself, delete {RECORD} beside it."
+        )
 
 
 def recorded(target: Path) -> dict[str, Any]:

@@ -251,6 +251,10 @@ def test_labels_out_of_range(program, pictures, tmp_path):
     features.write_text(text.replace('"numClasses": "3"', '"numClasses": "2"'))
     for names in (tmp_path / "data").rglob("label.labels.txt"):
         names.write_text("a\nb\n")
+    got = train_on(program, tmp_path)
+    assert_one_line(got, 2, r"features\.json is not what was written: the data set is damaged.*--overwrite")
+    (record,) = (tmp_path / "data").rglob("recvis_jax.json")
+    record.unlink()  # as of a data set that others made
     assert_one_line(train_on(program, tmp_path), 2, r"pictures/train.*: label 2 is outside 0\.\.1")
 
 
