@@ -1,6 +1,7 @@
 """Turns the sections of a config, already plain keyword arguments, into the parts that programs work with."""
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -383,27 +384,45 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     Args:
       run: the run.
       init_from: a source of `pretrained.load`, or a dict of its arguments, as
-        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}.
+        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}. A dict
+        whose source is None or empty is no checkpoint either, unless it says what to do with one.
       say: is told what was adapted.
 
     Raises:
-      BadRequest: the checkpoint cannot be read or does not fit.
+      BadRequest: the checkpoint cannot be read or does not fit; the message says which keys would help.
     """
-    state = run.create()
-    if not init_from:
-        return state
-    state = distributed.onto_host(state)  # what is loaded may stand beside what is kept, wherever that lies
-    arguments = {"source": init_from} if isinstance(init_from, str) else dict(init_from)
-    errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=("model", "variables", "say"))
+    if not isinstance(init_from, str | dict | None):
+        raise errors.BadRequest(f"config.init_from is {errors.shown(init_from)}; it takes the name of a file or run.")
+    arguments = {"source": init_from} if isinstance(init_from, str) else dict(init_from or {})
+    arguments = {k: v for k, v in arguments.items() if v is not None}
+    if not isinstance(arguments.get("source", ""), str):
+        raise errors.BadRequest(f"config.init_from.source is {errors.shown(arguments['source'])}; it takes a name.")
+    if not arguments.get("source"):
+        if asked := sorted(k for k, v in arguments.items() if v):
+            raise errors.BadRequest(
+                f"config.init_from.{errors.brief(asked[0])} says what to do with weights, and none are named: "
+                "--config.init_from=FILE, hf://owner/repo or the folder of a run."
+            )
+        return run.create()
+    given = ("model", "variables", "image_size", "say", "spell")
+    errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=given)
+    state = distributed.onto_host(run.create())  # what is loaded may stand beside what is kept, wherever that lies
     variables = {"params": state.params, **state.model_state}
-    if isinstance(run.model, models.Probe):
+
+    def spell(key: str, value: Any) -> str:
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).strip("()").replace(", ", ",")
+        return "" if key in ("num_classes", "image_size") else f"--config.init_from.{key}={text}"
+
+    probe = isinstance(run.model, models.Probe)
+    arguments = {**({"new_head": True} if probe else {}), **arguments}
+    load = functools.partial(pretrained.load, **arguments, image_size=run.data.image_shape[:2], say=say, spell=spell)
+    if probe:
         inner = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
-        arguments.setdefault("new_head", True)
-        inner = pretrained.load(**arguments, model=run.model.backbone, variables=inner, say=say)
+        inner = load(model=run.model.backbone, variables=inner)
         variables |= {kind: {**variables[kind], "backbone": tree} for kind, tree in inner.items()}
     else:
-        variables = dict(pretrained.load(**arguments, model=run.model, variables=variables, say=say))
-    say(f"initialised from {arguments['source']}")
+        variables = dict(load(model=run.model, variables=variables))
+    say(f"initialised from {errors.printable(arguments['source'])}")
     params = variables.pop("params")
     ema = None if state.ema is None else {"params": params, "model_state": variables}
     state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)

@@ -129,7 +129,13 @@ def of_library(
         raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
     shape = (1, how.size, how.size, 3)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    variables = pretrained.load(weights, model, template, library=library)
+
+    def spell(key: str, value: Any) -> str:
+        return f"--num_classes={value}" if key == "num_classes" else ""
+
+    variables = pretrained.load(
+        weights, model, template, library=library, resample=bool(size), image_size=shape[1:3], spell=spell
+    )
 
     def apply(variables: Any, images: Any) -> Any:
         return model.apply(variables, images, train=False)[0]

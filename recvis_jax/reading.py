@@ -8,6 +8,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ LIMITS = {
     "entries": 20_000_000,  # files below a folder; ImageNet-21k has 14 million
     "depth": 32,  # folders in folders
     "weights bytes": 2**38,  # of a checkpoint file
-    "header bytes": 100_000_000,  # of a safetensors file, as in the format's own implementation
-    "tensors": 1_000_000,  # of a checkpoint file
+    "header bytes": 16 * 2**20,  # of a safetensors file; a thousand tensors take about 100 kB
+    "pickle bytes": 16 * 2**20,  # of what a .pth says about its tensors; a thousand take about 150 kB
+    "pickle steps": 1_500_000,  # of the same; a tensor takes about 40
+    "tensors": 20_000,  # of a checkpoint file; a training state of ViT-H/14 has 2,000
     "axes": 32,  # of an array, as of numpy's in all its versions
     "archive bytes": 2**30,  # of a raw file of a data set, packed or unpacked; CIFAR's has 170 MB
     "expansion": 1_100,  # bytes of a compressed array for each of the file; deflate has at most 1,032
@@ -101,9 +104,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
         if len(out) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(n for n in names if names.count(n) > 1)
-            raise ValueError(f"the name {errors.printable(twice)!r} occurs twice")
+            twice = next(name for name, n in Counter(name for name, _ in pairs).items() if n > 1)
+            raise ValueError(f"the name {errors.brief(twice)!r} occurs twice")
         return out
 
     def refuse(name: str) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import models, trees
-from recvis_jax.errors import BadRequest, choose, nearest
+from recvis_jax.errors import BadRequest, brief, choose, nearest
 from recvis_jax.models import scan
 from recvis_jax.pretrained import (
     adapt,
@@ -20,7 +20,9 @@ from recvis_jax.pretrained import (
     big_vision,
     deit,
     files,
+    grids,
     mae,
+    parts,
     rules,
     safetensors,
     timm,
@@ -42,9 +44,6 @@ LIBRARIES: dict[str, ModuleType] = {
     "transformers": transformers,
     "torch": torch_nn,
 }
-
-# What torch's wrappers for several devices and for compilation put before every name.
-_WRAPPERS = ((r"^(module|_orig_mod)\.", ""),)
 
 
 def create(library: str, name: str, **kw: Any) -> nn.Module:
@@ -76,6 +75,14 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
     return models.create(ours, **{**attributes, **kw})
 
 
+def spelled(key: str, value: Any) -> str:
+    """Returns how an argument of `load` is written in Python: the `spell` of a caller who calls it by himself."""
+    section, dot, inner = key.partition(".")
+    if key == "num_classes":
+        return f"a model of num_classes={value}"
+    return f"{section}=dict({inner}={value})" if dot else f"{key}={value}"
+
+
 def load(
     source: str | Path | Mapping[str, Any] | files.Checkpoint,
     model: nn.Module,
@@ -83,12 +90,17 @@ def load(
     *,
     library: str = "",
     new_head: bool = False,
-    resample: bool | tuple[int, int] = False,
+    resample: bool | tuple[int, int] | list | dict = False,
     adapt_stem: bool = False,
     ignore: str = "",
+    image_size: tuple[int, int] | None = None,
     say: Callable[[str], None] = print,
+    spell: Callable[[str, Any], str] = spelled,
 ) -> dict[str, Any]:
     """Returns `variables` with the values of a checkpoint, strictly: all names and shapes must agree.
+
+    Names are stripped of what wrappers put before them. Of several sets of weights in a file the averaged ones are
+    taken, which is said; `FILE#name` takes the one whose names begin so.
 
     Args:
       source: a file (.safetensors, .npz, or .pth where torch is installed), `hf://owner/repo[/file]`, the folder of a
@@ -97,42 +109,65 @@ def load(
       variables: its variables, or their `jax.eval_shape`: the template.
       library: whose names the checkpoint has; found out by the names where not given.
       new_head: keeps the head of `variables`, for another number of classes.
-      resample: interpolates position embeddings of another grid as timm does; (rows, columns) where the new grid is
-        not square.
+      resample: interpolates position embeddings of another grid of patches as timm does: True, or the grids,
+        dict(old=(rows, columns), new=(rows, columns)), of which either may be left out; (rows, columns) alone is the
+        new one. A grid that neither the source nor `image_size` tells is a square.
       adapt_stem: adapts the first convolution to another number of input channels as timm does.
       ignore: regular expression of names in the checkpoint for which the model needs no place.
-      say: is told of each adaptation that was made.
+      image_size: rows and columns of the images that the model is for; with them grids of patches are compared, which
+        may differ where the number of patches does not.
+      say: is told of each choice and adaptation that was made.
+      spell: (key, value) -> how the caller's user writes an argument of this function, for messages; empty where he
+        has no way to.
 
     Raises:
-      BadRequest: the source cannot be read or does not fit; the message lists the missing names, the unexpected ones
-        and the differing shapes.
+      BadRequest: the source cannot be read or does not fit; the message has missing names, unexpected ones and
+        differing shapes, and what would help.
     """
     where = str(source) if isinstance(source, str | Path) else "the checkpoint"
+    where, asked = brief(where, 200), grids.parse(resample)
     if isinstance(source, str | Path):
         checkpoint = files.read(str(source))
     else:
         checkpoint = source if isinstance(source, files.Checkpoint) else files.Checkpoint(source)
     template = trees.flatten(scan.unstack(variables))
     heads = {n: x for n, x in trees.flatten(variables).items() if re.search(adapt.HEAD, n)}
-    dropped = ("params/head/kernel", "params/head/bias") if new_head else ()
-    tensors: Mapping[str, Any]
+    grid = grids.of_model(model, image_size)
+    trained = _grid_or_none(model, checkpoint.image_size)
     if checkpoint.ours:
-        tensors = trees.flatten(scan.unstack(trees.unflatten(checkpoint.tensors)))
+        tensors: Mapping[str, Any] = trees.flatten(scan.unstack(trees.unflatten(checkpoint.tensors)))
         tensors = adapt.encoder_alone(tensors, template, say)
-        planned = [rules.Move(n, (n,), rules.LAYOUTS[""]) for n in dict.fromkeys([*template, *dropped])]
+        planned = [rules.Move(n, (n,), rules.LAYOUTS[""]) for n in dict.fromkeys([*template, *_HEAD])]
     else:
-        tensors, planned = _recognise(checkpoint.tensors, model, [*template], dropped, library, where)
-    found = rules.fit(planned, tensors, ignore)
+        tensors, planned = _recognise(checkpoint, model, [*template], library, where, say)
+        tensors = adapt.without_decoder(tensors, {m.theirs for m in planned}, say)
+    of_heads = {m.theirs for m in planned if any(re.search(adapt.HEAD, n) for n in m.ours)}
+    homeless = {m.theirs for m in planned if not template.keys() >= {*m.ours}}  # heads that the model does not have
+    skipped = of_heads if new_head else homeless
+    found = rules.fit([m for m in planned if new_head or m.theirs not in homeless], tensors, ignore, template, skipped)
     if new_head:
-        found = adapt.keep_head(found, heads, say)
-    if resample:
-        found = adapt.resample_positions(found, template, None if resample is True else resample, say)
+        found = adapt.keep_head(found, heads, [n for n in of_heads if n in tensors], say)
+    found, complaints = adapt.fit_positions(found, template, asked, trained, grid, say, spell)
+    if isinstance(model, grids.MIXING):
+        complaints += adapt.check_mixing(trained, grid, asked)
     if adapt_stem:
         found = adapt.adapt_channels(found, template, say)
-    rules.check(found, template, where)
+    if complaints:  # say it better than by shapes
+        found = found._replace(values={n: x for n, x in found.values.items() if not n.endswith("pos_embed")})
+    rules.check(found, template, where, complaints, adapt.remedies(found, template, tensors, of_heads, heads, spell))
     values = trees.unflatten({n: np.asarray(found.values[n]) for n in template})
     values = scan.stack(values) if getattr(model, "scan", False) else values
     return jax.tree.map(jnp.array, trees.merge(variables, values))
+
+
+_HEAD = ("params/head/kernel", "params/head/bias")
+
+
+def _grid_or_none(model: nn.Module, image_size: tuple[int, int] | None) -> grids.Grid | None:
+    try:
+        return grids.of_model(model, image_size)
+    except BadRequest:  # what a source says of its images is not of this model's patches
+        return None
 
 
 def export(
@@ -177,27 +212,37 @@ def moves(model: nn.Module, names: Iterable[str], library: str, optional: Iterab
 
 
 def _recognise(
-    source: Mapping[str, Any], model: nn.Module, names: list[str], optional: tuple[str, ...], library: str, where: str
+    checkpoint: files.Checkpoint,
+    model: nn.Module,
+    names: list[str],
+    library: str,
+    where: str,
+    say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], list[rules.Move]]:
     """Returns the checkpoint under the names of the library that knows most of them, and that library's moves."""
     candidates = [library] if library else [n for n, m in LIBRARIES.items() if type(model) in m.TABLES]
-    best: tuple[int, str, Mapping[str, Any], list[rules.Move]] = (0, "", {}, [])
+    best: tuple[parts.Found, str, list[rules.Move]] = (parts.Found("", 0), "", [])
     for candidate in candidates:
         try:
-            planned = moves(model, names, candidate, optional)
+            planned = moves(model, names, candidate, _HEAD)
         except BadRequest:  # this library has no such variant
             if library:
                 raise
             continue
         renames = LIBRARIES[candidate].RENAMES
         renames = renames(model) if callable(renames) else renames
-        renamed = rules.Renamed(source, (*_WRAPPERS, *renames))
-        best = max(best, (sum(m.theirs in renamed for m in planned), candidate, renamed, planned), key=lambda b: b[0])
-    count, nearest_library, tensors, found = best
-    if 2 * count < len(found) or not count:  # too little for a list of what differs to be of use
-        held = f"only {count} of the {len(found)}" if count else "none of the"
+        found = parts.find(checkpoint.tensors, {m.theirs for m in planned}, renames, checkpoint.tables, checkpoint.part)
+        best = max(best, (found, candidate, planned), key=lambda b: b[0].known)
+    found, nearest_library, planned = best
+    wanted = [m for m in planned if {*m.ours} <= {*names}]
+    if 2 * found.known < len(wanted) or not found.known:  # too little for a list of what differs to be of use
+        held = f"only {found.known} of the {len(wanted)}" if found.known else "none of the"
+        there = ", ".join(brief(n, 60) for n in [*checkpoint.tensors][:4]) or "nothing"
         raise BadRequest(
             f"{where} holds {held} names that {nearest_library or ', '.join(candidates) or 'any library'} has for this "
-            f"{type(model).__name__}; it holds {trees.shorten(list(source), 4) or 'nothing'}. Is it of another model?"
+            f"{type(model).__name__}; it holds {there}. Is it of another model?"
         )
-    return tensors, found
+    if found.others and not checkpoint.part:
+        taken, *others = (brief(p.rstrip("./") or ".", 40) for p in (found.prefix, *found.others))
+        say(f"{where} has several sets of weights: {taken} is taken; FILE#{' or FILE#'.join(others[:3])} takes another")
+    return parts.renamed(checkpoint.tensors, found.names, found.rename), planned

@@ -2,26 +2,29 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from recvis_jax.errors import BadRequest
-from recvis_jax.pretrained.rules import Fit
+from recvis_jax.errors import BadRequest, brief
+from recvis_jax.pretrained import grids
+from recvis_jax.pretrained.parts import View, shape_of
+from recvis_jax.pretrained.rules import Fit, differing
 
 # Our heads: the classifier, and those of GoogLeNet that only training uses.
 HEAD = r"^params/(aux\d/)?head/"
 
 
-def keep_head(found: Fit, heads: Mapping[str, Any], say: Callable[[str], None]) -> Fit:
+def keep_head(found: Fit, heads: Mapping[str, Any], theirs: Iterable[str], say: Callable[[str], None]) -> Fit:
     """Puts our own values in place of the checkpoint's heads, whether or not it has any.
 
     Args:
-      found: the checkpoint.
+      found: the checkpoint, of which the heads were not read.
       heads: our name -> initialised array, of all heads of the model; empty where it has none.
+      theirs: names of heads that the checkpoint has.
       say: is told.
 
     Raises:
@@ -29,49 +32,113 @@ def keep_head(found: Fit, heads: Mapping[str, Any], say: Callable[[str], None]) 
     """
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in heads.values()):
         raise BadRequest("new_head=True keeps the head of `variables`: they must be initialised, not shapes alone.")
-    names = {name for name in found.source if re.search(HEAD, name)}
-    theirs = {found.source[name] for name in names}
-    unused = sorted(theirs.difference(found.missing))
+    unused = sorted(theirs)
     sizes = {np.shape(x)[-1] for x in heads.values()}
     ours = f"new head of {sizes.pop()} outputs" if sizes else "the model has no head"
-    say(f"{ours}; " + (f"not used of the checkpoint: {', '.join(unused)}" if unused else "the checkpoint has none"))
-    kept = {n: x for n, x in found.values.items() if n not in names}
-    return found._replace(
-        values={**kept, **{n: np.asarray(x) for n, x in heads.items()}},
-        missing=[n for n in found.missing if n not in theirs],
-        misshapen={n: s for n, s in found.misshapen.items() if n not in theirs},
-    )
+    shown = ", ".join(brief(n) for n in unused[:6])
+    say(f"{ours}; " + (f"not used of the checkpoint: {shown}" if unused else "the checkpoint has none"))
+    return found._replace(values={**found.values, **{n: np.asarray(x) for n, x in heads.items()}})
 
 
-def resample_positions(
-    found: Fit, template: Mapping[str, Any], grid: tuple[int, int] | None, say: Callable[[str], None]
-) -> Fit:
-    """Interpolates the position embeddings whose number differs from the model's; see `resample`.
+def fit_positions(
+    found: Fit,
+    template: Mapping[str, Any],
+    asked: grids.Resample,
+    trained: grids.Grid | None,
+    model: grids.Grid | None,
+    say: Callable[[str], None],
+    spell: Callable[[str, Any], str],
+) -> tuple[Fit, list[str]]:
+    """Holds the grid of the checkpoint's positions against the model's, and interpolates where that is wanted.
+
+    The checkpoint's grid is the one that is given, that the source recorded, or whose sines and cosines the positions
+    are; else it is taken for a square, as published weights have, unless that would be a guess. A masked autoencoder's
+    own positions are fixed: for another grid they are computed.
 
     Args:
       found: the checkpoint.
       template: our name -> array or shape.
-      grid: rows and columns of the model's patches; None for square images.
+      asked: what the caller says.
+      trained: the grid that the source recorded.
+      model: the model's grid, where the images are known.
       say: is told.
+      spell: (key, value) -> how the caller's user writes an argument of `pretrained.load`.
+
+    Returns:
+      The checkpoint with the model's positions, and what does not fit.
+
+    Raises:
+      BadRequest: what the caller says contradicts the model or the checkpoint.
     """
-    values = dict(found.values)
+    values, complaints = dict(found.values), []
     for name, x in found.values.items():
-        shape = np.shape(template[name])
-        if name.endswith("pos_embed") and x.ndim == 3 and x.shape[::2] == shape[::2] and x.shape != shape:
-            prefix = int(f"{name.removesuffix('pos_embed')}cls_token" in template)
-            new, old = grid or _square(shape[1] - prefix, name), _square(x.shape[1] - prefix, name)
-            values[name] = resample(x, old, new, prefix)
-            if values[name].shape != shape:
-                raise BadRequest(f"resample={new} makes {values[name].shape[1]} positions; the model has {shape[1]}.")
-            say(f"{name} resampled from {old[0]}x{old[1]} to {new[0]}x{new[1]} positions")
-    return found._replace(values=values)
+        shape, constant = np.shape(template[name]), name.startswith("constants/")
+        if not name.endswith("pos_embed") or x.ndim != 3 or x.shape[::2] != shape[::2]:
+            continue
+        prefix = int(constant or "params/cls_token" in template)
+        there, here = x.shape[1] - prefix, shape[1] - prefix
+        new = _new_grid(asked, here, model, spell)
+        if new is None and constant and not isinstance(template[name], jax.ShapeDtypeStruct):
+            new = grids.of_fixed(np.asarray(template[name]), prefix)
+        old = _old_grid(asked, there, trained, spell) or grids.of_fixed(x, prefix)
+        if new is None and there == here and (old is None or grids.square(here) in (old, None)):
+            continue  # as far as anyone knows it is the same
+        new = new or grids.square(here)
+        guess = old or (grids.square(there) if there != here or grids.square(there) == new else None)
+        if new is None:
+            how = spell("resample.new", "(rows, columns)")
+            complaints.append(f"the model has {here} positions, which are no square: {how} says of which grid")
+        elif guess is None:
+            how = spell("resample.old", "(rows, columns)")
+            complaints.append(
+                f"it does not say of which grid its {there} positions are, and the model's grid is {grids.text(new)}: "
+                f"{how} says it, with {grids.text(new)} to take them as they are"
+                if there == here
+                else f"its {there} positions are no square: {how} says of which grid they are"
+            )
+        elif guess == new:
+            continue
+        elif constant and grids.of_fixed(x, prefix):
+            values[name] = grids.fixed(new, shape[2], prefix)
+            say(f"{name} computed for {grids.text(new)} patches; the checkpoint has {grids.text(guess)}")
+        elif asked.wanted:
+            values[name] = resample(x, guess, new, prefix)
+            taken = "" if old else " (taken for a square)"
+            say(f"{name} resampled from {grids.text(guess)}{taken} to {grids.text(new)} positions")
+        else:
+            how = spell("resample", True)
+            helps = f": {how} interpolates" if how else ""
+            complaints.append(f"{name} is of {grids.text(guess)} patches, the model's of {grids.text(new)}{helps}")
+    return found._replace(values=values), complaints
 
 
-def _square(n: int, name: str) -> tuple[int, int]:
-    side = math.isqrt(n)
-    if side * side != n:
-        raise BadRequest(f"the {n} positions of {name} are no square grid: give resample=(rows, columns).")
-    return side, side
+def _new_grid(
+    asked: grids.Resample, n: int, model: grids.Grid | None, spell: Callable[[str, Any], str]
+) -> grids.Grid | None:
+    """Returns the grid of the model's n positions, as the caller says it or as its images make it."""
+    if asked.new and (math.prod(asked.new) != n or (model and asked.new != model)):
+        real = f"its images are {grids.text(model)} patches" if model else f"it has {n} positions"
+        raise BadRequest(f"{spell('resample.new', asked.new)} is not the model's grid: {real}.")
+    return asked.new or (model if model and math.prod(model) == n else None)
+
+
+def _old_grid(
+    asked: grids.Resample, n: int, trained: grids.Grid | None, spell: Callable[[str, Any], str]
+) -> grids.Grid | None:
+    """Returns the grid of the checkpoint's n positions, as the caller says it or as the source recorded it."""
+    trained = trained if trained and math.prod(trained) == n else None
+    if asked.old and (math.prod(asked.old) != n or (trained and asked.old != trained)):
+        real = f"it was trained on {grids.text(trained)} patches" if trained else f"it has {n} positions"
+        raise BadRequest(f"{spell('resample.old', asked.old)} is not the checkpoint's grid: {real}.")
+    return asked.old or trained
+
+
+def check_mixing(trained: grids.Grid | None, model: grids.Grid | None, asked: grids.Resample) -> list[str]:
+    """Returns what does not fit of a model with weights for every place of the grid, which cannot be interpolated."""
+    old = asked.old or trained
+    if old and model and old != model and math.prod(old) == math.prod(model):
+        return [f"it mixes the places of {grids.text(old)} patches, the model those of {grids.text(model)}"]
+    return []
 
 
 def resample(
@@ -117,13 +184,69 @@ def adapt_channels(found: Fit, template: Mapping[str, Any], say: Callable[[str],
     values = dict(found.values)
     for name, x in found.values.items():
         shape = np.shape(template[name])
-        differs = [i for i, (a, b) in enumerate(zip(np.shape(x), shape, strict=False)) if a != b]
-        if x.ndim == len(shape) == 4 and differs == [2] and x.shape[2] == 3:
+        if _other_channels(x, shape):
             c = shape[2]
             wide = x.sum(2, keepdims=True) if c == 1 else x[:, :, np.arange(c) % 3] * np.asarray(3 / c, x.dtype)
             values[name] = wide
             say(f"{name} adapted from 3 to {c} input channel{'s' * (c > 1)}")
     return found._replace(values=values)
+
+
+def remedies(
+    found: Fit,
+    template: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    of_heads: set[str],
+    heads: Mapping[str, Any],
+    spell: Callable[[str, Any], str],
+) -> list[str]:
+    """Returns sentences that say what would make a checkpoint fit, as the caller's user writes it.
+
+    Args:
+      found: what became of the checkpoint.
+      template: our name -> array or shape.
+      tensors: of the checkpoint.
+      of_heads: names in the checkpoint's library that its heads have.
+      heads: our name -> array or shape, of the model's heads.
+      spell: (key, value) -> how the caller's user writes an argument of `pretrained.load`.
+    """
+    differs = differing(found, template)
+    theirs = {found.source[n] for n in differs} | {*found.missing} | {*found.misshapen} | {*found.unexpected}
+    out = []
+    if theirs & of_heads:
+        sizes = [shape_of(tensors, n)[0] for n in of_heads if n in tensors and len(shape_of(tensors, n)) == 1]
+        there = f"outputs: {sizes[0]} there" if sizes else "no head there"
+        here = {np.shape(x)[-1] for x in heads.values()}
+        new, count = spell("new_head", True), spell("num_classes", sizes[0]) if sizes else ""
+        ways = [f"{new} starts a new head" if new else "", f"{count} makes as many" if count else ""]
+        if ways := [w for w in ways if w]:
+            out.append(f"{there}, {here.pop() if here else 'none'} here: {', or '.join(ways)}")
+    if any(_other_channels(x, np.shape(template[n])) for n, x in differs.items()) and spell("adapt_stem", True):
+        out.append(f"{spell('adapt_stem', True)} adapts the first convolution")
+    if {*found.unexpected} - of_heads and spell("ignore", "REGEX") and not (theirs - of_heads - {*found.unexpected}):
+        out.append(f"{spell('ignore', 'REGEX')} leaves names out")
+    return out
+
+
+def _other_channels(x: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a kernel (h w c d) differs from `shape` in its channels alone, of which it reads three."""
+    differs = [i for i, (a, b) in enumerate(zip(np.shape(x), shape, strict=False)) if a != b]
+    return x.ndim == len(shape) == 4 and differs == [2] and x.shape[2] == 3
+
+
+def without_decoder(tensors: Mapping[str, Any], used: set[str], say: Callable[[str], None]) -> Mapping[str, Any]:
+    """Leaves the decoder of another library's masked autoencoder out, where the model has none.
+
+    Args:
+      tensors: the library's name -> array.
+      used: names that the model has in the library.
+      say: is told.
+    """
+    decoder = [n for n in tensors if re.match(r"(decoder_|decoder\.|mask_token$|vit\.embeddings\.mask_token$)", n)]
+    if not any(n.endswith("decoder_embed.weight") for n in decoder) or used.intersection(decoder):
+        return tensors
+    say("a masked autoencoder: its encoder is taken, its decoder is not")
+    return View(tensors, {n: n for n in tensors if n not in {*decoder}})
 
 
 def encoder_alone(

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import flax.linen as nn
+
 from recvis_jax.models.mae import MAE as Autoencoder
 from recvis_jax.models.mae import VARIANTS
 from recvis_jax.models.vit import ViT
@@ -34,4 +36,10 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{theirs: (ours.replace("mae", "vit"), dict(pool="gap_norm")) for ours, theirs in _NAMES.items()},
 }
 
-RENAMES: tuple[tuple[str, str], ...] = ()
+
+def _renames(model: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Returns what makes the final norm of an encoder that of a Vision Transformer that takes the mean before it."""
+    return ((r"^norm\.", "fc_norm."),) if isinstance(model, ViT) and model.pool == "gap_norm" else ()
+
+
+RENAMES = _renames

@@ -10,14 +10,17 @@ the paths of `trees.flatten(variables)`. The first row whose name of ours matche
 names of theirs follow from those of ours, so a table is read in the same way for loading and for exporting.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import trees
-from recvis_jax.errors import BadRequest, choose
+from recvis_jax.errors import BadRequest, brief, choose, shown
+from recvis_jax.pretrained import parts
 
 
 class Layout(NamedTuple):
@@ -114,30 +117,6 @@ class Fit(NamedTuple):
     misshapen: dict[str, tuple[int, ...]]
 
 
-class Renamed(Mapping[str, Any]):
-    """A checkpoint under other names: each of `renames` (regular expression, replacement) is applied in turn."""
-
-    def __init__(self, source: Mapping[str, Any], renames: Sequence[tuple[str, str]]):
-        self._source = source
-        self._names: dict[str, str] = {}
-        for name in source:
-            new = name
-            for pattern, replacement in renames:
-                new = re.sub(pattern, replacement, new)
-            if new in self._names:
-                raise BadRequest(f"{self._names[new]!r} and {name!r} of the checkpoint are both {new!r}.")
-            self._names[new] = name
-
-    def __getitem__(self, name: str) -> Any:
-        return self._source[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 _PLACEHOLDER = re.compile(r"\{(\w+)([+-]\d+)?(?::(\w+))?\}")
 
 
@@ -201,52 +180,105 @@ def plan(table: Table, names: Iterable[str], optional: Iterable[str] = ()) -> li
     return list(moves.values())
 
 
-def fit(moves: Sequence[Move], source: Mapping[str, Any], ignore: str = "") -> Fit:
+_TENSOR_SLACK, _TENSOR_TIMES = 2**20, 64
+_TOTAL_SLACK, _TOTAL_TIMES = 2**26, 4
+
+
+def fit(
+    moves: Sequence[Move],
+    source: Mapping[str, Any],
+    ignore: str = "",
+    template: Mapping[str, Any] | None = None,
+    skip: Iterable[str] = (),
+) -> Fit:
     """Rearranges the tensors of a checkpoint into our variables, without judging yet.
 
     Args:
       moves: `plan` of the model.
-      source: their name -> array; read one at a time.
+      source: their name -> array; read one at a time, and only the names in `moves`.
       ignore: regular expression of names of theirs that may be left over.
+      template: our name -> array or shape. A tensor far larger than its variables is not read at all, as it may have
+        been made to fill the memory; it counts as of another shape.
+      skip: names of theirs that are not read.
+
+    Raises:
+      BadRequest: the tensors, taken together, are far larger than the model; an invalid `ignore`.
     """
     out = Fit({}, {}, [], [], {})
+    try:
+        leftover = re.compile(ignore) if ignore else None
+    except re.error as e:
+        raise BadRequest(f"ignore={shown(ignore)} is no regular expression: {e}.") from None
+    needed = {n: math.prod(np.shape(x)) for n, x in (template or {}).items()}
+    total, skip = 0, {*skip}
     for theirs, ours, layout in moves:
-        if layout.derived:
+        if layout.derived or theirs in skip:
             continue
         out.source.update(dict.fromkeys(ours, theirs))
         if theirs not in source:
             out.missing.append(theirs)
             continue
+        shape = parts.shape_of(source, theirs)
+        size, need = math.prod(shape), sum(needed.get(n, 0) for n in ours)
+        if template is not None and size > _TENSOR_TIMES * need + _TENSOR_SLACK:
+            out.misshapen[theirs] = shape
+            continue
+        total += size
+        if template is not None and total > _TOTAL_TIMES * sum(needed.values()) + _TOTAL_SLACK:
+            raise BadRequest(
+                f"the checkpoint's tensors are far larger than the model's {sum(needed.values()):,} numbers."
+            )
         x = np.asarray(source[theirs])
         try:
             out.values.update(zip(ours, layout.load(x, len(ours)), strict=True))
         except ValueError:
             out.misshapen[theirs] = x.shape
     used = {move.theirs for move in moves}
-    out.unexpected.extend(n for n in source if n not in used and not (ignore and re.search(ignore, n)))
+    out.unexpected.extend(n for n in source if n not in used and not (leftover and leftover.search(n)))
     return out
 
 
-def check(found: Fit, template: Mapping[str, Any], where: str) -> None:
-    """Raises `BadRequest` unless names and shapes agree entirely; the message lists all that differs.
+def check(
+    found: Fit, template: Mapping[str, Any], where: str, complaints: Sequence[str] = (), remedies: Sequence[str] = ()
+) -> None:
+    """Raises `BadRequest` unless names and shapes agree entirely and all numbers are finite.
 
     Args:
       found: a checkpoint in our layout.
       template: our name -> array or `ShapeDtypeStruct`.
-      where: what the checkpoint is, for the message.
+      where: what the checkpoint is, for the message, which names what differs, a few of each kind.
+      complaints: what else does not fit.
+      remedies: what would help, for the end of the message.
     """
-    shapes = [f"{n} {s}" for n, s in found.misshapen.items()]
-    for name, x in found.values.items():
-        if np.shape(x) != np.shape(template[name]):
-            shapes.append(f"{found.source[name]} -> {name} {np.shape(x)} instead of {np.shape(template[name])}")
+    shapes = [f"{brief(n)} {brief(s)}" for n, s in found.misshapen.items()]
+    shapes += [
+        f"{'' if found.source[n] == n else f'{brief(found.source[n])} -> '}{n} {np.shape(x)} "
+        f"instead of {np.shape(template[n])}"
+        for n, x in differing(found, template).items()
+    ]
     problems = {
         "missing in it": found.missing,
         "without a place in the model": found.unexpected,
         "of another shape": shapes,
     }
-    if any(problems.values()):
-        lists = [f"\n  {len(v)} {k}: {trees.shorten(v)}" for k, v in problems.items() if v]
-        raise BadRequest(f"{where} does not fit the model of {len(template)} variables:{''.join(lists)}")
+    lists = [f"{len(v)} {k}: {trees.shorten([brief(n, 150) for n in v], 3)}" for k, v in problems.items() if v]
+    if lists or complaints:
+        differs = "; ".join([*lists, *complaints])
+        helps = "".join(f" {r}." for r in remedies)
+        raise BadRequest(f"{where} does not fit the model of {len(template)} variables: {differs}.{helps}")
+    for name in [n for n in found.values if n in found.source]:  # a new head has none
+        x = found.values[name]
+        their, want = brief(found.source[name]), np.dtype(getattr(template[name], "dtype", np.float32))
+        if x.dtype.kind in "biuc" and jnp.issubdtype(want, jnp.floating):
+            raise BadRequest(f"{where}: {their} -> {name} is {x.dtype} instead of {want}.")
+        with np.errstate(over="ignore", invalid="ignore"):
+            if jnp.issubdtype(want, jnp.floating) and not np.isfinite(x.astype(want)).all():
+                raise BadRequest(f"{where}: {their} holds numbers that are not finite.")
+
+
+def differing(found: Fit, template: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns our name -> array for those of another shape than the model's."""
+    return {n: x for n, x in found.values.items() if np.shape(x) != np.shape(template[n])}
 
 
 def export(moves: Sequence[Move], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -7,10 +7,28 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recvis_jax import trees
-from recvis_jax.errors import BadRequest, Failure
+from recvis_jax import reading, trees
+from recvis_jax.errors import BadRequest, Failure, printable, shown
 from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
+
+
+def image_size(workdir: Path) -> tuple[int, int] | None:
+    """Returns rows and columns of the images that a run was trained on, as its `data.json` has them.
+
+    Returns:
+      None for a run of before that file was written.
+
+    Raises:
+      BadRequest: the file is damaged.
+    """
+    path = workdir / "data.json"
+    if not path.exists():
+        return None
+    shape = reading.read_json(path, "what a run knows of its data").get("image_shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+        raise BadRequest(f"{printable(path)}: image_shape is {shown(shape, 40)}, not [rows, columns, channels].")
+    return shape[0], shape[1]
 
 
 def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The safetensors format: eight bytes of length, a JSON header, and the tensors' bytes."""
 
+import contextlib
 import json
 import math
 import mmap
@@ -11,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from recvis_jax.errors import BadRequest
+from recvis_jax import reading
+from recvis_jax.errors import BadRequest, Failure, brief, printable, shown
 
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -29,8 +31,6 @@ DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_HEADER_LIMIT = 100_000_000  # bytes, as in the format's own implementation
-_MOST_AXES = 32  # of a numpy array, in all its versions
 
 
 class File(Mapping[str, np.ndarray]):
@@ -43,38 +43,48 @@ class File(Mapping[str, np.ndarray]):
       path: of the file.
 
     Raises:
-      BadRequest: the file is truncated, is not a safetensors file, or its header contradicts itself or the file.
+      BadRequest: the file is no regular one, is truncated, is not a safetensors file, or its header contradicts itself
+        or the file.
     """
 
     def __init__(self, path: Path):
-        size = path.stat().st_size
+        size, name = reading.regular(path, "weights bytes").st_size, printable(path)
+        most = reading.LIMITS["header bytes"]
         with path.open("rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            if size < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            if size < 8 or not 2 <= length <= size - 8:
                 raise BadRequest(
-                    f"{path} is truncated or no safetensors file: its header claims {length} bytes, "
+                    f"{name} is truncated or no safetensors file: its header claims {length} bytes, "
                     f"and the file has {size}."
                 )
+            if length > most:
+                raise BadRequest(f"{name}: its header has {length:,} bytes; at most {most:,} are read.")
             text = f.read(length)
             self._data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        header = reading.parse_json(text, f"{name} is no safetensors file: its header")
         try:
-            header = json.loads(text.decode(), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as e:
-            raise BadRequest(f"{path} is no safetensors file: its header is not JSON ({str(e)[:80]}).") from None
-        if not isinstance(header, dict):
-            raise BadRequest(f"{path} is no safetensors file: its header is no table of tensors.")
-        self.metadata = header.pop("__metadata__", {})
-        try:
+            if not isinstance(header, dict):
+                raise ValueError("its header is no table of tensors")
+            self.metadata = _metadata(header.pop("__metadata__", {}))
+            if len(header) > reading.LIMITS["tensors"]:
+                raise ValueError(f"it names {len(header):,} tensors; at most {reading.LIMITS['tensors']:,} are read")
             self._where = {plain(name): _entry(name, entry) for name, entry in header.items()}
             _check_cover(self._where, size - 8 - length)
         except ValueError as e:
-            raise BadRequest(f"{path} is damaged or truncated: {e}.") from None
+            raise BadRequest(f"{name} is damaged or truncated: {e}.") from None
         self._start = 8 + length
 
     def __getitem__(self, name: str) -> np.ndarray:
         dtype, shape, begin, _ = self._where[name]
         flat = np.frombuffer(self._data, dtype, math.prod(shape), self._start + begin)
         return flat.reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return self._where[name][1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -83,44 +93,54 @@ class File(Mapping[str, np.ndarray]):
         return len(self._where)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return out
-
-
 def plain(name: str) -> str:
-    """Returns a tensor's name; ValueError where it could do more to a terminal than be read."""
+    """Returns a tensor's name; ValueError where it could do more to a terminal than be read, or is no name at all."""
     if not name.isprintable():
-        raise ValueError(f"the name {name[:80]!r} is not of printable characters")
+        raise ValueError(f"the name {shown(name)} is not of printable characters")
+    if len(name) > 1000:
+        raise ValueError(f"the name {shown(name)} has {len(name):,} characters; at most 1,000 are read")
     return name
+
+
+def check_shape(name: str, shape: tuple[int, ...], itemsize: int) -> int:
+    """Returns the bytes of an array; ValueError where no array can have its shape. Counts axes before it multiplies."""
+    if len(shape) > reading.LIMITS["axes"]:
+        raise ValueError(f"{brief(name)!r} has {len(shape):,} axes, which no array can have")
+    if max(shape, default=0) > sys.maxsize or math.prod(n or 1 for n in shape) * itemsize > sys.maxsize:
+        raise ValueError(f"{brief(name)!r} is of shape {shown(shape)}, which no array can have")
+    return math.prod(shape) * itemsize
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        raise ValueError(f"its __metadata__ is no table of texts: {shown(found, 40)}")
+    return found
 
 
 def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """Returns dtype, shape, first and last byte of one tensor; ValueError where they contradict each other."""
+    title = repr(brief(name))
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
-        raise ValueError(f"the header's entry {name!r} is no tensor")
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if not all(type(n) is int and n >= 0 for n in numbers) or len(offsets) != 2:
-        raise ValueError(f"shape {shape} and offsets {offsets} of {name!r} are not whole numbers of at least 0")
-    dtype = DTYPES.get(str(entry["dtype"]))
-    if dtype is None:
-        raise ValueError(f"{name!r} is of unknown dtype {entry['dtype']!r}; there are {', '.join(DTYPES)}")
-    need = math.prod(shape) * dtype.itemsize
+        raise ValueError(f"the header's entry {title} is no tensor of dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    for what, numbers in (("shape", shape), ("offsets", offsets)):
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"{what} {shown(numbers)} of {title} are not whole numbers of at least 0")
+    if len(offsets) != 2 or max(offsets) > sys.maxsize:
+        raise ValueError(f"offsets {shown(offsets)} of {title} are not whole numbers of at least 0, first and last")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"{title} is of unknown dtype {shown(code, 40)}; there are {', '.join(DTYPES)}")
+    need = check_shape(name, tuple(shape), DTYPES[code].itemsize)
     if offsets[1] - offsets[0] != need:
-        raise ValueError(f"{name!r} needs {need} bytes, and its offsets are {offsets}")
-    if len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) * dtype.itemsize > sys.maxsize:
-        raise ValueError(f"{name!r} is of shape {str(shape)[:80]}, which no array can have")
-    return dtype, tuple(shape), *offsets
+        raise ValueError(f"{title} needs {need} bytes, and its offsets are {offsets}")
+    return DTYPES[code], tuple(shape), *offsets
 
 
 def _check_cover(where: dict[str, tuple[np.dtype, tuple[int, ...], int, int]], size: int) -> None:
     end = 0
     for name, (_, _, begin, stop) in sorted(where.items(), key=lambda item: item[1][2:]):
         if begin != end:
-            raise ValueError(f"{name!r} begins at byte {begin}, and what comes before ends at {end}")
+            raise ValueError(f"{brief(name)!r} begins at byte {begin}, and what comes before ends at {end}")
         end = stop
     if end != size:
         raise ValueError(f"its tensors take {end} bytes, and it has {size}")
@@ -131,6 +151,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
 
     Raises:
       BadRequest: an array of a dtype that the format does not have.
+      Failure: the file cannot be written; what was there stays.
     """
     for name, x in tensors.items():
         if x.dtype.newbyteorder("<") not in _CODES:
@@ -149,8 +170,13 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8 bytes
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            f.write(np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).tobytes())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                f.write(np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).tobytes())
+        partial.replace(path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise Failure(f"{printable(path)} cannot be written: {e.strerror or e}.") from e

@@ -9,7 +9,7 @@ from reference import template
 
 from recvis_jax import models, pretrained, trees
 from recvis_jax.errors import BadRequest, Failure
-from recvis_jax.pretrained import adapt
+from recvis_jax.pretrained import adapt, grids
 from recvis_jax.training import checkpoint, sharding
 from recvis_jax.training.state import State
 
@@ -154,19 +154,139 @@ def test_positions_of_another_image_size(pool, prefix, scan):
     state = {n: np.asarray(x) for n, x in trees.flatten(variables).items()}
     larger = template(model, 96)
     run = pretrained.files.Checkpoint(state, ours=True)
-    with pytest.raises(BadRequest, match="1 of another shape: params/pos_embed"):
+    with pytest.raises(
+        BadRequest, match=r"params/pos_embed is of 4x4 patches, the model's of 6x6: resample=True inter"
+    ):
         pretrained.load(run, model, larger)
     loaded = pretrained.load(run, model, larger, resample=True, say=said.append)
-    assert said == ["params/pos_embed resampled from 4x4 to 6x6 positions"]
+    assert said == ["params/pos_embed resampled from 4x4 (taken for a square) to 6x6 positions"]
     expected = adapt.resample(state["params/pos_embed"], (4, 4), (6, 6), prefix)
     np.testing.assert_array_equal(loaded["params"]["pos_embed"], expected)
-    wide = {"params": {**larger["params"], "pos_embed": jax.ShapeDtypeStruct((1, prefix + 12, 8), jnp.float32)}}
-    with pytest.raises(BadRequest, match=r"12 positions of params/pos_embed are no square grid"):
+    wide = shaped(larger, prefix, 12)
+    with pytest.raises(
+        BadRequest, match=r"has 12 positions, which are no square: resample=dict\(new=\(rows, columns\)\)"
+    ):
         pretrained.load(run, model, wide, resample=True)
-    loaded = pretrained.load(run, model, wide, resample=(3, 4), say=said.append)
-    assert said[1] == "params/pos_embed resampled from 4x4 to 3x4 positions"
-    with pytest.raises(BadRequest, match=r"resample=\(5, 4\) makes"):
+    for how in (dict(resample=(3, 4)), dict(resample=[3, 4]), dict(resample=dict(new=(3, 4))),
+                dict(resample=True, image_size=(48, 64))):  # fmt: skip
+        loaded = pretrained.load(run, model, wide, say=said.append, **how)
+        assert said.pop() == "params/pos_embed resampled from 4x4 (taken for a square) to 3x4 positions"
+        expected = adapt.resample(state["params/pos_embed"], (4, 4), (3, 4), prefix)
+        np.testing.assert_array_equal(loaded["params"]["pos_embed"], expected)
+    with pytest.raises(BadRequest, match=r"resample=dict\(new=\(5, 4\)\) is not the model's grid: it has 12 positions"):
         pretrained.load(run, model, wide, resample=(5, 4))
+    with pytest.raises(BadRequest, match=r"new=\(2, 6\)\) is not the model's grid: its images are 3x4 patches"):
+        pretrained.load(run, model, wide, resample=(2, 6), image_size=(48, 64))
+    for wrong in ("yes", 3, (3,), (0, 4), (3, 4, 5), (True, 2), dict(odl=(1, 2)), dict(old=4), dict(new=[2.0, 8])):
+        with pytest.raises(BadRequest, match=r"resample(\.\w+)? (is .* it )?takes"):
+            grids.parse(wrong)
+
+
+def shaped(shapes, prefix, n):
+    """Shapes with another number of positions."""
+    positions = jax.ShapeDtypeStruct((1, prefix + n, 8), jnp.float32)
+    return {"params": {**shapes["params"], "pos_embed": positions}}
+
+
+TINY = dict(width=8, depth=1, heads=2, patch_size=4, num_classes=3)
+
+
+def positions_of(size, new_size, recorded, **how):
+    """Loads weights for images of `size` into a model for `new_size`; returns its positions, the old, what was said."""
+    model, said = models.create("vit_ti16", **TINY), []
+    shapes = [
+        jax.eval_shape(lambda s=s: model.init(jax.random.key(0), jnp.zeros((1, *s, 3)), train=False))
+        for s in (size, new_size)
+    ]
+    state = {n: np.asarray(x) for n, x in trees.flatten(filled(shapes[0])).items()}
+    run = pretrained.files.Checkpoint(state, ours=True, image_size=size if recorded else None)
+    found = pretrained.load(run, model, shapes[1], image_size=new_size, say=said.append, **how)
+    return np.asarray(found["params"]["pos_embed"]), state["params/pos_embed"], said
+
+
+def test_grids_are_compared_and_not_their_numbers():
+    """Sixteen positions of 2x8 are not those of 4x4."""
+    with pytest.raises(
+        BadRequest, match=r"pos_embed is of 2x8 patches, the model's of 4x4: resample=True interpolates"
+    ):
+        positions_of((8, 32), (16, 16), True)
+    for how in (True, dict(old=(2, 8)), dict(old=(2, 8), new=(4, 4)), (4, 4)):
+        got, old, said = positions_of((8, 32), (16, 16), True, resample=how)
+        np.testing.assert_array_equal(got, adapt.resample(old, (2, 8), (4, 4), 1))
+        assert said == ["params/pos_embed resampled from 2x8 to 4x4 positions"]
+    got, old, said = positions_of((8, 32), (8, 32), True, resample=True)
+    np.testing.assert_array_equal(got, old)
+    assert said == []
+    with pytest.raises(BadRequest, match=r"old=\(4, 4\)\) is not the checkpoint's grid: it was trained on 2x8 patches"):
+        positions_of((8, 32), (16, 16), True, resample=dict(old=(4, 4)))
+    with pytest.raises(BadRequest, match=r"of 2x8 patches, the model's of 8x2"):
+        positions_of((8, 32), (32, 8), True)
+    got, old, _ = positions_of((8, 20), (16, 16), True, resample=True)  # of 2x5
+    np.testing.assert_array_equal(got, adapt.resample(old, (2, 5), (4, 4), 1))
+
+
+def test_grids_that_nothing_tells_are_asked_for():
+    got, old, said = positions_of((16, 16), (16, 16), False)
+    np.testing.assert_array_equal(got, old)  # published weights are of squares
+    assert said == []
+    for how in (False, True):
+        with pytest.raises(BadRequest, match=r"which grid its 16 positions are, and the model's grid is 2x8: "
+                           r"resample=dict\(old=\(rows, columns\)\) says it, with 2x8 to take"):  # fmt: skip
+            positions_of((8, 32), (8, 32), False, resample=how)
+        with pytest.raises(BadRequest, match=r"its 10 positions are no square: resample=dict\(old=\(rows, columns\)\)"):
+            positions_of((8, 20), (16, 16), False, resample=how)
+    got, old, said = positions_of((8, 32), (8, 32), False, resample=dict(old=(2, 8)))
+    np.testing.assert_array_equal(got, old)
+    got, old, said = positions_of((16, 16), (8, 32), False, resample=dict(old=(4, 4)))
+    np.testing.assert_array_equal(got, adapt.resample(old, (4, 4), (2, 8), 1))
+    got, old, said = positions_of((8, 20), (16, 16), False, resample=dict(old=(2, 5)))
+    np.testing.assert_array_equal(got, adapt.resample(old, (2, 5), (4, 4), 1))
+    with pytest.raises(BadRequest, match=r"old=\(3, 3\)\) is not the checkpoint's grid: it has 10 positions"):
+        positions_of((8, 20), (16, 16), False, resample=dict(old=(3, 3)))
+
+
+def test_a_recorded_grid_and_a_model_whose_images_are_not_known():
+    model = models.create("vit_ti16", **TINY)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 32, 3)), train=False))
+    state = {n: np.asarray(x) for n, x in trees.flatten(filled(shapes)).items()}
+    run = pretrained.files.Checkpoint(state, ours=True, image_size=(8, 32))
+    with pytest.raises(BadRequest, match="is of 2x8 patches, the model's of 4x4"):
+        pretrained.load(run, model, shapes)
+    pretrained.load(run, model, shapes, image_size=(8, 32))
+
+
+def test_token_mixing_is_of_one_grid():
+    model = models.create("mixer_s16", width=8, depth=1, tokens_dim=4, channels_dim=8, patch_size=4, num_classes=3)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 32, 3)), train=False))
+    state = {n: np.asarray(x) for n, x in trees.flatten(filled(shapes)).items()}
+    run = pretrained.files.Checkpoint(state, ours=True, image_size=(8, 32))
+    pretrained.load(run, model, shapes, image_size=(8, 32))
+    with pytest.raises(BadRequest, match="it mixes the places of 2x8 patches, the model those of 4x4"):
+        pretrained.load(run, model, shapes, image_size=(16, 16))
+
+
+def test_the_grid_of_a_hybrid_is_that_of_its_feature_map():
+    model = models.create("vit_s_r26_s32", width=8, depth=1, heads=2, stages=(1, 1))
+    x = jax.ShapeDtypeStruct((1, 40, 88, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+    rows, columns = grids.of_model(model, (40, 88))
+    assert (rows, columns) == (5, 11) and shapes["params"]["pos_embed"].shape[1] == 1 + rows * columns
+    assert grids.of_model(models.create("resnet18"), (64, 64)) is None
+
+
+def test_what_a_config_beside_the_file_says(tmp_path):
+    path = tmp_path / "model.safetensors"
+    pretrained.safetensors.write(path, {"x": np.zeros(1, np.float32)})
+    for text, size in (
+        ('{"image_size": 224}', (224, 224)),
+        ('{"image_size": [8, 32]}', (8, 32)),
+        ('{"pretrained_cfg": {"input_size": [3, 16, 64]}}', (16, 64)),
+        ('{"image_size": "large"}', None),
+        ('{"image_size": [1, 2, -3]}', None),
+        ("[1", None),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        assert pretrained.files.read(str(path)).image_size == size
 
 
 # --- runs of our own ---
@@ -208,6 +328,12 @@ def test_a_run_of_our_own(ema, tmp_path):
     other = models.create("resnet18", num_classes=10, **{**SMALL, "blocks": (1, 2)})
     with pytest.raises(BadRequest, match=r"missing in it: .*stage2_block2"):
         pretrained.load(f"{tmp_path}@last", other, template(other, 32))
+    assert pretrained.files.read(f"{tmp_path}@last").image_size is None
+    (tmp_path / "data.json").write_text('{"image_shape": [8, 32, 3]}')
+    assert pretrained.files.read(f"{tmp_path}@last").image_size == (8, 32)
+    (tmp_path / "data.json").write_text('{"image_shape": [8, "32"]}')
+    with pytest.raises(BadRequest, match=r"data\.json: image_shape is \[8, '32'\], not"):
+        pretrained.files.read(f"{tmp_path}@last")
 
 
 def test_a_run_whose_equal_blocks_are_stacked(tmp_path):

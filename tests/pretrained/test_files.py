@@ -1,18 +1,23 @@
 """Files of weights: what is read, and what is refused in one line with nothing executed."""
 
+import argparse
+import contextlib
+import io
 import json
+import os
 import pickle
 import struct
 import sys
 import types
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.pretrained import files, safetensors
+from recvis_jax.pretrained import files, rules, safetensors
 
 TENSORS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -29,6 +34,7 @@ def refused(path, words):
         tensors = files.read(str(path)).tensors
         {name: tensors[name] for name in tensors}
     assert "\n" not in str(e.value) and str(path) in str(e.value)
+    assert len(str(e.value)) < 600 + len(str(path)) and str(e.value).isprintable()
 
 
 def same(found, expected):
@@ -80,16 +86,16 @@ BROKEN = {
     "header longer than the file": (raw({"x": entry()}, bytes(8), length=10_000), "truncated"),
     "header of 2^63 bytes": (raw({"x": entry()}, bytes(8), length=1 << 63), "claims 9223372036854775808 bytes"),
     "header of no bytes": (raw(b"", bytes(8)), "truncated or no safetensors"),
-    "not JSON": (raw(b"{broken", bytes(8)), "not JSON"),
-    "not text": (raw(b"\xff\xfe{}", bytes(8)), "not JSON"),
-    "deeply nested": (raw(b"[" * 100_000), "not JSON"),
+    "not JSON": (raw(b"{broken", bytes(8)), "not valid JSON"),
+    "not text": (raw(b"\xff\xfe{}", bytes(8)), "not valid JSON"),
+    "deeply nested": (raw(b"[" * 100_000), "not valid JSON"),
     "a list": (raw([1, 2]), "no table of tensors"),
     "an entry that is no tensor": (raw({"x": 3}), "'x' is no tensor"),
     "a name twice": (raw(b'{"x": 1, "x": 2}'), "occurs twice"),
     "truncated data": (raw({"x": entry()}, bytes(7)), "take 8 bytes, and it has 7"),
     "data that no tensor claims": (raw({"x": entry()}, bytes(9)), "take 8 bytes, and it has 9"),
     "a shape of other size": (raw({"x": entry(shape=(3,))}, bytes(8)), "'x' needs 12 bytes"),
-    "a shape that overflows": (raw({"x": entry(shape=(1 << 62, 4))}, bytes(8)), "needs"),
+    "a shape that overflows": (raw({"x": entry(shape=(1 << 62, 4))}, bytes(8)), "no array can have"),
     "a negative shape": (raw({"x": entry(shape=(-1, -2))}, bytes(8)), "not whole numbers"),
     "a fractional shape": (raw({"x": entry(shape=(2.0,))}, bytes(8)), "not whole numbers"),
     "offsets before the start": (raw({"x": entry(offsets=(-8, 0))}, bytes(8)), "not whole numbers"),
@@ -101,7 +107,28 @@ BROKEN = {
     "a dtype of other size": (raw({"x": entry("F64")}, bytes(8)), "'x' needs 16 bytes"),
     "more axes than an array has": (raw({"x": entry(shape=[1] * 100, offsets=(0, 4))}, bytes(4)), "no array can have"),
     "an empty shape that overflows": (raw({"x": entry(shape=(0, 1 << 62, 1 << 62), offsets=(0, 0))}), "no array"),
-    "a number too long to read": (raw(b'{"x": {"shape": [' + b"9" * 10_000 + b"]}}"), "not JSON"),
+    "a number too long to read": (raw(b'{"x": {"shape": [' + b"9" * 10_000 + b"]}}"), "not valid JSON"),
+    "a shape of 400,000 numbers": (
+        raw({"x": entry(shape=[1 << 62] * 400_000)}, bytes(8)),
+        "'x' has 400,000 axes, which no array can have",
+    ),
+    "offsets of 400,000 numbers": (raw({"x": entry(offsets=[1] * 400_000)}, bytes(8)), "offsets .1, 1, .* of 'x'"),
+    "numbers of 4,000 digits": (raw({"x": entry(shape=[10**4000] * 9)}, bytes(8)), "no array can have"),
+    "offsets of 4,000 digits": (raw({"x": entry(offsets=[0, 10**4000])}, bytes(8)), "offsets .* of 'x'"),
+    "a dtype of a megabyte": (raw({"x": entry(dtype="F" * 10**6)}, bytes(8)), "unknown dtype 'FFF"),
+    "a dtype of many lists": (raw({"x": entry(dtype=[[]] * 10**5)}, bytes(8)), "unknown dtype"),
+    "a name of a megabyte": (raw({"x" * 10**6: entry()}, bytes(8)), "has 1,000,000 characters"),
+    "a long name twice": (
+        raw(b'{"' + b"x" * 10**6 + b'": 1, "' + b"x" * 10**6 + b'": 2}'),
+        "occurs twice",
+    ),
+    "30,000 tensors": (raw({f"x{i}": entry(shape=[0], offsets=[0, 0]) for i in range(30_000)}), "names 30,000 tensors"),
+    "a header of 20 megabytes": (raw(b"{" + b" " * (20 * 2**20) + b"}"), "header has 20,971,522 bytes; at most"),
+    "many names, one twice": (
+        raw(("{" + ",".join(f'"n{i}":0' for i in range(300_000)) + ',"n9":1}').encode()),
+        "'n9' occurs twice",
+    ),
+    "metadata that is no text": (raw({"__metadata__": {"a": [1] * 10**5}}), "__metadata__ is no table of texts"),
     "an offset in words": (raw({"x": entry(offsets=("0", "8"))}, bytes(8)), "not whole numbers"),
     "a name that writes to the terminal": (raw({"\x1b[2Jx\n": entry()}, bytes(8)), "not of printable characters"),
     "a zip archive under a false name": (b"PK\x03\x04" + bytes(100), "truncated or no safetensors"),
@@ -209,16 +236,81 @@ def test_archives_that_say_two_things(tmp_path):
     assert set(files.read(str(tmp_path / "x.npz")).tensors) == {"../../x"}
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damaged_compression(compression, tmp_path):
+def test_damaged_compression(tmp_path):
     path, values = tmp_path / "x.npz", np.random.default_rng(0).standard_normal(300)
-    zipped(path, [("x.npy", npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (300,), }\n", values.tobytes()))],
-           compression)  # fmt: skip
+    entries = [("x.npy", npy(b"{'descr': '<f8', 'fortran_order': False, 'shape': (300,), }\n", values.tobytes()))]
+    zipped(path, entries, zipfile.ZIP_DEFLATED)
     whole = path.read_bytes()
     np.testing.assert_array_equal(files.read(str(path)).tensors["x"], values)
     for start in (40, 60, 200, 1000):
         path.write_bytes(whole[:start] + bytes(b ^ 0xFF for b in whole[start : start + 40]) + whole[start + 40 :])
         refused(path, "damaged")
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # which unpack a whole block whatever is asked for
+        zipped(path, entries, compression)
+        refused(path, "compressed in a way that neither numpy nor torch writes")
+
+
+def test_nothing_is_unpacked_that_is_not_asked_for(tmp_path, monkeypatch):
+    """An archive of 0.2 MB whose second array has 134 MB of zeros: its names and shapes are known without it."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("small.npy", npy(FLOAT % b"2,", np.float32([1, 2]).tobytes()))
+        with archive.open("large.npy", "w") as f:
+            f.write(npy(FLOAT % b"33554432,"))
+            for _ in range(32):
+                f.write(bytes(2**22))
+    assert path.stat().st_size < 2**19
+    unpacked = []
+    read_array = np.lib.format.read_array
+    monkeypatch.setattr(np.lib.format, "read_array", lambda f, **kw: unpacked.append(f.name) or read_array(f, **kw))
+    found = files.read(str(path)).tensors
+    assert "large" in found and "none" not in found and len(found) == 2 and found.shape_of("large") == (2**25,)
+    np.testing.assert_array_equal(found["small"], [1, 2])
+    assert unpacked == ["small.npy"]
+    move = rules.Move("large", ("params/w",), rules.LAYOUTS[""])
+    fit = rules.fit([move], found, template={"params/w": np.zeros(2, np.float32)})
+    assert fit.misshapen == {"large": (2**25,)} and unpacked == ["small.npy"]
+
+
+def directory_entry(name, size, compressed, offset, crc=0, flags=0):
+    return (
+        struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, flags, 8, 0, 0, crc, compressed, size, len(name), 0, 0, 0, 0,
+                    0, offset) + name
+    )  # fmt: skip
+
+
+def test_archives_that_lie(tmp_path):
+    path = tmp_path / "x.npz"
+    data = npy(FLOAT % b"1000,", bytes(4000))
+    local = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 0, zlib.crc32(data), len(data), len(data), 5, 0)
+
+    def write(*entries, count=None):
+        table = b"".join(entries)
+        body = local + b"a.npy" + data
+        end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, len(entries), len(entries), len(table), len(body), 0)
+        path.write_bytes(body + table + end)
+
+    write(directory_entry(b"a.npy", len(data), len(data), 0), directory_entry(b"b.npy", len(data), len(data), 0))
+    refused(path, "begins inside the entry before it")
+    write(directory_entry(b"a.npy", 10**9, len(data), 0))
+    refused(path, "claims 1,000,000,000 bytes in 4,0.*, more than can be")
+    write(directory_entry(b"a.npy", len(data), len(data), 0, flags=1))
+    refused(path, "is encrypted")
+    write(directory_entry(b"a.npy", len(data), 2**31, 0))
+    refused(path, "ends behind the file")
+    write(*(directory_entry(b"%06d.npy" % i, 0, 0, 40 * i) for i in range(45_000)))
+    refused(path, "it has 45,000 entries")
+    write(directory_entry(b"a" * 60_000, len(data), len(data), 0))
+    refused(path, "damaged or no .npz")
+    zipped(path, [("x.npy", npy(b"{'descr': '<U9', 'fortran_order': False, 'shape': (1,), }\n", bytes(36)))])
+    refused(path, "of dtype <U9, which is no number")
+
+
+def test_half_precision_of_brains_in_npz(tmp_path):
+    """numpy writes bfloat16 as two bytes without a meaning."""
+    values = np.arange(6).astype(ml_dtypes.bfloat16).reshape(2, 3)
+    np.savez(tmp_path / "x.npz", x=values)
+    same(files.read(str(tmp_path / "x.npz")).tensors, {"x": values})
 
 
 def test_broken_npz(tmp_path):
@@ -299,7 +391,15 @@ def fake_torch(contents, version="2.13.0+cpu"):
             raise contents
         return contents
 
-    return types.SimpleNamespace(load=load, Tensor=FakeTensor, bfloat16="bfloat16", __version__=version)
+    @contextlib.contextmanager
+    def safe_globals(allowed):
+        assert allowed == [argparse.Namespace]
+        yield
+
+    serialization = types.SimpleNamespace(safe_globals=safe_globals)
+    return types.SimpleNamespace(
+        load=load, Tensor=FakeTensor, bfloat16="bfloat16", __version__=version, serialization=serialization
+    )
 
 
 def test_a_pth_needs_a_torch_that_keeps_its_promise(tmp_path, monkeypatch):
@@ -309,6 +409,7 @@ def test_a_pth_needs_a_torch_that_keeps_its_promise(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", fake_torch(AssertionError("was asked to read it"), version))
         refused(path, rf"in torch {version.replace('+', '.')} in spite of weights_only.*torch>=2.10")
     for version in ("2.10.0", "2.13.0a0+git1234", "3.0"):
+        path.write_bytes(OLD)
         monkeypatch.setitem(sys.modules, "torch", fake_torch({"a": FakeTensor([1])}, version))
         assert set(files.read(str(path)).tensors) == {"a"}
 
@@ -320,39 +421,144 @@ class StrangeTensor(FakeTensor):
         raise TypeError("can't convert\nSparse layout tensor to numpy")
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}])
-def test_a_pth_is_read_by_torch_as_weights_only(wrap, tmp_path, monkeypatch):
+# As torch.save writes the tables of an empty state dict in its old format.
+OLD = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, []))
+
+
+def test_a_pth_is_read_by_torch_as_weights_only(tmp_path, monkeypatch):
     state = {"a": FakeTensor([1, 2]), "b": FakeTensor([3], "bfloat16")}
-    monkeypatch.setitem(sys.modules, "torch", fake_torch(wrap(state)))
-    (tmp_path / "x.pth").write_bytes(b"")
-    same(files.read(str(tmp_path / "x.pth")).tensors, {n: t.x for n, t in state.items()})
+    values = {n: t.x for n, t in state.items()}
+    (tmp_path / "x.pth").write_bytes(OLD)
+    for contents, prefix, tables in (
+        (state, "", ("",)),
+        ({"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, "model.", ("model",)),
+        ({"a": {"b": {"c": state}}, 0: FakeTensor([1]), "list": [FakeTensor([1])]}, "a.b.c.", ("a.b.c",)),
+    ):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
+        found = files.read(str(tmp_path / "x.pth"))
+        same(found.tensors, {f"{prefix}{n}": x for n, x in values.items()})
+        assert found.tables == tables
 
 
-def test_a_malicious_pth_is_refused(tmp_path, monkeypatch):
+def endless():
+    table = {}
+    table["again"] = table
+    return table
+
+
+def doubling(depth=40):
+    table = {"a": FakeTensor([1])}
+    for _ in range(depth):
+        table = {"l": table, "r": table}
+    return table
+
+
+def test_what_torch_finds_that_is_no_state_dict(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    path.write_bytes(OLD)
+    for contents, words in (
+        ({"optimizer": {}, "x": 3}, "holds no state dict, a table of tensors, but a table of .'optimizer', 'x'"),
+        ({0: FakeTensor([1])}, "holds no state dict"),
+        ({"model": [FakeTensor([1])]}, "holds no state dict"),
+        (FakeTensor([1]), "but a FakeTensor"),
+        (endless(), "lie in one another without end"),
+        (doubling(), "lie in one another without end"),
+        (doubling(30), "more than 100,000 entries"),
+        ({"a": {"b": FakeTensor([1])}, "a.b": FakeTensor([1])}, "the name a.b occurs twice"),
+        ({"a": StrangeTensor([1])}, "a is no plain array: can't convert Sparse layout"),
+        ({"\x1b[2J": FakeTensor([1])}, "the name .* is not of printable"),
+    ):
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
+        refused(path, words)
+
+
+def archived(data_pkl, *more, compression=zipfile.ZIP_STORED):
+    """A file as torch.save writes it: a zip archive of a pickle and the tensors' bytes."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, data in (("x/data.pkl", data_pkl), *more):
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+MALICIOUS = {
+    "a pickle": pickle.dumps(Malicious()),
+    "of every protocol": pickle.dumps(Malicious(), 0),
+    "in the old format": OLD.replace(pickle.dumps({}, 2), pickle.dumps({"x": Malicious()}, 2)),
+    "in an archive": archived(pickle.dumps({"x": Malicious()}, 2)),
+    "in an archive, by other steps": archived(pickle.dumps({"x": Malicious()}, 4)),
+    "by names of the system": archived(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R."),
+    "by an instance": archived(b"\x80\x02(X\x04\x00\x00\x00trueios\nsystem\n."),
+    "a second pickle": archived(pickle.dumps({}, 2), ("x/more.pkl", pickle.dumps(Malicious(), 2))),
+}
+
+
+@pytest.mark.parametrize("kind", MALICIOUS)
+def test_a_malicious_pth_is_refused_before_torch_sees_it(kind, tmp_path, monkeypatch):
     path = tmp_path / "x.bin"
-    path.write_bytes(pickle.dumps(Malicious()))
+    path.write_bytes(MALICIOUS[kind])
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(AssertionError("was asked to read it")))
+    refused(path, r"no file of weights alone, and is refused \(it asks for (builtins|__builtin__|os)\.\w+")
+    assert not Malicious.executed
+
+
+BOMBS = {
+    "memory that a pickle asks for": (archived(b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."), "bytearray"),
+    "an array of bytes of any length": (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40), "damaged|BYTEARRAY8|expected"),
+    "millions of steps": (archived(b"\x80\x02" + b"N0" * 800_000 + b"N."), "more than 1,500,000 steps"),
+    "an archive that unpacks to more": (
+        archived(pickle.dumps({}, 2), ("x/data/0", bytes(2**25)), compression=zipfile.ZIP_DEFLATED),
+        "it unpacks to 33,554,.* bytes",
+    ),
+    "an archive of other things": (archived(b"").replace(b"data.pkl", b"data.txt"), "without data.pkl"),
+    "a pickle cut short": (OLD[:40], "refused"),
+    "an archive cut short": (archived(pickle.dumps({}, 2))[:-30], "refused"),
+    "a tar archive": (bytes(257) + b"ustar  " + bytes(300), "a tar archive, as torch wrote before 2017"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_pth_that_would_fill_the_memory_is_refused_before_torch_sees_it(kind, tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    path.write_bytes(BOMBS[kind][0])
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(AssertionError("was asked to read it")))
+    refused(path, BOMBS[kind][1])
+
+
+def test_what_torch_refuses_is_said_in_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "x.bin"
+    path.write_bytes(OLD)
     for said, words in (
         # As torch 2.13 says it.
-        ("Re-running `torch.load` will likely succeed.\n\nTrying to load unsupported GLOBAL posix.system whose module",
-         r"is refused \(it asks for posix.system\)"),
+        ("Re-running `torch.load` will likely succeed.\n\nTrying to load unsupported GLOBAL torch.x whose module",
+         r"is refused \(it asks for torch.x\)"),
         ("\x1b[1mdo those steps only\x1b[0m\nUnsupported operand 149", r"is refused \(\[1mdo those .*operand 149\)"),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, "torch", fake_torch(pickle.UnpicklingError(said)))
         refused(path, f"no file of weights alone, and {words}")
-    assert not Malicious.executed
-    for contents in ({"optimizer": {}, "x": 3}, {0: FakeTensor([1])}, {"model": [FakeTensor([1])]}, FakeTensor([1])):
-        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
-        refused(path, "holds no state dict")
-    for contents in ({"a": StrangeTensor([1])}, {"\x1b[2J": FakeTensor([1])}):
-        monkeypatch.setitem(sys.modules, "torch", fake_torch(contents))
-        refused(path, "no plain array .(can't convert Sparse|the name .* is not of printable)")
 
 
-def test_a_malicious_pth_with_torch_itself(tmp_path):
+def test_files_of_torch_itself(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"x": Malicious()}, tmp_path / "x.pth")
     refused(tmp_path / "x.pth", "is refused")
     assert not Malicious.executed
+    weight = torch.arange(6.0).reshape(2, 3)
+    content = {
+        "model": {"w": weight, "half": weight.half(), "brain": weight.bfloat16(), "t": weight.T, "n": torch.tensor(7)},
+        "optimizer": {"state": {0: {"exp_avg": weight}}, "param_groups": [{"lr": 0.1}]},
+        "args": argparse.Namespace(lr=0.1, layers=[1, 2], inner=argparse.Namespace(a=None)),
+    }
+    for old in (False, True):
+        torch.save(content, tmp_path / "y.pth", _use_new_zipfile_serialization=not old)
+        found = files.read(str(tmp_path / "y.pth"))
+        assert found.tables == ("model", "optimizer.state.0")
+        for name in ("w", "half", "brain"):
+            np.testing.assert_array_equal(found.tensors[f"model.{name}"], weight.numpy())
+        np.testing.assert_array_equal(found.tensors["model.t"], weight.numpy().T)
+        assert found.tensors["model.n"].shape == ()
+    torch.save({"x": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "z.pth")
+    refused(tmp_path / "z.pth", r"x of shape \(1000000, 1000000\) has 4 bytes, fewer than it needs")
 
 
 # --- the hub ---
@@ -401,5 +607,15 @@ def test_the_hub_needs_its_package(monkeypatch):
 def test_other_sources(tmp_path):
     refused(tmp_path / "none.safetensors", "there is no file")
     refused(tmp_path, "a folder without checkpoints/")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    refused(tmp_path / "pipe.safetensors", "is a named pipe, not a regular file")
+    for suffix in files.SUFFIXES:
+        (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+        if suffix in (".safetensors", ".npz"):  # the others need torch
+            refused(tmp_path / f"zero{suffix}", "is a device, not a regular file")
+    with pytest.raises(BadRequest, match="no name of a file"):
+        files.read("a\0b.npz")
+    with pytest.raises(BadRequest, match="there is no file"):
+        files.read("x" * 300 + ".npz")
     (tmp_path / "x.h5").write_bytes(b"")
     refused(tmp_path / "x.h5", "of no known kind: .safetensors, .npz")
