@@ -309,7 +309,7 @@ def make_run(
     net = make_model(parts, dtype, **model)
     objective = make_task(parts, net, **(task or {}))
     per_epoch = parts.info.splits["train"].examples / batch_size
-    total = steps if steps is not None else round((epochs or 0) * per_epoch)
+    total = length_in_steps(epochs, steps, per_epoch)
     if total < 1:
         raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
@@ -350,6 +350,11 @@ def make_run(
         batch_size=batch_size,
         eval_batch_size=eval_batch_size,
     )
+
+
+def length_in_steps(epochs: float | None, steps: int | None, steps_per_epoch: float) -> int:
+    """Returns the number of updates of a run whose length is given in epochs or in steps."""
+    return steps if steps is not None else round((epochs or 0) * steps_per_epoch)
 
 
 def make_mesh(

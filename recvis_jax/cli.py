@@ -1,13 +1,16 @@
 """What every program does around its own work: flags, exit codes, and how JAX is started.
 
-Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while running, 2 bad request.
+Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while running, 2 bad request, 130 after Ctrl-C
+(training has saved).
 Nothing here imports JAX before `start_jax`, so `--help` answers at once.
 """
 
 import functools
 import gc
+import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,11 +71,11 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
             print("interrupted", file=sys.stderr, flush=True)
             if processes.several():
                 os._exit(130)  # an orderly exit would wait for the others
-            return 130
+            return _leave(130)
         except Exception as e:
             code = 2 if isinstance(e, errors.BadRequest) else 1
             processes.end(e, lambda e: _report(e, code))
-            return _report(e, code)
+            return _leave(_report(e, code))
 
     if not isinstance(sys.stdout, _Plain):
         sys.stdout = _Plain(sys.stdout)  # type: ignore[assignment]
@@ -103,6 +106,21 @@ class _Plain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _leave(code: int) -> int:
+    """Returns the exit code after an error; ends the process here where threads are left that its exit would wait for.
+
+    Where a save failed, some of its threads wait for minutes for what will never come.
+    """
+    main = threading.main_thread()
+    if any(t is not main and t.is_alive() and not t.daemon for t in threading.enumerate()):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _wants_malloc() -> bool:

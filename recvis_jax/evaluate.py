@@ -12,14 +12,13 @@ class, as Oquab et al. 2014 measure it. The data set's classes are the first of 
 the run's `data.windows`, by default the paper's, resized to the size of the run's images.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from recvis_jax import cli, errors
+from recvis_jax import cli, errors, reading
 
 FLAGS = flags.FLAGS
 
@@ -53,6 +52,7 @@ def main(argv: list[str]) -> int:
     from recvis_jax import trained
 
     config = trained.read_config(folder)
+    _check_summary(folder)
     if FLAGS.data_dir:
         config["data"]["data_dir"] = FLAGS.data_dir
     if FLAGS.windows:
@@ -133,13 +133,30 @@ def _report(
         print(_show(name, value, names))
     if distributed.is_main():
         path = folder / "summary.json"
-        summary = json.loads(path.read_text()) if path.exists() else {}
         entry = {"step": model.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
-        summary.setdefault("evaluations", {}).setdefault(entry_name, {})[model.name] = entry
+
+        def add(summary: dict[str, Any]) -> None:
+            _evaluations(summary, path).setdefault(entry_name, {})[model.name] = entry
+
         try:
-            log.write_atomically(path, json.dumps(summary, indent=2) + "\n")
+            log.update_json(path, add)
         except errors.Failure as e:  # a run on a read-only disk, or someone else's
             print(f"note: {e}")
+
+
+def _evaluations(summary: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the part of a summary that evaluations are added to; `BadRequest` where it is damaged."""
+    found = summary.setdefault("evaluations", {})
+    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
+        raise errors.BadRequest(f"{path} is damaged: 'evaluations' is {str(found)[:60]!r}; move it away.")
+    return found
+
+
+def _check_summary(folder: Path) -> None:
+    """Refuses a damaged summary now, and not when the numbers are there."""
+    path = folder / "summary.json"
+    if path.exists():
+        _evaluations(reading.read_json(path, "summary of a run"), path)
 
 
 def _show(name: str, value: Any, classes: tuple[str, ...]) -> str:

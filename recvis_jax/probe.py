@@ -8,7 +8,6 @@ Features are written once to `features/` and reused. Penalties and numbers of ne
 split; the table is of the test split, and of `probe.json`.
 """
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def probe(config: dict[str, Any] | None) -> list[dict[str, Any]]:
             "checkpoint": {"name": model.name, "step": model.step},
             "splits": {k: s.name for k, s in sources.items()},
         }
-        log.write_atomically(where, json.dumps({**about, "results": records}, indent=2) + "\n")
+        log.write_json(where, {**about, "results": records})
         print(f"details: {where}")
     return records
 

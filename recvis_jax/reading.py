@@ -20,6 +20,7 @@ LIMITS = {
     "image pixels": 80_000_000,  # of one decoded image; Pillow's own limit is 179 million
     "jpeg scans": 100,  # of a progressive jpeg; encoders write about ten
     "record bytes": 64 * 2**20,  # of a JSON file: a run's records, annotations have a limit of their own
+    "records bytes": 2**30,  # of a run's metrics.jsonl, some hundred bytes a line
     "annotation bytes": 2**30,  # of a JSON or XML file of boxes and masks; COCO's largest has 470 MB
     "config bytes": 2**20,  # of a config file
     "text bytes": 16 * 2**20,  # of a list of names

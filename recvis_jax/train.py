@@ -8,9 +8,9 @@ The same command given again goes on where the run stopped, and ends bit for bit
 
 import contextlib
 import functools
-import json
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,70 +92,85 @@ def train(
       checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
       probe: probes of the features during training; see `trained.make_prober`.
     """
-    from recvis_jax import build, trained, trees
+    from recvis_jax import build, trained
     from recvis_jax.evaluation import classify
     from recvis_jax.training import checkpoint, distributed, log, loop
+    from recvis_jax.training import optim as optimisers
     from recvis_jax.training import step as steps_of
-    from recvis_jax.vis import plot
+    from recvis_jax.training import workdir as workdirs
 
     began = time.monotonic()
+    tell = print if distributed.is_main() else (lambda text: None)
+    paths = workdirs.absolute({"data": data, "init_from": init_from, "checkpoint_dir": checkpoint_dir})
+    config = workdirs.absolute(config or paths)
+    home = workdirs.Workdir(workdir, config, configs.differences, tell, distributed.is_main())
+    folder, root = home.folder, checkpoint.place(home.folder, paths["checkpoint_dir"])
+    if "://" not in str(root):
+        workdirs.refuse_unwritable(Path(root), "config.checkpoint_dir")
+
     run = build.make_run(
-        data=data, model=model, optim=optim, task=task, seed=seed, epochs=epochs, steps=steps, batch_size=batch_size,
-        eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype, ema_decay=ema_decay, sharding=sharding,
+        data=paths["data"], model=model, optim=optim, task=task, seed=seed, epochs=epochs, steps=steps,
+        batch_size=batch_size, eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype,
+        ema_decay=ema_decay, sharding=sharding,
     )  # fmt: skip
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
+    if every["log_every"] > run.total_steps:  # else its curve would be a point
+        every["log_every"] = max(1, run.total_steps // 10)
     test = build.open_test(run.data)
+    info = run.data.info.with_split("test", run.data.test or "", test)
+    recorded = _compare_data(folder, info)
     prober = None
     if probe:
         errors.check_kwargs(trained.make_prober, probe, "config.probe", extra=("every",), given=("run",))
         probe_every = _steps("probe.every", probe.get("every", eval_every), run.steps_per_epoch)
-        prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"})
+        prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"}), probe_every
 
-    folder = log.open_workdir(workdir, config or {"checkpoint_dir": checkpoint_dir}, configs.differences)
-    _record_data(folder, run.data.info.with_split("test", run.data.test or "", test))
-    with loop.StopSignal() as stop:
-        tell = print if distributed.is_main() else (lambda text: None)
-        keeper = checkpoint.Checkpointer(folder, run.template, say=tell)
+    # What can be refused is refused by now or by the first batch and step; nothing has been written yet.
+    reader = checkpoint.Checkpointer(folder, run.template, read_only=True, root=root)
+    reader.refuse_mismatch()
+    longer, done_before = None, reader.newest_step()
+    if home.old:
+        longer = workdirs.check_length(
+            folder, build.length_in_steps(home.old.get("epochs"), home.old.get("steps"), run.steps_per_epoch),
+            run.total_steps, done_before, lambda total: optimisers.schedule_of(
+                total_steps=total, batch_size=batch_size, steps_per_epoch=run.steps_per_epoch, **optim
+            ), optim.get("schedule", "cosine"),
+        )  # fmt: skip
+    fresh = None if any(reader.kept().values()) else build.initial_state(run, paths["init_from"], tell)
+    reader.close()
+    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
+    val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
+    draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
+    validate = _make_validate(run, evaluate, val_batches, draw, prober, every["eval_every"]) if run.data.val else None
+    step_fn = steps_of.make_train_step(
+        run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
+        compile=compile, shardings=run.shardings,
+    )  # fmt: skip
+    batches = _rehearse(run, step_fn, done_before, compile, val_batches)
+
+    with home.taken(), loop.StopSignal() as stop:
+        keeper = checkpoint.Checkpointer(folder, run.template, say=tell, root=root, held=home.held)
         restored = keeper.restore_newest()
         resumed = restored.meta if restored else {}
         at = restored.step if restored else 0
-        keeper.forget_after(at)
-        state = restored.state if restored else build.initial_state(run, init_from, tell)
+        state = restored.state if restored else fresh or build.initial_state(run, paths["init_from"], tell)
+        home.write(length_changes=longer is not None)
+        if not recorded and distributed.is_main():
+            _record_data(folder, info)
         writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
         _introduce(writer.say, run, test, model["name"], every)
+        if longer:
+            writer.say(longer)
         writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
-
-        evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-        val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
-
-        draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
-
-        def validate(state, stop):
-            found = evaluate(*state.evaluated, val_batches, stop)
-            if found is None:
-                return None
-            found = classify.scalars(found)
-            if draw:
-                draw(*state.evaluated)
-            step, each = int(state.step), every["eval_every"]
-            if prober and (step // probe_every > max(0, step - each) // probe_every or step == run.total_steps):
-                found |= prober(*state.evaluated)
-            return found
-
-        step_fn = steps_of.make_train_step(
-            run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
-            compile=compile, shardings=run.shardings,
-        )  # fmt: skip
         try:
             done = loop.run(
-                steps_of.place_state(state, run.shardings, compile), step_fn,
-                lambda first: build.train_batches(run, first, compile),
+                steps_of.place_state(state, run.shardings, compile), step_fn, batches,
                 total_steps=run.total_steps, batch_size=batch_size, checkpointer=keeper, log=writer, resumed=resumed,
-                evaluate=validate if run.data.val else None, best=run.task.best, early_stop=early_stop, **every,
+                evaluate=validate, best=run.task.best, early_stop=early_stop, **every,
                 fetch=lambda x: steps_of.fetch_state(x, run.shardings, compile), stop=stop,
             )  # fmt: skip
         except BaseException:
@@ -164,47 +179,142 @@ def train(
             raise
         finally:
             writer.close()
-            if distributed.is_main():
-                with contextlib.suppress(OSError):  # of a full disk, which is not to hide how the loop ended
-                    plot.curves(log.read_records(writer.path), folder / "curves.png")
-        state = steps_of.fetch_state(done.state, run.shardings, compile)
-        end = int(state.step)
+            _draw_curves(writer.path, folder / "curves.png")
+        done = done._replace(state=steps_of.fetch_state(done.state, run.shardings, compile))
         if done.reason == "interrupted":
             keeper.close()
-            tell(f"stopped by SIGTERM at step {end}, saved; the same command goes on.")
+            kept = ", ".join(f"{kind} {', '.join(map(str, s))}" for kind, s in keeper.kept().items() if s)
+            tell(
+                f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command goes on. "
+                f"Kept in {keeper.root}: {kept}."
+            )
+            if stop.name == "Ctrl-C":
+                raise KeyboardInterrupt
             return {}
-
-        summary: dict[str, Any] = {
-            "parameters": trees.count(state.params), "step": end, "epochs": end / run.steps_per_epoch,
-            "seconds": done.seconds, "reason": done.reason, "seed": seed, "final": {"step": end},
-        }  # fmt: skip
-        if done.last:
-            summary["final"]["val"] = done.last["metrics"]
-        if done.best:
-            summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
-        if test:
-            batches = build.eval_batches(run, test, keep=True)
-            summary["final"]["test"] = classify.scalars(evaluate(*state.evaluated, batches))
-            if done.best:
-                best = state if done.best["step"] == end else keeper.restore("best").state
-                summary["best"]["test"] = classify.scalars(evaluate(*best.evaluated, batches))
+        summary = _summarise(run, done, keeper, evaluate, test, tell)
         keeper.close()
         if distributed.is_main():
-            log.write_atomically(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+            _write_summary(folder / "summary.json", summary, tell)
             print(_report(summary, folder, time.monotonic() - began), flush=True)
         return summary
 
 
-def _record_data(folder: Path, info: Any) -> None:
-    """Writes what the run knows of its data, or compares them with what it wrote when it began."""
+def _compare_data(folder: Path, info: Any) -> bool:
+    """Compares the data with what the run wrote when it began; returns whether it wrote anything."""
     from recvis_jax.data import info as data_info
-    from recvis_jax.training import distributed, log
 
     recorded = data_info.read(folder)
     if recorded:
         data_info.check(recorded, info, going_on=True)
-    elif distributed.is_main():
-        log.write_atomically(folder / data_info.FILE, json.dumps(data_info.as_json(info), indent=2) + "\n")
+    return recorded is not None
+
+
+def _record_data(folder: Path, info: Any) -> None:
+    """Writes what the run knows of its data."""
+    from recvis_jax.data import info as data_info
+    from recvis_jax.training import log
+
+    log.write_json(folder / data_info.FILE, data_info.as_json(info))
+
+
+def _rehearse(
+    run: Any, step_fn: Any, first: int, compile: str, val_batches: Any
+) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Reads the first batches and traces the step, so that what is wrong with them is found before the run begins.
+
+    Returns:
+      A function from the number of a step to the batches from there on.
+    """
+    import jax
+
+    from recvis_jax import build
+    from recvis_jax.training import processes
+
+    stream = build.train_batches(run, first, compile)
+    batch = next(stream, None)
+    if batch is not None and not processes.several() and compile == "jit":
+        jax.eval_shape(step_fn, run.template, batch)
+    if val_batches is not None:
+        next(iter(val_batches))
+    ready = {} if batch is None else {first: itertools.chain([batch], stream)}
+    return lambda at: ready.pop(at, None) or build.train_batches(run, at, compile)
+
+
+def _make_validate(
+    run: Any, evaluate: Any, batches: Any, draw: Any, prober: tuple[Any, int] | None, each: int
+) -> Callable[[Any, Callable[[], bool]], dict[str, float] | None]:
+    """Returns `(state, stop) -> metrics` on validation data, with the figure and the probes that are due."""
+    from recvis_jax.evaluation import classify
+
+    def validate(state: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
+        found = evaluate(*state.evaluated, batches, stop)
+        if found is None:
+            return None
+        found = classify.scalars(found)
+        if draw:
+            draw(*state.evaluated)
+        if prober:
+            step, (measure, often) = int(state.step), prober
+            if step // often > max(0, step - each) // often or step == run.total_steps:
+                found |= measure(*state.evaluated)
+        return found
+
+    return validate
+
+
+def _draw_curves(records: Path, path: Path) -> None:
+    from recvis_jax.training import distributed, log
+    from recvis_jax.vis import plot
+
+    if distributed.is_main():
+        with contextlib.suppress(OSError, errors.BadRequest):  # a full disk is not to hide how the loop ended
+            plot.curves(log.read_records(records), path)
+
+
+def _summarise(
+    run: Any, done: Any, keeper: Any, evaluate: Any, test: Any, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Evaluates the last and the best checkpoint on the test split, and returns the run's summary."""
+    from recvis_jax import build, trees
+    from recvis_jax.evaluation import classify
+
+    end = int(done.state.step)
+    summary: dict[str, Any] = {
+        "parameters": trees.count(done.state.params), "step": end, "epochs": end / run.steps_per_epoch,
+        "seconds": done.seconds, "reason": done.reason, "seed": run.seed, "final": {"step": end},
+    }  # fmt: skip
+    if done.last:
+        summary["final"]["val"] = done.last["metrics"]
+    if done.best:
+        summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
+    if test:
+        batches = build.eval_batches(run, test, keep=True)
+        summary["final"]["test"] = classify.scalars(evaluate(*done.state.evaluated, batches))
+        if done.best:
+            try:
+                best = done.state if done.best["step"] == end else keeper.restore(done.best["step"]).state
+                summary["best"]["test"] = classify.scalars(evaluate(*best.evaluated, batches))
+            except (errors.BadRequest, errors.Failure) as e:
+                tell(f"warning: the best checkpoint was not evaluated on test data: {e}")
+    return summary
+
+
+def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Writes the summary; what `evaluate` added to one that is there is kept."""
+    from recvis_jax.training import log
+
+    def change(found: dict[str, Any]) -> None:
+        evaluations = {k: v for k, v in found.items() if k == "evaluations"}
+        found.clear()
+        found.update(summary | evaluations)
+
+    try:
+        log.update_json(path, change)
+    except errors.BadRequest as e:
+        aside = path.with_name(f"{path.name}.damaged")
+        tell(f"warning: {e} It is now {aside}.")
+        path.rename(aside)
+        log.write_json(path, summary)
 
 
 def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], None]:
@@ -275,7 +385,7 @@ def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
             values = summary.get(which, {}).get(split)
             if values:
                 kind = {"val": "validation", "test": "test"}[split]
-                shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+                shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
                 lines.append(f"  {which} (step {summary[which]['step']:,}) {kind}: {shown}")
     lines.append(f"run: {folder}  (summary.json, metrics.jsonl, curves.png, checkpoints/; {seconds:.0f} s this time)")
     split = next((s for s in ("test", "val") if s in summary["final"]), "train")

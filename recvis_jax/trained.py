@@ -1,6 +1,5 @@
 """A trained model as programs look at it: a checkpoint of a run or published weights, and the features it makes."""
 
-import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recvis_jax import build, errors, trees
+from recvis_jax import build, errors, reading, trees
 from recvis_jax.data import given, info
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import features, probes
@@ -61,10 +60,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise errors.BadRequest(f"{folder} is not the folder of a run: it has no config.json.")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise errors.BadRequest(f"{path} is not valid JSON ({e}).") from e
+    config = reading.read_json(path, "config of a run")
+    keys = set(errors.keywords(build.make_run))
+    known = {k: v for k, v in config.items() if k in keys}
+    errors.check_kwargs(build.make_run, known, str(path), given=("devices", "recorded"))
+    return config
 
 
 def make_run(config: dict[str, Any], recorded: info.Recorded | None = None) -> build.Run:

@@ -1,26 +1,30 @@
 """What a run leaves behind besides checkpoints, and what it shows while it runs.
 
 In the workdir: `config.json`, `metrics.jsonl` (one record a line: step, split, values), TensorBoard events under
-`tensorboard/`, `summary.json` and `curves.png`. Only the main process writes.
+`tensorboard/`, `summary.json` and `curves.png`. Only the main process writes. A number that is not finite is null.
 """
 
 import contextlib
+import fcntl
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recvis_jax import errors
+import numpy as np
+
+from recvis_jax import errors, reading
 from recvis_jax.training.distributed import is_main
 
 # What a record says of time differs from run to run; everything else in it repeats exactly.
 TIMES = ("seconds", "images_per_second")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | bytes) -> None:
     """Replaces the file at `path` as a whole: a reader, or a crash, sees the old text or the new.
 
     Raises:
@@ -28,8 +32,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w") as f:
-            f.write(text)
+        with part.open("wb") as f:
+            f.write(text.encode() if isinstance(text, str) else text)
             f.flush()
             os.fsync(f.fileno())
         part.replace(path)
@@ -39,40 +43,42 @@ def write_atomically(path: Path, text: str) -> None:
         raise errors.Failure(f"cannot write {path}: {e.strerror or e}.") from e
 
 
-def open_workdir(workdir: str | Path, config: dict[str, Any], differences: Any) -> Path:
-    """Makes the folder of a run, or takes it up again if it belongs to the same config.
+def write_json(path: Path, value: Any) -> None:
+    """Replaces the file at `path` by JSON that every reader takes; see `plain_json` and `write_atomically`."""
+    write_atomically(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
-    Args:
-      workdir: the folder.
-      config: the run's config as plain dicts.
-      differences: (old, new) -> lines that name differing keys.
+
+def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Reads the JSON object at `path` (empty where there is no file), changes it in place and replaces the file.
+
+    Programs that do so at the same time wait for each other, so that none undoes what another wrote.
 
     Raises:
-      BadRequest: the folder cannot be written, or holds a run of another config (the differing keys are named).
+      BadRequest: the file is damaged; it stays as it is.
+      Failure: it cannot be written.
     """
-    folder = Path(workdir).expanduser().absolute()
-    path, old = folder / "config.json", None
+    folder = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as e:
-        raise errors.BadRequest(f"cannot write to the workdir {folder}: {e.strerror or e}.") from e
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError as e:
-            raise errors.BadRequest(f"{path} is not valid JSON ({e}); is this the folder of a run?") from e
-        lines = differences(old, json.loads(json.dumps(config)))
-        if lines:
-            raise errors.BadRequest(
-                f"{folder} holds a run of another config; choose another --workdir or remove it. "
-                f"Differing: {'; '.join(lines)}"
-            )
-    if is_main() and old != json.loads(json.dumps(config)):
-        write_atomically(path, json.dumps(config, indent=2) + "\n")
-    return folder
+        with contextlib.suppress(OSError):  # where folders cannot be locked, as on some network disks
+            folder = os.open(path.parent, os.O_RDONLY)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        value = reading.read_json(path) if path.exists() else {}
+        change(value)
+        write_json(path, value)
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def plain_json(value: Any) -> Any:
+    """Returns `value` in JSON's types: lists for tuples and arrays, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Log:
@@ -92,10 +98,8 @@ class Log:
         self._started, self._started_at = time.monotonic(), resumed_at
         if not self.main:
             return
-        limits = {"val": min(resumed_at, evaluated)}
-        kept = [r for r in read_records(self.path) if r["step"] <= limits.get(r["split"], resumed_at)]
-        write_atomically(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self.path.open("a")
+        self._drop_later({"val": min(resumed_at, evaluated)}, resumed_at)
+        self._file = self.path.open("ab")
         try:
             from tensorboardX import SummaryWriter
 
@@ -108,22 +112,7 @@ class Log:
         except ImportError:
             self.say("note: no TensorBoard events, as tensorboardX is not installed: pip install 'recvis_jax[plot]'.")
         if sys.stderr.isatty():
-            from rich import progress
-
-            columns = (
-                progress.TextColumn("step"),
-                progress.MofNCompleteColumn(),
-                progress.BarColumn(),
-                progress.TextColumn("{task.description}"),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("eta"),
-                progress.TimeRemainingColumn(),
-            )
-            from rich.console import Console
-
-            self._progress = progress.Progress(*columns, console=Console(stderr=True))
-            self._task = self._progress.add_task("", total=total_steps, completed=resumed_at)
-            self._progress.start()
+            self._progress, self._task = _bar(total_steps, resumed_at)
 
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar where there is one."""
@@ -148,7 +137,7 @@ class Log:
         if not self.main:
             return
         try:
-            self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            self._file.write(_line(plain_json({"step": step, "split": split, **values})))
             self._file.flush()
         except OSError as e:
             raise errors.Failure(
@@ -160,12 +149,35 @@ class Log:
             self._board.flush()
         shown = ", ".join(f"{k} {_number(k, v)}" for k, v in values.items() if k not in ("seconds", "grad_norm"))
         if self._progress:
-            self._progress.update(self._task, description=f"{split}: {shown}")
             if split == "train":
+                self._progress.update(self._task, description=_short(values))
                 return
         done, spent = step - self._started_at, time.monotonic() - self._started
         eta = f", eta {_duration(spent / done * (self.total - step))}" if split == "train" and done else ""
         self.say(f"step {step}/{self.total} {split}: {shown}{eta}")
+
+    def _drop_later(self, limits: Mapping[str, int], limit: int) -> None:
+        """Removes records of later steps than `limits` has for their split, or `limit`.
+
+        Lines that are no records are kept in `metrics.jsonl.damaged`, except for one that a crash cut short.
+        """
+        kept, damaged = [], []
+        lines = _lines(self.path)
+        for number, line in enumerate(lines, 1):
+            record = _record(line)
+            if record is None:
+                if line.strip() and (number < len(lines) or line.endswith(b"\n")):
+                    damaged.append(line)
+            elif record["step"] <= limits.get(record["split"], limit):
+                strict = plain_json(record)  # of earlier versions NaN may be there, which is no JSON
+                kept.append(line.rstrip(b"\n") + b"\n" if strict == record else _line(strict))
+        if damaged:
+            aside = self.path.with_name(f"{self.path.name}.damaged")
+            with aside.open("ab") as f:
+                f.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
+            self.say(f"warning: {len(damaged)} line(s) of {self.path} are no records; they are now in {aside}.")
+        if lines != kept or not self.path.exists():
+            write_atomically(self.path, b"".join(kept))
 
     def close(self) -> None:
         if self._progress:
@@ -178,16 +190,67 @@ class Log:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """Reads `metrics.jsonl`; lines that are no records, as one that a crash cut short, are left out.
+
+    Numbers that are not finite, which JSON does not have, are NaN.
+    """
+    found = (_record(line) for line in _lines(path))
+    return [{k: math.nan if v is None else v for k, v in record.items()} for record in found if record]
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Returns the lines with their line feeds; JSON may hold what Python's text takes for the end of a line."""
     if not path.exists():
         return []
-    out = []
-    for line in path.read_text().splitlines():
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            break
-    return out
+    *lines, rest = reading.read_bytes(path, "records bytes").split(b"\n")
+    return [*(line + b"\n" for line in lines), *([rest] if rest else [])]
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Returns a record; None for a line that is none."""
+    try:
+        found = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int or not isinstance(found.get("split"), str):
+        return None
+    return found if all(v is None or isinstance(v, (int, float, str)) for v in found.values()) else None
+
+
+def _bar(total: int, done: int) -> tuple[Any, Any]:
+    """Starts the progress bar: step, bar and time left, then of the metrics what the line has room for."""
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Column
+
+    columns = (
+        progress.TextColumn("step", table_column=Column(no_wrap=True)),
+        progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        progress.BarColumn(bar_width=12),
+        progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        progress.TextColumn("left", table_column=Column(no_wrap=True)),
+        progress.TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")
+        ),
+    )
+    bar = progress.Progress(*columns, console=Console(stderr=True), expand=True)
+    task = bar.add_task("", total=total, completed=done)
+    bar.start()
+    return bar, task
+
+
+def _short(values: Mapping[str, float]) -> str:
+    """Returns metrics for the end of the progress bar, what matters most first."""
+    first = [k for k in ("loss", "accuracy") if k in values]
+    rest = [k for k in values if k not in (*first, "seconds", "grad_norm", "images_per_second")]
+    speed = [f"{values['images_per_second']:,.0f} images/s"] if "images_per_second" in values else []
+    return ", ".join(
+        [*(f"{k} {_number(k, values[k])}" for k in first), *speed, *(f"{k} {_number(k, values[k])}" for k in rest)]
+    )
 
 
 def _number(name: str, value: float) -> str:

@@ -1,7 +1,9 @@
 """The loop: the only training `for`. All side effects of a run are here or called from here."""
 
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from recvis_jax import errors
-from recvis_jax.training import processes
+from recvis_jax import errors, trees
+from recvis_jax.training import lock, processes
 from recvis_jax.training.checkpoint import Checkpointer
-from recvis_jax.training.log import Log
+from recvis_jax.training.log import Log, plain_json
 from recvis_jax.training.state import State
 
 # Steps that are dispatched before the first of them is done.
@@ -27,7 +29,7 @@ class Finished(NamedTuple):
 
     Attributes:
       state: the last state.
-      reason: "done", "early stop" or "interrupted" (saved after a SIGTERM; the same command goes on).
+      reason: "done", "early stop" or "interrupted" (saved after a SIGTERM or Ctrl-C; the same command goes on).
       best: {"step", "value", "metrics"} of the best evaluation, or None.
       last: metrics of the last evaluation, or None.
       seconds: wall time of all the run's lives together.
@@ -83,8 +85,8 @@ def run(
       stop: whether to save and return, asked before every step with its number; a `StopSignal`.
 
     Raises:
-      Failure: a loss or gradient is not finite (the step is named, and the last good checkpoint kept), or a checkpoint
-        cannot be written.
+      Failure: a loss or gradient is not finite, or a parameter that would be saved, or the validation loss at the end
+        (the step is named, and the last good checkpoint kept); or a checkpoint cannot be written.
     """
     saved = dict((resumed or {}).get("loop", {}))
     own = _Loop(
@@ -105,8 +107,16 @@ def run(
     def elapsed() -> float:
         return own["seconds"] + time.monotonic() - clock
 
+    def give_up(what: str, value: float, at: int) -> None:
+        kept = f"step {saved_at}" if saved_at >= 0 else "none"
+        raise errors.Failure(
+            f"{what} is {value} at step {at}; the run stops. Last good checkpoint: {kept}. "
+            "A lower learning rate, warmup or optim.clip_norm may help."
+        )
+
     def look() -> None:
         """Adds the pending metrics to the sums; the first that is not finite ends the run."""
+        checkpointer.check()
         values = jax.tree.map(_first, pending)
         first = step - len(pending)
         pending.clear()
@@ -114,11 +124,7 @@ def run(
             for name, (total, count) in metrics.items():
                 total, count = float(total), float(count)
                 if not math.isfinite(total):
-                    kept = f"step {saved_at}" if saved_at >= 0 else "none"
-                    raise errors.Failure(
-                        f"{name} is {total} at step {first + i + 1}; the run stops. Last good checkpoint: {kept}. "
-                        "A lower learning rate, warmup or optim.clip_norm may help."
-                    )
+                    give_up(name, total, first + i + 1)
                 have = own["sums"].get(name, [0.0, 0.0])
                 own["sums"][name] = [have[0] + total, have[1] + count]
 
@@ -127,8 +133,12 @@ def run(
         look()
         if step == saved_at and not is_best:
             return
-        meta = {"data": data_state(step), "loop": {**own, "seconds": elapsed()}}
-        checkpointer.save(fetch(state), meta, best=is_best)
+        whole = fetch(state)
+        for name, x in trees.flatten({"params": whole.params, **whole.model_state}).items():
+            if not _finite(x):  # by the last update, whose loss nobody has seen
+                give_up(name, math.nan, step)
+        meta = {"data": data_state(step), "loop": plain_json({**own, "seconds": elapsed()})}
+        checkpointer.save(whole, meta, best=is_best)
         saved_at = step
 
     def record_train() -> None:
@@ -170,6 +180,13 @@ def run(
         last = step >= total_steps
         due = evaluate is not None and step > 0 and (step % eval_every == 0 or last)
         is_best = evaluated() if due and own["evaluated"] != step else False
+        early = bool(early_stop and own["waited"] >= early_stop)
+        if (last or early) and own["last"] and own["last"]["step"] == step:
+            loss = own["last"]["metrics"].get("loss", 0.0)
+            if loss is None or not math.isfinite(loss):
+                give_up("the validation loss", math.nan if loss is None else loss, step)
+        if early and own["sums"] and step > begin:
+            record_train()  # what came since the last record
         if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
             save(is_best)
         if stop(step):
@@ -177,7 +194,7 @@ def run(
             return finished("interrupted")
         if last:
             return finished("done")
-        if early_stop and own["waited"] >= early_stop:
+        if early:
             return finished("early stop")
         state, metrics = processes.wait_on_cpus(step_fn(state, next(stream)))
         pending.append(metrics)
@@ -194,27 +211,91 @@ def _first(x: Any) -> Any:
     return np.ravel(x.addressable_data(0) if isinstance(x, jax.Array) else x)[0]
 
 
-class StopSignal:
-    """Notes SIGTERM while it is entered; called, it says whether one came. Outside the main thread it never does.
+def _finite(x: Any) -> bool:
+    """Whether an array of a state holds finite numbers only."""
+    if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
+        return True
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return bool(_first(_all_finite(x)))
+    return bool(np.isfinite(np.asarray(x)).all())
 
-    Of several processes each is called with the number of every step, and all are told to stop at the same one.
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jax.numpy.isfinite(x).all()
+
+
+class StopSignal:
+    """Notes SIGTERM and Ctrl-C while it is entered; called, it says whether one came. A second Ctrl-C ends the process.
+
+    Outside the main thread it hears nothing. Of several processes each is called with the number of every step, and all
+    are told to stop at the same one.
+
+    Attributes:
+      name: what came: "SIGTERM", "Ctrl-C", or an empty string.
     """
 
     def __init__(self):
+        self.name = ""
         self._came = threading.Event()
-        self._before = None
+        self._before: dict[int, Any] = {}
 
     def __call__(self, step: int | None = None) -> bool:
         if processes.several() and step is not None and processes.agreed_to_stop(step):
+            self.name = self.name or "SIGTERM"
             self._came.set()
         return self._came.is_set()
 
     def __enter__(self):
-        # Of several processes, JAX's own handler hears the signal and tells the others.
-        if threading.current_thread() is threading.main_thread() and not processes.several():
-            self._before = signal.signal(signal.SIGTERM, lambda *_: self._came.set())
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # Of several processes, JAX's own handler hears a SIGTERM and tells the others.
+        numbers = [signal.SIGINT] if processes.several() else [signal.SIGINT, signal.SIGTERM]
+        for number in numbers:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as of a program in the background
+                self._before[number] = signal.signal(number, lambda number, _: self._note(number))
+        # They are heard in a thread too: the main one may be in a long computation, which a second Ctrl-C ends.
+        read, self._pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self._wakeup = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(read,), daemon=True, name="signals").start()
         return self
 
     def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._before or hasattr(self, "_pipe"):
+            signal.set_wakeup_fd(self._wakeup)
+            os.close(self._pipe)
+
+    def _note(self, number: int) -> None:
+        if not processes.several():  # else all agree on a step
+            self.name = self.name or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+            self._came.set()
+
+    def _listen(self, pipe: int) -> None:
+        interrupts = 0
+        with os.fdopen(pipe, "rb", buffering=0) as file:
+            while received := file.read(1):
+                number = received[0]
+                if number not in self._before:
+                    continue
+                interrupts += number == signal.SIGINT
+                if interrupts > 1:
+                    _end_at_once()
+                self._note(number)
+                if number == signal.SIGINT:
+                    if processes.several():
+                        self.name = "Ctrl-C"
+                        os.kill(os.getpid(), signal.SIGTERM)  # which JAX hears
+                    print("Ctrl-C: saving after this step; once more ends at once.", file=sys.stderr, flush=True)
+
+
+def _end_at_once() -> None:
+    """Ends the process as a second Ctrl-C wants it; the checkpoints that are complete stay as they are."""
+    lock.release_all()
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # the cursor, which the progress bar hides
+    print("interrupted: nothing more was saved; the same command goes on from the last checkpoint", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(130)

@@ -117,15 +117,10 @@ def make_optimizer(
         raise BadRequest(f"optim.weight_decay is {weight_decay}; it takes a finite number of at least 0.")
     if clip_norm is not None and not clip_norm > 0:
         raise BadRequest(f"optim.clip_norm is {clip_norm}; it takes a positive number, or None.")
-    if base_batch < 0 or (base_batch and not batch_size):
-        raise BadRequest(f"optim.base_batch is {base_batch}; it takes a number of examples, and needs the batch size.")
-    lr_schedule = make_schedule(
-        schedule,
-        lr=lr * batch_size / base_batch if base_batch and batch_size else lr,
-        total_steps=total_steps,
-        warmup_steps=_warmup(warmup, warmup_epochs, steps_per_epoch, total_steps),
-        **(schedule_args or {}),
-    )
+    lr_schedule = schedule_of(
+        total_steps=total_steps, batch_size=batch_size, steps_per_epoch=steps_per_epoch, lr=lr, base_batch=base_batch,
+        schedule=schedule, schedule_args=schedule_args, warmup=warmup, warmup_epochs=warmup_epochs,
+    )  # fmt: skip
 
     frozen = jax.tree.map(lambda _: False, params) if freeze is None else trees.mask(params, freeze)
     if all(jax.tree.leaves(frozen)):
@@ -159,6 +154,31 @@ def make_optimizer(
         labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
         transform = optax.partition({"trained": transform, "frozen": _stand_still()}, labels)
     return Optimizer(transform.init, transform.update, lr_schedule)
+
+
+def schedule_of(
+    *,
+    total_steps: int,
+    batch_size: int | None = None,
+    steps_per_epoch: int | float | None = None,
+    lr: float,
+    base_batch: int = 0,
+    schedule: str = "cosine",
+    schedule_args: dict | None = None,
+    warmup: int | float = 0,
+    warmup_epochs: int | float = 0,
+    **_: Any,
+) -> Schedule:
+    """Builds the schedule of an optimizer; see `make_optimizer`, whose other arguments it ignores."""
+    if base_batch < 0 or (base_batch and not batch_size):
+        raise BadRequest(f"optim.base_batch is {base_batch}; it takes a number of examples, and needs the batch size.")
+    return make_schedule(
+        schedule,
+        lr=lr * batch_size / base_batch if base_batch and batch_size else lr,
+        total_steps=total_steps,
+        warmup_steps=_warmup(warmup, warmup_epochs, steps_per_epoch, total_steps),
+        **(schedule_args or {}),
+    )
 
 
 def ema_update(ema: PyTree, new: PyTree, decay: float, step: Any = None) -> PyTree:

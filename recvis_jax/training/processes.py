@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from recvis_jax import errors
+from recvis_jax.training import lock
 
 # A process that has not been heard of for so long is taken to be dead (seconds); JAX's own check comes later, as it
 # ends the process without a word of ours.
@@ -166,6 +167,7 @@ def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
         why = " ".join(str(error).split())[:300]
         _watch.publish(f"process {_watch.index} of {_watch.count} ({_watch.name}) failed: {why}")
     code = report(error)
+    lock.release_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # an orderly exit would wait for the others, who wait for this one
@@ -221,6 +223,7 @@ class _Watch:
         # The main thread may wait for ever in a collective, where no exception reaches it.
         if self.verdict and not self._closing.wait(5):
             print(f"error: {self.verdict}", file=sys.stderr, flush=True)
+            lock.release_all()
             os._exit(1)
 
     def _look(self) -> None:

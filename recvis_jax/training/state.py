@@ -1,10 +1,13 @@
 """The state of a training run: everything a step reads and writes, and all that a checkpoint holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from recvis_jax import trees
 
 
 @struct.dataclass
@@ -33,6 +36,27 @@ class State:
         return (
             (self.ema["params"], self.ema["model_state"]) if self.ema is not None else (self.params, self.model_state)
         )
+
+
+def describe(state: Any) -> dict[str, str]:
+    """Returns path name -> type and shape of every leaf, as {"params/head/bias": "float32[10]"}."""
+    return {name: f"{x.dtype}{list(x.shape)}" for name, x in trees.flatten(state).items()}
+
+
+def differences(have: Mapping[str, str | None], wanted: Mapping[str, str]) -> str:
+    """Says in which names, types and shapes two descriptions differ, in a few names of each kind.
+
+    Args:
+      have: of the state that is there; None where only a name is known.
+      wanted: of the state to restore.
+    """
+    other = [k for k in wanted if have.get(k) is not None and have[k] != wanted[k]]
+    sides = {
+        "{} missing there ({})": [k for k in wanted if k not in have],
+        "{} only there ({})": [k for k in have if k not in wanted],
+        "{} of another shape or type ({})": [f"{k} {have[k]}, now {wanted[k]}" for k in other],
+    }
+    return "; ".join(text.format(len(names), trees.shorten(names, 4)) for text, names in sides.items() if names)
 
 
 def create(task: Any, optimizer: Any, seed: int, *, ema: bool = False) -> State:

@@ -1,7 +1,10 @@
 """Checkpoints: which are kept, that a damaged one is never taken for whole, and what a full disk costs."""
 
 import contextlib
+import errno
+import functools
 import json
+import os
 import shutil
 import subprocess
 
@@ -102,11 +105,33 @@ def test_the_record_beside_a_state_is_that_of_its_moment(opened):
         assert opened().restore(which).meta["loop"] == {"sums": {"loss": [1.0, 1.0]}}
 
 
-def test_best_checkpoints_of_a_life_that_was_cut_short_are_forgotten(opened):
+def test_a_best_checkpoint_ahead_of_the_run_stays_until_the_run_has_come_by(opened, tmp_path):
+    """The newest was damaged: the best, of a later step than the one gone on from, is not lost meanwhile."""
+    fill(opened(), (10, 20, 30), best=(30,))
+    opened().close()
+    (tmp_path / "checkpoints/last/30/state/manifest.ocdbt").write_bytes(b"")
     keeper = opened()
-    fill(keeper, (10, 20), best=(20,))
-    keeper.forget_after(10)
-    assert opened().best_step() is None
+    assert keeper.restore_newest().step == 20 and keeper.best_step() == 30
+    fill(keeper, (25,), best=(25,))  # for the life that goes on it is the best so far
+    assert keeper.best_step() == 25 and (tmp_path / "checkpoints/ahead/30/state").is_dir()
+    keeper = opened()
+    fill(keeper, (30,), best=(30,))
+    assert keeper.restore("best").step == 30 and not list((tmp_path / "checkpoints/ahead").iterdir())
+    assert equal(opened().restore("best").state, make(30))
+
+
+def test_a_best_checkpoint_that_is_reached_again_is_kept_as_it_is(opened, tmp_path):
+    fill(opened(), (10, 20), best=(20,))
+    shutil.rmtree(tmp_path / "checkpoints/last/20")
+    keeper, file = opened(), tmp_path / "checkpoints/best/20/meta/metadata"
+    before = file.stat().st_ino
+    fill(keeper, (20,), best=(20,))
+    assert file.stat().st_ino == before
+    shutil.rmtree(tmp_path / "checkpoints/last/20")
+    keeper = opened()
+    keeper.save(make(20).replace(key=jnp.zeros(2, jnp.uint32)), {}, best=True)  # as computed on another machine
+    keeper.wait()
+    assert not opened().restore("best").state.key.any()
 
 
 DAMAGES = {
@@ -159,10 +184,45 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew(opened, tmp_path):
     opened().close()
     for path in (tmp_path / "checkpoints/last").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
+    for _ in range(2):  # nor the next time
+        with pytest.raises(
+            errors.Failure, match=r"\(steps \[1, 2\]\) can be used: .*Nothing was moved\. To start again"
+        ):
+            opened().restore_newest()
+    assert sorted(p.name for p in (tmp_path / "checkpoints/last").iterdir()) == ["1", "2"]
+
+
+def test_where_the_last_are_lost_the_best_is_used(opened, tmp_path):
+    fill(opened(), (1, 2, 3), best=(1,))
+    opened().close()
+    (tmp_path / "checkpoints/last/2/state/manifest.ocdbt").write_bytes(b"")
+    (tmp_path / "checkpoints/last/3/meta/metadata").write_text("{")
     lines = []
-    with pytest.raises(errors.Failure, match=r"every checkpoint in .* is damaged \(steps \[2, 1\]\); to start again"):
-        opened(say=lines.append).restore_newest()
-    assert len(lines) == 2
+    found = opened(say=lines.append).restore_newest()
+    assert found.step == 1 and equal(found.state, make(1)) and found.meta["data"] == {"next_batch": 1}
+    assert len(lines) == 2 and all("best/1 is used" in line for line in lines)
+    assert sorted(p.name for p in (tmp_path / "checkpoints/damaged").iterdir()) == ["2", "3"]
+    shutil.rmtree(tmp_path / "checkpoints/last")
+    assert opened().restore_newest().step == 1
+
+
+def test_what_was_wrongly_set_aside_is_used_where_nothing_else_is(opened, tmp_path):
+    fill(opened(), (1, 2))
+    opened().close()
+    (tmp_path / "checkpoints/last").rename(tmp_path / "checkpoints/damaged")
+    lines = []
+    keeper = opened(say=lines.append)
+    assert keeper.restore_newest().step == 2 and "damaged/2 is whole; it is now in" in lines[-1]
+    fill(keeper, (3,))
+    assert opened().restore_newest().step == 3
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_file_in_the_place_of_checkpoints_is_no_beginning(name, opened, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).write_text("")
+    with pytest.raises(errors.Failure, match=rf"the checkpoints in .*/{name} cannot be read: Not a directory"):
+        opened(read_only=True).restore_newest()
 
 
 def test_a_reader_changes_nothing(opened, tmp_path):
@@ -181,10 +241,48 @@ def test_a_reader_changes_nothing(opened, tmp_path):
     assert listing() == before
 
 
-def test_another_model_is_refused(opened):
-    fill(opened(), (1, 2))
-    with pytest.raises(errors.Failure):
-        opened(size=32).restore("1")
+def other(step, change):
+    state = make(step, 8)
+    if change == "shape":
+        return make(step, 4)
+    if change == "type":
+        return state.replace(step=jnp.float32(0))
+    head = state.params["head"] | {"scale": state.params["head"]["bias"]}
+    return state.replace(params={"head": head} if change == "more" else {"neck": head})
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+@pytest.mark.parametrize(
+    "change, expected",
+    {
+        "shape": r"4 of another shape or type \(params/head/bias float32\[8\], now float32\[4\], params/head/kernel ",
+        "type": r"1 of another shape or type \(step int32\[\], now float32\[\]\)",
+        "more": r"1 missing there \(params/head/scale\)\. Nothing was changed",
+        "renamed": r"3 missing there \(params/neck/.*\); 2 only there \(params/head/bias, params/head/kernel\)",
+    }.items(),
+)
+def test_another_state_is_refused_and_nothing_is_moved(change, expected, earlier_version, opened, tmp_path):
+    keeper = opened(size=8)
+    for step in (1, 2):
+        keeper.save(make(step, 8), {}, best=step == 1)
+    keeper.wait()
+    if earlier_version:  # which recorded names only
+        for path in (tmp_path / "checkpoints").rglob("meta/metadata"):
+            meta = json.loads(path.read_text())
+            del meta["shapes"]
+            path.write_text(json.dumps({**meta, "digest": checkpoint._digest(meta)}))
+    template = jax.eval_shape(lambda: other(0, change))
+    for read_only in (True, False):
+        keeper = checkpoint.Checkpointer(
+            tmp_path, sharding.laid_out(template, sharding.make_mesh()), read_only=read_only
+        )
+        for act in (keeper.refuse_mismatch, keeper.restore_newest, functools.partial(keeper.restore, "best")):
+            with pytest.raises(errors.BadRequest, match=f"is whole, but of another model or optimizer .*{expected}"):
+                act()
+        keeper.close()
+    there = {p.name: sorted(s.name for s in p.iterdir()) for p in (tmp_path / "checkpoints").iterdir()}
+    assert there == {"last": ["1", "2"], "best": ["1"]}
+    assert equal(opened(size=8).restore_newest().state, make(2, 8))  # the change taken back
 
 
 @pytest.fixture
@@ -218,6 +316,37 @@ def test_a_full_disk_leaves_the_older_checkpoint(opened, small_disk):
     keeper.save(make(3, 256), {}, best=True)
     keeper.wait()
     assert [opened(small_disk, size=256).restore(w).step for w in ("last", "best")] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "number, expected",
+    {
+        errno.ENOSPC: r"the disk is full: .* There is no earlier checkpoint\. Make room and give the same",
+        errno.EDQUOT: r"the disk is full: .* Make room",
+        errno.EROFS: r"saving a checkpoint in .* failed \(in the library\). There is no earlier checkpoint\. Give",
+    }.items(),
+)
+def test_room_is_asked_for_only_where_there_is_none(number, expected, opened, monkeypatch):
+    keeper = opened()
+
+    def save(*_, **__):
+        try:
+            raise OSError(number, os.strerror(number))
+        except OSError as e:
+            raise ValueError("in the library") from e
+
+    monkeypatch.setattr(keeper._last, "save", save)
+    with pytest.raises(errors.Failure, match=expected):
+        keeper.save(make(1), {}, best=False)
+
+
+def test_nothing_is_saved_by_a_process_that_lost_the_run(opened, tmp_path):
+    def lost():
+        raise errors.Failure("the lock is another's")
+
+    with pytest.raises(errors.Failure, match="another's"):
+        opened(held=lost).save(make(1), {}, best=True)
+    assert opened().restore_newest() is None
 
 
 def test_the_record_beside_a_state_is_plain_json(opened, tmp_path):

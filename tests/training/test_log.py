@@ -1,11 +1,17 @@
 """What a run leaves behind: records that survive crashes, and folders that are taken up again only by their own run."""
 
+import concurrent.futures
 import json
+import math
+import re
 import struct
+import sys
 
+import numpy as np
+import pexpect
 import pytest
 
-from recvis_jax import config, errors
+from recvis_jax import errors
 from recvis_jax.training import log
 
 
@@ -67,27 +73,54 @@ def test_tensorboard_shows_the_same_records(tmp_path):
     assert shown == kept and len(kept) == 6
 
 
-def test_a_folder_belongs_to_one_config(tmp_path):
-    one = {"seed": 0, "optim": {"lr": 0.1, "name": "sgd"}, "data": {"train": ["a", "b"]}}
-    folder = log.open_workdir(tmp_path / "new/run", one, config.differences)
-    assert json.loads((folder / "config.json").read_text()) == one
-    same = {**one, "data": {"train": ("a", "b")}}  # tuples of kwargs are the lists of JSON
-    assert log.open_workdir(folder, same, config.differences) == folder
-    other = {"seed": 0, "optim": {"lr": 0.2, "name": "sgd"}, "data": {"train": ["a", "b"], "val": "c"}, "steps": 7}
-    with pytest.raises(errors.BadRequest) as caught:
-        log.open_workdir(folder, other, config.differences)
-    assert "holds a run of another config" in str(caught.value)
-    assert "Differing: data.val: None -> 'c'; optim.lr: 0.1 -> 0.2; steps: None -> 7" in str(caught.value)
-    assert json.loads((folder / "config.json").read_text()) == one
+DAMAGED = (b"", b"   ", b"{", b"\xff\xfe\n"[:2], b"[1]", b"null", b'{"step": "3", "split": "train"}', b'{"step": 3}')
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(errors.BadRequest, match=r"cannot write to the workdir .*/file/run: Not a directory"):
-        log.open_workdir(tmp_path / "file/run", {}, config.differences)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(errors.BadRequest, match=r"config.json is not valid JSON .*; is this the folder of a run\?"):
-        log.open_workdir(tmp_path, {}, config.differences)
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_costs_no_other(line, tmp_path, capsys):
+    write(tmp_path, [10, 20, 30, 40])
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*before[:2], line + b"\n", *before[2:]]))
+    whole = [(10, "train"), (20, "train"), (20, "val"), (30, "train"), (40, "train"), (40, "val")]
+    assert listed(tmp_path) == whole
+    log.Log(tmp_path, 100, resumed_at=40, evaluated=40).close()
+    assert path.read_bytes() == b"".join(before), "and the others stay as they are, to the byte"
+    log.Log(tmp_path, 100, resumed_at=30, evaluated=20).close()
+    assert listed(tmp_path) == whole[:4]
+    aside = tmp_path / "metrics.jsonl.damaged"
+    if line.strip():
+        assert aside.read_bytes() == line + b"\n" and f"they are now in {aside}" in capsys.readouterr().out
+    else:
+        assert not aside.exists()
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    write(tmp_path, [10], values=lambda _: {"loss": float("nan"), "accuracy": float("inf"), "seen": 1})
+    path = tmp_path / "metrics.jsonl"
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["loss"] is None
+    (record,) = log.read_records(path)
+    assert math.isnan(record["loss"]) and math.isnan(record["accuracy"]) and record["seen"] == 1
+    path.write_text('{"step": 10, "split": "train", "loss": NaN}\n')  # of an earlier version
+    log.Log(tmp_path, 100, resumed_at=10).close()
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 10, "split": "train", "loss": None}
+    log.write_json(tmp_path / "x.json", {"a": [np.float32("nan"), np.arange(2), (1, float("-inf"))], 3: None})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, [0, 1], [1, None]], "3": None}
+
+
+def test_changes_of_a_file_by_many_are_all_kept(tmp_path):
+    path = tmp_path / "summary.json"
+
+    def add(i):
+        log.update_json(path, lambda found: found.update({str(i): i}))
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    assert json.loads(path.read_text()) == {str(i): i for i in range(40)} and list(tmp_path.iterdir()) == [path]
+    path.write_text("{")
+    with pytest.raises(errors.BadRequest, match=r"summary\.json is not valid JSON"):
+        log.update_json(path, lambda found: None)
+    assert path.read_text() == "{"
 
 
 def full(*_):
@@ -126,3 +159,26 @@ def test_progress_is_plain_lines_off_a_terminal(tmp_path, capsys):
     assert out.splitlines()[0].startswith("step 10/100 train: loss 0.5, images_per_second 12,346, eta 0:0")
     assert out.splitlines()[2] == "step 20/100 val: accuracy 20.00 %"
     assert "\x1b" not in out + err and "\r" not in out + err
+
+
+def test_the_progress_bar_shows_step_bar_and_time_left_first(tmp_path):
+    """On a terminal of 80 columns; the metrics take what room there is."""
+    program = """if True:
+    import sys, time
+    from pathlib import Path
+    from recvis_jax.training import log
+    writer = log.Log(Path(sys.argv[1]), 12_000)
+    for step in (50, 100):
+        time.sleep(0.1)
+        writer.advance(step)
+        values = {"accuracy": 0.5, "learning_rate": 0.01, "loss": 0.25, "images_per_second": 12345.6, "seconds": 1.0}
+        writer.record(step, "train", values)
+    writer._progress.refresh()
+    writer.close()
+    """
+    child = pexpect.spawn(sys.executable, ["-c", program, str(tmp_path)], dimensions=(24, 80), encoding="utf-8")
+    child.expect(pexpect.EOF, timeout=120)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", child.before)
+    line = [line for line in re.split(r"[\r\n]+", plain) if "100/12000" in line][-1]
+    assert re.match(r"step +100/12000 \S+ (\d+:\d\d:\d\d|-:--:--) left loss 0\.25, accuracy 50", line), line
+    assert len(line.rstrip()) <= 80

@@ -47,7 +47,6 @@ def life(folder, total=12, values=None, make=stream, **kw):
     restored = keeper.restore_newest()
     resumed = restored.meta if restored else {}
     at = restored.step if restored else 0
-    keeper.forget_after(at)
     folder.mkdir(exist_ok=True)
     writer = log.Log(folder, total, at, resumed.get("loop", {}).get("evaluated", 0))
     given = dict(log_every=2, eval_every=4, checkpoint_every=3, batch_size=8) | kw
