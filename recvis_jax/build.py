@@ -82,7 +82,7 @@ def open_data(
     threads: int = 8,
     workers: int = 0,
     mock: int = 0,
-    classes: tuple | list = (),
+    classes: Sequence[int | str] = (),
     per_class: int = 0,
     subset_seed: int = 0,
     windows: dict | None = None,
@@ -198,6 +198,8 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if "name" not in kw:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
     name = kw.pop("name")
+    if "dtype" in kw:
+        raise errors.BadRequest("unknown key config.model.dtype. The type of the computation is config.dtype.")
     if "num_classes" in errors.keywords(
         errors.choose(models.MODELS | models.AROUND, name, "model")
     ):  # an autoencoder has none

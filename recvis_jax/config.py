@@ -164,7 +164,7 @@ def load(name: str) -> ml_collections.ConfigDict:
         where = f"{shown}, line {_line(e, path)}" if _line(e, path) else shown
         kind = type(e).__name__
         said = e.msg if isinstance(e, SyntaxError) else errors.brief(e, 300)
-        raise errors.BadRequest(f"the config file {where}: {kind}{f': {said}' if said else ''}.") from e
+        raise errors.BadRequest(f"the config file {where} raises {kind}{f' ({said})' if said else ''}.") from e
     if not isinstance(config, (ml_collections.ConfigDict, Mapping)):
         raise errors.BadRequest(
             f"get_config of {shown} returns {type(config).__name__}; it takes an ml_collections.ConfigDict."

@@ -5,13 +5,16 @@ are printed as one line, without a traceback unless `--debug` is given, so a mes
 and what would be right.
 """
 
+import collections.abc
 import difflib
 import inspect
 import shlex
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from recvis_jax.ranges import RANGES
 
 
 class BadRequest(ValueError):
@@ -86,7 +89,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
     """Looks `name` up in `table`; an unknown name raises `BadRequest` with the nearest name and the whole list."""
     if not isinstance(name, str) or name not in table:
-        raise BadRequest(f"unknown {kind} {name!r}.{nearest(name, table)} There are: {', '.join(sorted(table))}.")
+        near = nearest(brief(name), table)
+        raise BadRequest(f"unknown {kind} {shown(name)}.{near} There are: {', '.join(sorted(table))}.")
     return table[name]
 
 
@@ -105,7 +109,7 @@ def check_kwargs(
     extra: Iterable[str] = (),
     given: Iterable[str] = (),
 ) -> None:
-    """Checks names and plain types of `kwargs` against the signature of `fn`, and that none is missing.
+    """Checks names and plain types of `kwargs` against the signature of `fn`, ranges by name, and that none is missing.
 
     Args:
       fn: what will be called with `kwargs`.
@@ -115,9 +119,11 @@ def check_kwargs(
       given: names that `fn` takes but gets from elsewhere, so that they are not valid in the section.
 
     Raises:
-      BadRequest: an unknown name (with the nearest valid one), a value whose type is not the annotated one, or a name
-        without a default that is missing.
+      BadRequest: an unknown name (with the nearest valid one), a value whose type is not the annotated one or that lies
+        outside `RANGES`, or a name without a default that is missing.
     """
+    if not isinstance(kwargs, Mapping):
+        raise BadRequest(f"{where} is {shown(kwargs)}, of type {type(kwargs).__name__}; it takes a dict.")
     parameters = {k: p for k, p in keywords(fn).items() if k not in set(given)}
     valid = [*extra, *parameters]
     for name, value in kwargs.items():
@@ -125,14 +131,54 @@ def check_kwargs(
             continue
         if name not in parameters:
             raise BadRequest(
-                f"unknown key {where}.{name}.{nearest(name, valid)} Valid keys in {where}: {', '.join(sorted(valid))}."
+                f"unknown key {where}.{brief(name)}.{nearest(name, valid)} "
+                f"Valid keys in {where}: {', '.join(sorted(valid))}."
             )
         hint = parameters[name].annotation
         if not _fits(value, hint):
-            raise BadRequest(f"{where}.{name} is {value!r}, of type {type(value).__name__}; it takes {_show(hint)}.")
+            kind = type(value).__name__
+            raise BadRequest(f"{where}.{name} is {shown(value)}, of type {kind}; it takes {_show(hint)}.")
+        check_range(name, value, f"{where}.{name}")
     missing = [k for k, p in parameters.items() if p.default is inspect.Parameter.empty and k not in kwargs]
     if missing:
         raise BadRequest(f"{where} lacks {', '.join(missing)}. Valid keys in {where}: {', '.join(sorted(valid))}.")
+
+
+_ANY = 10**300  # beyond it arithmetic overflows
+_LONGEST = 1000  # characters of a text
+
+
+def check_range(name: str, value: Any, where: str) -> None:
+    """Checks that a number, or all of a tuple or a section, lie in `RANGES[name]`, and are finite at least.
+
+    Texts are of at most a thousand characters, none of which is a zero byte.
+
+    Raises:
+      BadRequest: one of them does not; the message begins with `where`.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_range(str(key), inner, f"{where}.{brief(key)}")
+        return
+    valid = RANGES.get(name)
+    for number in _leaves(value):
+        if isinstance(number, str):
+            if len(number) > _LONGEST or "\0" in number:
+                why = "with a zero byte" if "\0" in number else f"of {len(number):,} characters"
+                raise BadRequest(f"{where} is {shown(number)}, {why}; it takes text of at most {_LONGEST:,}.")
+        elif not (valid.holds(number) if valid else -_ANY < number < _ANY):
+            raise BadRequest(
+                f"{where} is {shown(value)}; it takes {f'numbers {valid}' if valid else 'finite numbers'}."
+            )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yields the numbers and texts in nested tuples."""
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from _leaves(inner)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -146,8 +192,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if hint is type(None) or hint is None:
         return value is None
-    if origin in (tuple, list) or hint in (tuple, list):
-        return isinstance(value, (tuple, list))
+    if origin in (tuple, list, collections.abc.Sequence) or hint in (tuple, list):
+        return isinstance(value, (tuple, list)) and _elements_fit(value, origin, typing.get_args(hint))
     if origin is dict or hint is dict:
         return isinstance(value, Mapping)
     if hint is bool:
@@ -161,6 +207,14 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
+def _elements_fit(value: tuple | list, origin: Any, hints: tuple) -> bool:
+    if not hints:
+        return True
+    if origin is tuple and hints[-1] is not Ellipsis:
+        return len(value) == len(hints) and all(map(_fits, value, hints))
+    return all(_fits(x, hints[0]) for x in value)
+
+
 def _show(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -169,4 +223,6 @@ def _show(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if hint is type(None):
         return "None"
+    if origin in (tuple, list, collections.abc.Sequence):
+        return f"a tuple of {_show(typing.get_args(hint)[0])}"
     return getattr(hint, "__name__", str(hint))

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ def train(
     dtype: Literal["float32", "bfloat16"] = "float32",
     sharding: str | dict = "replicate",
     ema_decay: float | None = None,
-    metrics: tuple | list = (),
+    metrics: Sequence[str] = (),
     log_every: int | float = 100,
     eval_every: int | float = 1.0,
     checkpoint_every: int | float = 1.0,
@@ -92,7 +92,7 @@ def train(
       checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
       probe: probes of the features during training; see `trained.make_prober`.
     """
-    from recvis_jax import build, trained
+    from recvis_jax import build, checks, trained
     from recvis_jax.evaluation import classify
     from recvis_jax.training import checkpoint, distributed, log, loop
     from recvis_jax.training import optim as optimisers
@@ -115,6 +115,7 @@ def train(
     )  # fmt: skip
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
+    checks.check_run(run, accumulate)
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}

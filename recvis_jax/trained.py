@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from recvis_jax import build, errors, reading, trees
@@ -221,6 +222,9 @@ def make_prober(
     for name in protocols:
         errors.choose(probes.PROTOCOLS, name, "protocol")
     compiled = make_layers(run, [layer], pool)
+    image = jax.ShapeDtypeStruct((run.eval_batch_size, *run.data.image_shape), np.uint8)
+    params, model_state = run.template.evaluated
+    jax.eval_shape(compiled, {"params": params, **model_state}, {"image": image})  # refuse a wrong layer or pool now
     sources = [run.data.open(train) if train else run.data.train, run.data.val]
 
     def prober(params: Any, model_state: Any) -> dict[str, float]:

@@ -5,7 +5,6 @@ the key, its `slot` in the global batch, its content and, where pairs are mixed,
 same to the bit, on one kind of hardware, however the batch is split over devices, hosts or micro-batches.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,9 @@ from recvis_jax.errors import BadRequest, choose
 
 Batch = dict[str, Any]
 PairOperation = Callable[[Any, Batch], Batch]
+_ALPHA = (1e-3, 1e3)  # of Beta(alpha, alpha), whose quantiles are not known well beyond
 
+MOST_LEVEL = 1e6  # of means and deviations, whose pixels lie in [0, 1]
 # Mean and standard deviation of pixels in [0, 1], a channel each, over the training images.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
@@ -107,8 +108,8 @@ def _statistics_of_pair(stats: Any) -> tuple[tuple[float, ...], tuple[float, ...
     mean, std = (tuple(v) if isinstance(v, (tuple, list)) else (v,) for v in stats)
     if not mean or len({len(mean), len(std), 1}) > 2 or not std:
         raise BadRequest(f"pixel statistics {stats!r}: mean and std differ in length.")
-    means = tuple(specs.number(v, "mean", -math.inf) for v in mean)
-    return means, tuple(specs.number(v, "std", 0, above=True) for v in std)
+    means = tuple(specs.number(v, "mean", -MOST_LEVEL, MOST_LEVEL) for v in mean)
+    return means, tuple(specs.number(v, "std", 1 / MOST_LEVEL, MOST_LEVEL) for v in std)
 
 
 def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float[Array, "b h w c"]:
@@ -142,7 +143,7 @@ def mixup(alpha: float) -> PairOperation:
 
     Reference: Zhang et al. 2018, "mixup: beyond empirical risk minimization".
     """
-    specs.number(alpha, "alpha", 0, above=True)
+    specs.number(alpha, "alpha", *_ALPHA)
     return lambda keys, batch: _mix(keys, batch, alpha, alpha, 0.0)
 
 
@@ -154,7 +155,7 @@ def cutmix(alpha: float) -> PairOperation:
 
     Reference: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers".
     """
-    specs.number(alpha, "alpha", 0, above=True)
+    specs.number(alpha, "alpha", *_ALPHA)
     return lambda keys, batch: _mix(keys, batch, alpha, alpha, 1.0)
 
 
@@ -163,8 +164,8 @@ def mixup_cutmix(mixup_alpha: float, cutmix_alpha: float, switch: float = 0.5) -
 
     Reference: Touvron et al. 2021, "Training data-efficient image transformers", section 6.
     """
-    specs.number(mixup_alpha, "mixup_alpha", 0, above=True)
-    specs.number(cutmix_alpha, "cutmix_alpha", 0, above=True)
+    specs.number(mixup_alpha, "mixup_alpha", *_ALPHA)
+    specs.number(cutmix_alpha, "cutmix_alpha", *_ALPHA)
     specs.number(switch, "switch", 0, 1)
     return lambda keys, batch: _mix(keys, batch, mixup_alpha, cutmix_alpha, switch)
 

@@ -33,13 +33,13 @@ def pad_crop(pad: int = 4, mode: str = "constant") -> ImageOperation:
 
     Reference: He et al. 2016, "Deep residual learning for image recognition", section 4.2.
     """
-    specs.whole(pad, "pad", 0)
+    specs.whole(pad, "pad", 0, specs.MOST_PIXELS)
     specs.option(mode, "mode", ("constant", "reflect", "edge"))
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, *shape = images.shape
-        if mode == "reflect" and pad >= min(shape[:2]):
-            raise BadRequest(f"pad_crop: reflecting {pad} pixels takes larger images than {shape[0]}x{shape[1]}.")
+        if pad >= min(shape[:2]):  # some crops would show nothing of the image
+            raise BadRequest(f"pad_crop: padding by {pad} pixels takes larger images than {shape[0]}x{shape[1]}.")
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
         start = _below(uniforms(keys, 2), 2 * pad + 1)
         # The fastest on a CPU of five ways tried, and one gather of whole windows on an accelerator.
@@ -76,7 +76,10 @@ def random_resized_crop(
     """
     if size is not None:
         size = specs.size(size)
-    scale, ratio = specs.interval(scale, "scale", 1), specs.interval(ratio, "ratio")
+    scale, ratio = (
+        specs.interval(scale, "scale", 1),
+        specs.interval(ratio, "ratio", specs.MOST_RATIO, 1 / specs.MOST_RATIO),
+    )
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b height width c"]:
         _, h, w, _ = images.shape
@@ -123,7 +126,7 @@ def color_jitter(
     """
     amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, amount in amounts.items():
-        specs.number(amount, name, 0)
+        specs.number(amount, name, 0, specs.MOST_JITTER)
     specs.number(hue, "hue", 0, 0.5)
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -163,7 +166,10 @@ def erase(
     Reference: Zhong et al. 2017, "Random erasing data augmentation".
     """
     specs.number(p, "p", 0, 1)
-    scale, ratio = specs.interval(scale, "scale", 1), specs.interval(ratio, "ratio")
+    scale, ratio = (
+        specs.interval(scale, "scale", 1),
+        specs.interval(ratio, "ratio", specs.MOST_RATIO, 1 / specs.MOST_RATIO),
+    )
     if isinstance(value, str):
         specs.option(value, "value", ("random",))
     else:
@@ -195,11 +201,13 @@ def cutout(size: int, value: float | tuple = 0.0) -> ImageOperation:
 
     Reference: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
     """
-    specs.whole(size, "size", 1)
+    specs.whole(size, "size", 1, specs.MOST_PIXELS)
     _check_colour(value)
 
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, c = images.shape
+        if size > max(h, w):
+            raise BadRequest(f"cutout: a square of side {size} is larger than the images of {h}x{w}.")
         u = uniforms(keys, 2)
         top, left = _below(u[:, 0], h) - size // 2, _below(u[:, 1], w) - size // 2
         inside = box_mask(top, top + size, left, left + size, h, w)

@@ -255,6 +255,8 @@ def _digest(builder: Any) -> str:
 def _builder(tfds: Any, name: str, root: Path) -> Any:
     """Finds a prepared data set by name, `name/config` or `name:version`, whatever made it."""
     folder, _, version = name.partition(":")
+    if len(name) > 200 or "\0" in name:
+        raise errors.BadRequest(f"{errors.shown(name)} is not the name of a data set.")
     versions = (root / folder).glob("*/dataset_info.json") if os.path.isdir(root / folder) else ()
     found = sorted(versions, key=lambda p: [*map(_number, p.parent.name.split("."))])
     found = [p for p in found if not version or p.parent.name == version]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from recvis_jax.errors import BadRequest, check_kwargs, choose, nearest
+from recvis_jax.errors import BadRequest, check_kwargs, choose, nearest, shown
 
 
 class Step(NamedTuple):
@@ -45,7 +45,7 @@ def parse(
     if spec is None:
         return []
     if not isinstance(spec, str):
-        raise BadRequest(f"a pipeline of {kind}s is a string such as 'flip|...', not {spec!r}.")
+        raise BadRequest(f"a pipeline of {kind}s is a string such as 'flip|...', not {shown(spec)}.")
     if not spec.strip():
         return []
     return [_build(node, spec, operations, kind, elsewhere or {}) for node in _nodes(spec)]
@@ -65,7 +65,7 @@ def _nodes(spec: str) -> list[ast.expr]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise BadRequest(
-            f"{spec!r} is not a pipeline ({reason}); write it as 'color_jitter(0.4)|flip(p=0.5)'."
+            f"{shown(spec, 200)} is not a pipeline ({reason}); write it as 'color_jitter(0.4)|flip(p=0.5)'."
         ) from None
     nodes: list[ast.expr] = []
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
@@ -127,13 +127,18 @@ def _short(value: Any) -> str:
     return f"({', '.join(map(_short, value))})" if isinstance(value, tuple) else repr(value)
 
 
+MOST_PIXELS = 16_384  # rows or columns
+MOST_JITTER = 100.0  # factors of brightness and the like
+MOST_RATIO = 1000.0  # width / height
+
+
 def number(value: Any, name: str, low: float, high: float = math.inf, above: bool = False) -> float:
     """Returns `value` as a finite float in [low, high], or in (low, high] with `above`; else raises BadRequest."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and -1e300 < value < 1e300
     if not good or not low <= value <= high or (above and value == low):
         valid = f"above {low:g}" if above else "" if low == -math.inf else f"from {low:g}"
         valid += "" if high == math.inf else f" to {high:g}"
-        raise BadRequest(f"{name} is {value!r}; it takes a finite number {valid}".rstrip() + ".")
+        raise BadRequest(f"{name} is {shown(value)}; it takes a finite number {valid}".rstrip() + ".")
     return float(value)
 
 
@@ -141,18 +146,18 @@ def whole(value: Any, name: str, low: int, high: float = math.inf) -> int:
     """Returns `value` as an int in [low, high]; else raises BadRequest."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise BadRequest(
-            f"{name} is {value!r}; it takes a whole number from {low}{'' if high == math.inf else f' to {high}'}."
+            f"{name} is {shown(value)}; it takes a whole number from {low}{'' if high == math.inf else f' to {high}'}."
         )
     return value
 
 
-def interval(value: Any, name: str, high: float = math.inf) -> tuple[float, float]:
-    """Returns `value` as (first, last) with 0 < first <= last <= high; else raises BadRequest."""
+def interval(value: Any, name: str, high: float = math.inf, low: float = 1e-4) -> tuple[float, float]:
+    """Returns `value` as (first, last) with low <= first <= last <= high; else raises BadRequest."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise BadRequest(f"{name} is {value!r}; it takes a pair (first, last).")
-    first, last = (number(v, name, 0, high, above=True) for v in value)
+        raise BadRequest(f"{name} is {shown(value)}; it takes a pair (first, last).")
+    first, last = (number(v, name, low, high) for v in value)
     if first > last:
-        raise BadRequest(f"{name} is {value!r}; its first number exceeds its last.")
+        raise BadRequest(f"{name} is {shown(value)}; its first number exceeds its last.")
     return first, last
 
 
@@ -160,13 +165,13 @@ def size(value: Any, name: str = "size") -> tuple[int, int]:
     """Returns `value`, a whole number or (height, width), as (height, width) in pixels; else raises BadRequest."""
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
-            raise BadRequest(f"{name} is {value!r}; it takes a whole number or (height, width).")
-        return whole(value[0], name, 1), whole(value[1], name, 1)
-    return (whole(value, name, 1),) * 2
+            raise BadRequest(f"{name} is {shown(value)}; it takes a whole number or (height, width).")
+        return whole(value[0], name, 1, MOST_PIXELS), whole(value[1], name, 1, MOST_PIXELS)
+    return (whole(value, name, 1, MOST_PIXELS),) * 2
 
 
 def option(value: Any, name: str, valid: tuple[str, ...]) -> str:
     """Returns `value` if it is among the words `valid`; else raises BadRequest with the nearest."""
     if value not in valid:
-        raise BadRequest(f"{name} is {value!r}.{nearest(value, valid)} It takes one of: {', '.join(valid)}.")
+        raise BadRequest(f"{name} is {shown(value)}.{nearest(value, valid)} It takes one of: {', '.join(valid)}.")
     return value

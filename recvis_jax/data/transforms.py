@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from recvis_jax.data import randaugment as pixels
 from recvis_jax.data import spec as specs
 from recvis_jax.errors import BadRequest
+from recvis_jax.reading import LIMITS
 
 # Parallelism is over examples; threads of OpenCV's own would fight the workers'. Set on import, so in every worker.
 cv2.setNumThreads(0)
@@ -88,7 +89,7 @@ def resize_crop(size: int | tuple, resize: int = 256, method: str = "area") -> O
       method: as in `resize`.
     """
     height, width = specs.size(size)
-    if specs.whole(resize, "resize", 1) < max(height, width):
+    if specs.whole(resize, "resize", 1, specs.MOST_PIXELS) < max(height, width):
         raise BadRequest(f"resize is {resize}, smaller than the crop of {height}x{width}.")
     return functools.partial(
         _resize_crop, size=(height, width), shorter=resize, method=specs.option(method, "method", METHODS)
@@ -114,14 +115,14 @@ def random_resized_crop(
         _random_resized_crop,
         size=specs.size(size),
         scale=specs.interval(scale, "scale", 1),
-        ratio=specs.interval(ratio, "ratio"),
+        ratio=specs.interval(ratio, "ratio", specs.MOST_RATIO, 1 / specs.MOST_RATIO),
         method=specs.option(method, "method", METHODS),
     )
 
 
 def random_crop(size: int | tuple, pad: int = 0) -> Operation:
     """Pads every side with `pad` zeros and cuts `size`, square or (height, width), at a random place."""
-    return functools.partial(_random_crop, size=specs.size(size), pad=specs.whole(pad, "pad", 0))
+    return functools.partial(_random_crop, size=specs.size(size), pad=specs.whole(pad, "pad", 0, specs.MOST_PIXELS))
 
 
 def flip(p: float = 0.5) -> Operation:
@@ -139,9 +140,9 @@ def color_jitter(
     """
     return functools.partial(
         _color_jitter,
-        brightness=specs.number(brightness, "brightness", 0),
-        contrast=specs.number(contrast, "contrast", 0),
-        saturation=specs.number(saturation, "saturation", 0),
+        brightness=specs.number(brightness, "brightness", 0, specs.MOST_JITTER),
+        contrast=specs.number(contrast, "contrast", 0, specs.MOST_JITTER),
+        saturation=specs.number(saturation, "saturation", 0, specs.MOST_JITTER),
         hue=specs.number(hue, "hue", 0, 0.5),
     )
 
@@ -157,9 +158,9 @@ def randaugment(n: int = 2, m: float = 9.0, mstd: float = 0.0, fill: int = 0) ->
     """
     return functools.partial(
         _randaugment,
-        n=specs.whole(n, "n", 0),
+        n=specs.whole(n, "n", 0, 100),
         m=specs.number(m, "m", 0, pixels.LEVELS),
-        mstd=specs.number(mstd, "mstd", 0),
+        mstd=specs.number(mstd, "mstd", 0, 100),
         fill=specs.whole(fill, "fill", 0, 255),
     )
 
@@ -214,6 +215,8 @@ def _resize(rng: np.random.Generator | None, image: Image, size: int | tuple[int
     h, w = image.shape[:2]
     if isinstance(size, int):
         size = (size, size * w // h) if h <= w else (size * h // w, size)
+        if size[0] * size[1] > LIMITS["image pixels"]:
+            raise BadRequest(f"resize of an image of shape {image.shape} gives {size[0]}x{size[1]}, too many pixels.")
     return _resample(image, size, method)
 
 
@@ -255,6 +258,8 @@ def resized_crop_box(
 
 
 def _random_crop(rng: np.random.Generator, image: Image, size: tuple[int, int], pad: int) -> Image:
+    if pad >= min(image.shape[:2]):
+        raise BadRequest(f"random_crop: padding by {pad} pixels is as much as the image of shape {image.shape} itself.")
     if pad:
         image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     _check_room(image, size, "random_crop", f" (padded by {pad})" if pad else "")

@@ -184,8 +184,8 @@ def every(source: Source, *, size: int, scales: Sequence[float] = SCALES, overla
 def _check(source: Source, size: int) -> None:
     if not source.multi_label:
         raise BadRequest(f"windows are of images with several labels each; {source.name} has one class an image.")
-    if size < 1:
-        raise BadRequest(f"windows: size is {size}; it is a number of pixels.")
+    if not 1 <= size <= 4096:
+        raise BadRequest(f"windows: size is {size}; it is a number of pixels from 1 to 4,096.")
 
 
 def _examples(source: Source) -> Iterator[tuple[int, Example]]:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords
+from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords, shown
 from recvis_jax.models.alexnet import AlexNet
 from recvis_jax.models.bit import VARIANTS as BITS
 from recvis_jax.models.bit import BiT
@@ -81,12 +81,18 @@ def create(name: str, **kw: Any) -> nn.Module:
     """
     constructor = choose(MODELS | AROUND, name, "model")
     check_kwargs(constructor, kw, "model")
+    if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
+        raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, of JSON, have no hash
     backbone = kw.get("backbone")
+    if backbone is not None and not isinstance(backbone, (Mapping, nn.Module)):
+        raise BadRequest(f"model.backbone is {shown(backbone)}; it takes a dict of the name and keys of a model.")
     if isinstance(backbone, Mapping):
         if "name" not in backbone:
             raise BadRequest(f"model.backbone.name is missing; there are: {', '.join(MODELS)}.")
         inner = keywords(choose(MODELS, backbone["name"], "model.backbone.name"))
         given = {"num_classes": 0, "dtype": kw.get("dtype", jnp.float32)}  # its own head would not be used
+        if "dtype" in backbone:
+            raise BadRequest("unknown key model.backbone.dtype. The type of the computation is config.dtype.")
         kw["backbone"] = create(**{**{k: v for k, v in given.items() if k in inner}, **backbone})
     return constructor(**kw)

@@ -16,7 +16,7 @@ The state is a dict with these names. Frozen parameters pass through no stage an
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,11 +61,11 @@ def make_optimizer(
     warmup: int | float = 0,
     warmup_epochs: int | float = 0,
     weight_decay: float = 0.0,
-    decay: str | tuple | None = r"(kernel|embedding)$",
-    decay_style: str | None = None,
-    freeze: str | tuple | None = None,
+    decay: str | Sequence[str] | None = r"(kernel|embedding)$",
+    decay_style: Literal["coupled", "decoupled"] | None = None,
+    freeze: str | Sequence[str] | None = None,
     clip_norm: float | None = None,
-    lr_multipliers: tuple = (),
+    lr_multipliers: Sequence[tuple[str, float]] = (),
     layer_decay: float | None = None,
     layer_blocks: str = BLOCK,
     momentum: float | None = None,

@@ -153,6 +153,8 @@ def _is_run(parts: Sequence[int]) -> bool:
 
 def check_rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
     """Returns a user's rules as tuples; `BadRequest` for one that is not (regular expression, axes)."""
+    if not isinstance(rules, (tuple, list)):
+        raise errors.BadRequest(f"sharding.rules is {errors.shown(rules)}; it takes pairs (regular expression, axes).")
     out = []
     for rule in rules:
         try:
@@ -160,7 +162,9 @@ def check_rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
             re.compile(pattern)
             axes = tuple(axes)
         except (TypeError, ValueError, re.error) as e:
-            raise errors.BadRequest(f"sharding.rules: {rule!r} is not (regular expression, axes): {e}.") from e
+            raise errors.BadRequest(
+                f"sharding.rules: {errors.shown(rule)} is not (regular expression, axes): {e}."
+            ) from e
         if wrong := [a for a in axes if a is not None and a not in ("fsdp", "model")]:
             raise errors.BadRequest(f"sharding.rules: {wrong[0]!r} in {rule!r} is none of 'fsdp', 'model' and None.")
         out.append((pattern, axes))

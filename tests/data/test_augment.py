@@ -39,7 +39,7 @@ def test_no_operation_only_converts(text):
         ("erase(value='noise')", ["'noise'", "random"]),
         ("erase(value=(0.1, 2))", ["value is 2"]),
         ("cutout(0)", ["size is 0"]),
-        ("mixup(0)", ["alpha is 0", "above 0"]),
+        ("mixup(0)", ["alpha is 0", "from 0.001 to 1000"]),
         ("mixup", ["missing", "alpha"]),
         ("mixup_cutmix(1, 1, 2)", ["switch is 2"]),
     ],

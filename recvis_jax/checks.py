@@ -1,0 +1,118 @@
+"""Whether a run fits its data and the machine: what no key shows by itself is found here, before anything is written.
+
+Nothing is computed: the training step's and the evaluation's shapes are traced.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recvis_jax import build, errors
+
+
+def check_run(run: build.Run, accumulate: int = 1) -> None:
+    """Refuses a run that could not be trained as it stands.
+
+    Args:
+      run: the run, with its data.
+      accumulate: micro-batches a step.
+
+    Raises:
+      BadRequest: the batch is larger than the data, the state or a batch does not fit into a device's memory, or the
+        augmentation, the model or the loss does not take the images or labels that it would be given.
+    """
+    source = run.data.train
+    if source is None:
+        return
+    if run.batch_size > source.length:
+        raise errors.BadRequest(
+            f"config.batch_size={run.batch_size} is larger than the {source.length} training examples of "
+            f"{source.name}; at most {source.length} are a batch."
+        )
+    examples = source.read([0])
+    _check_memory(run, accumulate)
+    image = jax.ShapeDtypeStruct((run.batch_size // accumulate, *run.data.image_shape), jnp.uint8)
+    _check_training(run, image, examples[0]["label"])
+    if run.data.val is not None or run.data.test:
+        _check_evaluation(run, examples[0])
+
+
+def _check_memory(run: build.Run, accumulate: int) -> None:
+    device = run.mesh.devices.flat[0]
+    have = _memory_of(device)
+    if not have:
+        return
+    shards = jax.tree.map(lambda x, s: (s.shard_shape(x.shape), x.dtype), run.template, run.shardings)
+    shapes = jax.tree.leaves(shards, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2)
+    state = sum(int(np.prod(shape, dtype=object)) * dtype.itemsize for shape, dtype in shapes)
+    together = run.mesh.size if device.platform == "cpu" else 1  # devices that share this memory
+    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    pixels = int(np.prod(run.data.image_shape, dtype=object)) * 4
+    for what, need in (
+        ("the parameters and the optimizer's state", state * together),
+        (f"a batch of config.batch_size={run.batch_size}", run.batch_size // accumulate * pixels * together // parts),
+        (f"a batch of config.eval_batch_size={run.eval_batch_size}", run.eval_batch_size * pixels * together // parts),
+    ):
+        if need > have:
+            raise errors.BadRequest(
+                f"{what}: {need / 2**30:,.1f} GiB, more than the {have / 2**30:,.1f} GiB of memory here. Make the "
+                "model, the images or the batch smaller, or split the state over more devices (config.sharding)."
+            )
+
+
+def _memory_of(device: Any) -> int:
+    """Returns the bytes of a device's memory, 0 where that is not known."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return int((device.memory_stats() or {}).get("bytes_limit", 0))
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _check_training(run: build.Run, image: jax.ShapeDtypeStruct, label: Any) -> None:
+    """Traces a step's augmentation and loss."""
+    b = image.shape[0]
+    shape = np.shape(label)
+    kind = jnp.int32 if run.data.info.num_classes and not shape else jnp.float32
+    batch = {
+        "image": image,
+        "label": jax.ShapeDtypeStruct((b, *shape), kind),
+        "slot": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), jnp.bool_),
+    }
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    where = f"data.augment on images of {_by(image.shape[1:])}"
+    augmented = _traced(where, run.data.augment, key, batch)
+    where = f"the model and its loss on training images of {_by(augmented['image'].shape[1:])}"
+    _traced(where, run.task.loss, run.template.params, run.template.model_state, augmented, key)
+
+
+def _check_evaluation(run: build.Run, example: dict) -> None:
+    """Traces an evaluation on what `eval_transform` makes of the first example."""
+    if run.data.eval_transform:
+        example = run.data.eval_transform(np.random.default_rng(0), example)
+    shape = example["image"].shape
+    image = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    where = f"data.eval_transform gives images of {_by(shape)}, training has {_by(run.data.image_shape)}: the model"
+
+    def predict(params: Any, model_state: Any, image: Any) -> Any:
+        return run.task.predict(params, model_state, run.data.preprocess({"image": image}))
+
+    _traced(where, predict, *run.template.evaluated, image)
+
+
+def _traced(where: str, function: Any, *args: Any) -> Any:
+    try:
+        return jax.eval_shape(function, *args)
+    except errors.BadRequest as e:
+        raise errors.BadRequest(f"{where}: {e}") from e
+    except Exception as e:  # of a library, about shapes
+        raise errors.BadRequest(f"{where} does not fit: {errors.brief(' '.join(str(e).split()), 200)}") from e
+
+
+def _by(shape: Any) -> str:
+    return "x".join(map(str, shape))
