@@ -3,8 +3,8 @@
 What is fast with one version of JAX may end the process with the next: an unknown flag, an operation that XLA no longer
 compiles, a custom call that reads something else. So each such thing is a row of `FORMS`, and `usable` is asked before
 it is used: it is, with versions of jax and jaxlib that the row names. What could end a process is also tried first, in
-a process of its own, once on a machine: the outcome is kept on disk. Everything in the table only makes programs
-faster; without it they compute the same by plain operations.
+a process of its own, once on a machine: the outcome is kept on disk. Without what is in the table programs
+compute the same by plain operations.
 """
 
 import hashlib
@@ -62,6 +62,7 @@ FORMS = {
     "loops of draws": Form("initial parameters of equal layers drawn in one loop", _all()),
     "quick create": Form("initial parameters by a program that is hardly optimised", _all()),
     "calling thread": Form("steps in the thread that calls them", _all()),
+    "store": Form("processes that watch each other by the store of JAX's coordination service", _all()),
     "gpu plans": Form("plans for GPUs without their autotuning", _all()),
 }
 

@@ -12,6 +12,7 @@ import pytest
 
 from recvis_jax import tried
 from recvis_jax.models import cpu, cpu_onednn, own_gradient
+from recvis_jax.training import processes
 
 PLAIN = "jax 0.13.0 is not among those that were tried (0.10, 0.12): plain "
 
@@ -84,6 +85,20 @@ def test_a_plain_version_differentiates_functions_as_they_are_written(monkeypatc
     assert jax.grad(double)(1.0) == 7
     of("0.13.0", monkeypatch)
     assert jax.grad(double)(1.0) == 2
+
+
+def test_processes_of_a_plain_version_do_without_the_store_that_has_no_public_name(monkeypatch):
+    import jax._src.distributed
+
+    monkeypatch.setattr(jax._src.distributed.global_state, "client", "a store")
+    assert processes._store() == "a store"
+    of("0.13.0", monkeypatch)
+    assert processes._store() is None
+    watch = processes._Watch(0, 1)
+    watch.meet("nobody else")
+    watch.publish("why")
+    watch.close()
+    assert watch.verdict is None
 
 
 def test_a_setting_whose_trial_dies_is_left_out_and_the_others_stay(monkeypatch, trials):

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-from recvis_jax import errors
+from recvis_jax import errors, tried
 from recvis_jax.training import lock
 
 # A process that has not been heard of for so long is taken to be dead (seconds); JAX's own check comes later, as it
@@ -173,22 +173,32 @@ def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
     os._exit(code)  # an orderly exit would wait for the others, who wait for this one
 
 
+def _store() -> Any:
+    """Returns the store that the processes share; None with a JAX with which it was not tried."""
+    if not tried.usable("store"):
+        return None
+    from jax._src import distributed  # it has no public name
+
+    return distributed.global_state.client
+
+
 class _Watch:
     """Shows the others that this process lives; process 0 looks after all, and what it finds reaches everyone.
 
-    The signs of life are numbers in the store of JAX's coordination service, which process 0 runs.
+    The signs of life are numbers in the store of JAX's coordination service, which process 0 runs. With a JAX
+    that nobody tried there is none: processes then only find each other dead by JAX's own means.
     """
 
     def __init__(self, index: int, count: int):
-        from jax._src import distributed  # the store has no public name
-
         self.index, self.count = index, count
         self.verdict: str | None = None  # why the run ends
         self.name = f"{socket.gethostname()}, pid {os.getpid()}"
-        self._client = cast(Any, distributed.global_state.client)
+        self._meetings = 0
+        self._client = _store()
+        if self._client is None:
+            return
         self._client.key_value_set(f"recvis/name/{index}", self.name, allow_overwrite=True)
         self._heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when that was new
-        self._meetings = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="processes")
         self._thread.start()
@@ -201,10 +211,16 @@ class _Watch:
     def meet(self, name: str) -> None:
         """Waits for all processes; does so by the store, as sums over CPUs would give up after 30 s."""
         self._meetings += 1
+        if self._client is None:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.sync_global_devices(f"{self._meetings}/{name}")
         self._client.wait_at_barrier(f"recvis/{self._meetings}/{name}", _DAY)
 
     def close(self) -> None:
         """Ends the watch, as this process ends in order."""
+        if self._client is None:
+            return
         self._closing.set()
         self._thread.join()
 
