@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from recvis_jax import models, trees
+from recvis_jax.errors import keywords
+from recvis_jax.models import cpu
 
 # For 28x28x1 and for 32x32x3 images, 10 classes.
 SMALL_IMAGES = {
@@ -177,7 +179,15 @@ OTHERS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def plain_convolutions(monkeypatch):
+    """Leaves out the forms for CPUs: they have no parameters of their own, and take long to trace."""
+    monkeypatch.setattr(cpu, "_pads", lambda *args, **kw: None)
+
+
 def count(name, shape, **kw):
+    if "scan" in keywords(models.MODELS[name]):
+        kw["scan"] = True  # one block is traced, with the parameters of all
     model = models.create(name, **kw)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)

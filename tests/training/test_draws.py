@@ -10,9 +10,9 @@ from recvis_jax.tasks.task import initialiser
 from recvis_jax.training import draws
 
 KINDS = {
-    "vit": dict(name="vit_ti8", depth=3),
-    "scanned vit": dict(name="vit_ti8", depth=3, scan=True),
-    "resnet": dict(name="resnet20"),
+    "vit": dict(name="vit_ti8", depth=3, width=24),
+    "scanned vit": dict(name="vit_ti8", depth=3, width=24, scan=True),
+    "resnet": dict(name="resnet20", depth=14, width=4),
     "lenet": dict(name="lenet5"),
 }
 
