@@ -4,7 +4,8 @@
 
   python -m recvis_jax.evaluate --workdir=runs/adaptation --split=test --windows=fashion_scenes
 
-Prints the metrics and adds them to the run's `summary.json` under "evaluations".
+Prints the metrics and adds them to the run's `summary.json` under "evaluations". A confusion matrix is drawn, too:
+`confusion_matrix-SPLIT-CHECKPOINT.png` in the run's folder.
 
 With --windows the model sees windows of several sizes of each image of a data set of several classes an image, and the
 images are ranked by the mean of their windows' probabilities to the fifth power: the average precision of every
@@ -12,6 +13,7 @@ class, as Oquab et al. 2014 measure it. The data set's classes are the first of 
 the run's `data.windows`, by default the paper's, resized to the size of the run's images.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,17 @@ from recvis_jax import cli, errors, reading
 
 FLAGS = flags.FLAGS
 
+_MOST_NUMBERS = 2_000_000  # of one metric in summary.json
+
 
 def define_flags() -> None:
     """Defines the flags of this program."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.DEFINE_string("split", "test", "train, val or test as the run's config has them, or a split expression.")
+    flags.DEFINE_string(
+        "split", None,
+        "train, val or test as the run's config has them, or a split expression. By default test, or val where there "
+        "is no test split.",
+    )  # fmt: skip
     flags.DEFINE_string(
         "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
     )
@@ -36,7 +44,7 @@ def define_flags() -> None:
         None,
         "Data set of several classes an image whose images are ranked by their windows, as fashion_scenes.",
     )
-    flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.")
+    flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.", 1)
     flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
@@ -58,44 +66,73 @@ def main(argv: list[str]) -> int:
     if FLAGS.windows:
         if FLAGS.metrics:
             raise errors.BadRequest("--windows reports average precisions; it takes no --metrics.")
-        evaluate_windows(folder, config, FLAGS.windows, FLAGS.split, FLAGS.checkpoint, FLAGS.batch_size)
+        evaluate_windows(folder, config, FLAGS.windows, FLAGS.split, FLAGS.checkpoint, FLAGS.batch_size, cli.progress)
     else:
-        evaluate(folder, config, FLAGS.split, FLAGS.checkpoint, FLAGS.metrics, FLAGS.batch_size)
+        evaluate(folder, config, FLAGS.split, FLAGS.checkpoint, FLAGS.metrics, FLAGS.batch_size, cli.progress)
     return 0
 
 
 def evaluate(
     folder: Path,
     config: dict[str, Any],
-    split: str,
-    which: str | None,
-    metrics: list[str],
+    split: str | None = None,
+    which: str | None = None,
+    metrics: Sequence[str] = (),
     batch_size: int | None = None,
+    say: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Evaluates one checkpoint of the run in `folder` on one split; returns and prints the metrics."""
+    """Evaluates one checkpoint of a run on one split; returns and prints the metrics.
+
+    Args:
+      folder: of the run.
+      config: its config.
+      split: see `trained.open_named`; None for `trained.default_split`.
+      which: 'best', 'last' or a step; None for the best, or the last of a run without validation.
+      metrics: names of further metrics.
+      batch_size: examples a batch; None for the config's.
+      say: is told (name of the split, examples done, examples in all).
+    """
     from recvis_jax import build, trained
     from recvis_jax.evaluation import classify
+    from recvis_jax.training import distributed
 
+    _check_summary(folder)
     if batch_size:
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
     run = model.run
     measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
+    split = trained.canonical(split) if split else trained.default_split(run.data)
     source = trained.open_named(run.data, split)
     measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-    values = measure(model.params, model.model_state, build.eval_batches(run, source)) or {}
+    batches = _counted(build.eval_batches(run, source), source.name, source.length, run.eval_batch_size, say)
+    values = measure(model.params, model.model_state, batches) or {}
     _report(folder, model, f"{source.name}, {source.length:,} examples", split, values, source.class_names)
+    if "confusion_matrix" in values:
+        _draw(folder, model.name, split, values["confusion_matrix"], source.class_names)
+    if distributed.is_main():
+        if run.task.losses is None:
+            print("next:", errors.command("python", "-m", "recvis_jax.probe", f"--workdir={folder}"))
+        else:
+            print("next:", errors.command("python", "-m", "recvis_jax.predict", f"--weights={folder}", "IMAGE"))
     return values
 
 
 def evaluate_windows(
-    folder: Path, config: dict[str, Any], name: str, split: str, which: str | None, batch_size: int | None = None
+    folder: Path,
+    config: dict[str, Any],
+    name: str,
+    split: str | None = None,
+    which: str | None = None,
+    batch_size: int | None = None,
+    say: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Ranks the images of a split of the data set `name` by their windows; returns and prints average precisions."""
     from recvis_jax import build, trained
     from recvis_jax.data import sources, windows
     from recvis_jax.evaluation import windows as scoring
 
+    _check_summary(folder)
     if batch_size:
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
@@ -103,11 +140,13 @@ def evaluate_windows(
     if run.data.info.multi_label:
         raise errors.BadRequest("windows are scored by a model of one class an image; this run's labels are several.")
     own = data["name"] == name
+    split = trained.canonical(split or (trained.default_split(run.data) if own else "test"))
     expression = {k: data.get(k) or k for k in ("train", "val", "test")}.get(split, split) if own else split
     keys = {k: data[k] for k in ("image_key", "label_key", "mock") if k in data} if own else {}
     images = sources.open_split(name, expression, data_dir=data.get("data_dir"), **keys)
     if (known := run.data.info.class_names[: images.num_classes]) != images.class_names:
-        raise errors.BadRequest(f"the run's classes, {', '.join(known)}, do not begin with those of {name}.")
+        names = errors.printable(", ".join(known))[:200]
+        raise errors.BadRequest(f"the run's classes, {names}, do not begin with those of {errors.printable(name)}.")
     height, width, _ = run.data.image_shape
     if height != width:
         raise errors.BadRequest(f"windows are square; the run's images are of {height}x{width}.")
@@ -115,33 +154,48 @@ def evaluate_windows(
     found = windows.every(images, size=height, **given)
     values = scoring.evaluate(
         run.task.predict, scoring.image_ranking(found.labels), run.data.preprocess, run.mesh,
-        model.params, model.model_state, build.eval_batches(run, found.source),
+        model.params, model.model_state,
+        _counted(build.eval_batches(run, found.source), images.name, found.source.length, run.eval_batch_size, say),
     )  # fmt: skip
     what = f"{images.name}, {images.length:,} images by {found.source.length:,} windows"
     _report(folder, model, what, f"windows of {name}/{split}", values, images.class_names)
     return values
 
 
+def _counted(
+    batches: Iterable[dict], name: str, length: int, size: int, say: Callable[[str, int, int], None]
+) -> Iterator[dict]:
+    """Yields the batches, and says before each how many examples are done."""
+    for i, batch in enumerate(batches):
+        say(name, i * size, length)
+        yield batch
+    say(name, length, length)
+
+
 def _report(
     folder: Path, model: Any, what: str, entry_name: str, values: dict[str, Any], names: tuple[str, ...]
 ) -> None:
     """Prints the metrics and writes them to the run's summary."""
+    from recvis_jax.evaluation import tables
     from recvis_jax.training import distributed, log
 
-    print(f"checkpoint {model.name} (step {model.step:,}) of {folder} on {what}")
+    if not distributed.is_main():
+        return
+    print(errors.printable(f"checkpoint {model.name} (step {model.step:,}) of {folder} on {what}"))
     for name, value in values.items():
-        print(_show(name, value, names))
-    if distributed.is_main():
-        path = folder / "summary.json"
-        entry = {"step": model.step, **{k: np.asarray(v).tolist() for k, v in values.items()}}
+        print(tables.show(name, value, names))
+    kept = {k: v for k, v in values.items() if np.size(v) <= _MOST_NUMBERS}
+    if left_out := sorted(values.keys() - kept.keys()):
+        print(f"note: too large for summary.json: {', '.join(left_out)}.")
+    path = folder / "summary.json"
 
-        def add(summary: dict[str, Any]) -> None:
-            _evaluations(summary, path).setdefault(entry_name, {})[model.name] = entry
+    def add(summary: dict[str, Any]) -> None:
+        _evaluations(summary, path).setdefault(entry_name, {})[model.name] = {"step": model.step, **kept}
 
-        try:
-            log.update_json(path, add)
-        except errors.Failure as e:  # a run on a read-only disk, or someone else's
-            print(f"note: {e}")
+    try:
+        log.update_json(path, add)
+    except errors.Failure as e:  # a run on a read-only disk, or someone else's
+        print(f"note: {e}")
 
 
 def _evaluations(summary: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -159,20 +213,22 @@ def _check_summary(folder: Path) -> None:
         _evaluations(reading.read_json(path, "summary of a run"), path)
 
 
-def _show(name: str, value: Any, classes: tuple[str, ...]) -> str:
-    value = np.asarray(value)
-    if value.ndim == 0:
-        return f"  {name}: {float(value):.4f}"
-    width = max((len(c) for c in classes), default=4)
-    if value.ndim == 1:
-        rows = (f"    {classes[i] if i < len(classes) else i:<{width}}  {v:.4f}" for i, v in enumerate(value))
-    else:
-        cells = len(str(int(value.max()))) + 1
-        rows = (
-            f"    {classes[i] if i < len(classes) else i:<{width}} " + "".join(f"{int(v):{cells}d}" for v in row)
-            for i, row in enumerate(value)
-        )
-    return f"  {name}:\n" + "\n".join(rows)
+def _draw(folder: Path, checkpoint: str, split: str, counts: Any, names: tuple[str, ...]) -> None:
+    """Draws a confusion matrix into the run's folder, and prints where it is."""
+    from recvis_jax.training import distributed
+    from recvis_jax.vis import plot
+
+    if not distributed.is_main():
+        return
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"confusion_matrix-{split}-{checkpoint}")[:150]
+    path = folder / f"{name}.png"
+    try:
+        drawn = plot.confusion(np.asarray(counts), names, path, f"{split}, checkpoint {checkpoint}")
+    except OSError as e:  # as for the summary
+        print(errors.printable(f"note: cannot write {path}: {e.strerror or e}."))
+        return
+    missing = "note: the matrix is not drawn, as matplotlib is not installed: pip install 'recvis_jax[plot]'."
+    print(errors.printable(f"  drawn in {path}") if drawn else missing)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
   python -m recvis_jax.features --config=configs/x.py --config.init_from=hf://owner/repo --out=runs/x --split=test
   python -m recvis_jax.features --workdir=runs/mae --layers=features --out=photos.npz my/photos cat.jpg
 
-Per layer a memory-mapped `features/NAME.npy` (n d), the labels, and JSON with model, step, preprocessing and data
-hash. `recvis_jax.probe` reuses them, and refuses them when they are stale.
+Per layer a memory-mapped `features/NAME.npy` (n d), the labels, and JSON with model, step, preprocessing, data hash
+and checksums. `recvis_jax.probe` reuses them, and refuses them when they are stale or damaged.
 
 Of images that are named (files, or folders of them) no data set is needed: --out=FILE.npz holds an array (n d) a layer,
 and their `paths` (n).
@@ -26,7 +26,11 @@ def define_flags() -> None:
     configs.define_flag("Instead of --workdir: a config whose init_from names the weights.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
-    flags.DEFINE_string("split", "train", "train, val or test as the config has them, or a split expression.")
+    flags.DEFINE_string(
+        "split", None,
+        "train, val or test as the run's config has them, or a split expression. By default test, or val where there "
+        "is no test split.",
+    )  # fmt: skip
     flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
     flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
     flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
@@ -47,11 +51,13 @@ def main(argv: list[str]) -> int:
         return 0
     config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
     model, folder = trained.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint)
-    source = trained.open_named(model.run.data, FLAGS.split)
+    data = model.run.data
+    split = trained.canonical(FLAGS.split) if FLAGS.split else trained.default_split(data)
+    source = trained.open_named(data, split)
     found = trained.write_features(
-        model, folder, source, FLAGS.split, FLAGS.layers, FLAGS.pool, overwrite=FLAGS.overwrite, say=cli.progress
+        model, folder, source, split, FLAGS.layers, FLAGS.pool, overwrite=FLAGS.overwrite, say=cli.progress
     )
-    print(f"{model.name} weights (step {model.step:,}) on {source.name}:")
+    print(f"{model.name} weights (step {model.step:,}) on {errors.printable(source.name)}:")
     for layer, f in found.items():
         n, d = f.values.shape
         print(f"  {layer}: {n:,} x {d} in {getattr(f.values, 'filename', folder)}")

@@ -27,6 +27,7 @@ LIMITS = {
     "entries": 20_000_000,  # files below a folder; ImageNet-21k has 14 million
     "depth": 32,  # folders in folders
     "weights bytes": 2**38,  # of a checkpoint file
+    "features bytes": 2**42,  # of features on disk, which are mapped
     "header bytes": 16 * 2**20,  # of a safetensors file; a thousand tensors take about 100 kB
     "pickle bytes": 16 * 2**20,  # of what a .pth says about its tensors; a thousand take about 150 kB
     "pickle steps": 1_500_000,  # of the same; a tensor takes about 40

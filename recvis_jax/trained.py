@@ -10,7 +10,7 @@ import numpy as np
 
 from recvis_jax import build, errors, reading, trees
 from recvis_jax.data import given, info
-from recvis_jax.data.sources import Source
+from recvis_jax.data.sources import NoSplit, Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import probe
 from recvis_jax.training import checkpoint
@@ -138,13 +138,52 @@ def open_either(
 
 
 def open_named(data: build.Data, split: str) -> Source:
-    """Returns the split that a user names: train, val or test as the config has them, or a split expression."""
-    found = data.named(split) if split in ("train", "val", "test") else data.open(split)
+    """Returns the split that a user names; this is the meaning of every program's flag `--split`.
+
+    Args:
+      data: of a run.
+      split: train, val (or validation) or test as the run's config has them, or a split expression.
+
+    Raises:
+      BadRequest: there is no such split; those there are are named.
+    """
+    which = canonical(split)
+    found = data.named(which) if which in SPLITS else data.open(split)
     if not found:
-        raise errors.BadRequest(f"there is no {split} split; give a split expression, such as 'train[90%:]'.")
+        there = ", ".join(s for s in SPLITS if s in data.info.splits or (s == "test" and data.test))
+        raise errors.BadRequest(
+            f"the run has no {which} split, only {there}; --split also takes an expression, as --split='train[90%:]'."
+        )
     return found
 
 
+def canonical(split: str) -> str:
+    """Returns the name of a split as configs have it: val for validation; all others stay."""
+    return "val" if split == "validation" else split
+
+
+def default_split(data: build.Data, note: Callable[[str], None] = print) -> str:
+    """Returns what is measured unless `--split` says otherwise: the test split, or, said, the validation split.
+
+    Raises:
+      NoSplit: there is neither.
+    """
+    try:
+        if data.named("test"):
+            return "test"
+    except NoSplit:  # the default of configs names one
+        pass
+    if data.named("val"):
+        note("there is no test split: the validation split is taken.")
+        return "val"
+    raise NoSplit(
+        "the run has neither a test nor a validation split: --split=train takes all its training images, and "
+        "--split='train[90%:]' some of them."
+    )
+
+
+SPLITS = ("train", "val", "test")
+_LARGE = 2**28  # bytes of features that take a while to check
 PIXELS = "pixels"  # the layer before the first: the image as the model is given it, flattened
 
 
@@ -203,7 +242,7 @@ def make_prober(
 ) -> Callable[[Any, Any], dict[str, float]]:
     """Returns `(params, model_state) -> {"probe_knn": accuracy, ...}` on validation data; a config's section `probe`.
 
-    What there is to choose is chosen on the last tenth of the training examples, so that the numbers are those of
+    What there is to choose is chosen on a tenth of the training examples, so that the numbers are those of
     unseen data. A further key of the section, `every`, says how often, in steps or epochs as `eval_every`; it waits for
     the next evaluation.
 
@@ -234,8 +273,8 @@ def make_prober(
             rows = build.eval_batches(run, source)
             values, labels = features.collect(rows, lambda batch: compiled(variables, batch))
             sets.append(probes.Set(values[layer], labels))
-        (fit, val), cut = sets, len(sets[0].labels) * 9 // 10
-        parts = (probes.Set(fit.values[:cut], fit.labels[:cut]), probes.Set(fit.values[cut:], fit.labels[cut:]))
+        fit, val = sets
+        parts = probes.hold_out(fit, run.data.info.num_classes)
         found: dict[str, list[float]] = {}
         for r in probes.run(protocols, *parts, val, num_classes=run.data.info.num_classes):
             found.setdefault(f"probe_{r.name}", []).append(r.accuracy)
@@ -255,6 +294,7 @@ def write_features(
     overwrite: bool = False,
     reuse: bool = False,
     say: Callable[[str, int, int], None] = lambda name, done, length: None,
+    note: Callable[[str], None] = print,
 ) -> dict[str, features.Features]:
     """Returns {layer: features} of a split: from disk where `reuse` allows it, else computed and written.
 
@@ -267,12 +307,15 @@ def write_features(
       pool: see `models.probe.pooled`.
       overwrite: replaces what is there.
       reuse: takes what is there.
-      say: is told (name of the split, examples done, examples in all).
+      say: is told (what is done, how much of it, how much in all).
+      note: prints a line for the user.
 
     Raises:
-      BadRequest: an unknown layer or pool; features that are there and stale, or there at all where neither `reuse` nor
-        `overwrite` allows them.
+      BadRequest: no layer, an unknown one or an unknown pool; features that are there and stale or damaged, or there at
+        all where neither `reuse` nor `overwrite` allows them.
     """
+    if not layers or not all(layers):
+        raise errors.BadRequest("no layer is named, as in --layers=features.")
     section = trained.config["data"]
     weights = trained.name if trained.name in ("random", "published") else f"step{trained.step}"
     sums = sorted(trees.fingerprint(trained.variables).items())
@@ -288,14 +331,23 @@ def write_features(
             "preprocessing": {k: section.get(k, d) for k, d in (("eval_transform", ""), ("statistics", "none"))},
             "data": {"name": source.name, "examples": source.length, "hash": source.digest},
         }
+
+    def read(layer: str, note: Callable[[str], None]) -> features.Features | None:
+        def checked(done: int, total: int) -> None:
+            if total > _LARGE:
+                say(f"checking {paths[layer].name} (MB)", done >> 20, total >> 20)
+
+        return features.read(paths[layer], origins[layer], source.num_classes, checked, note)
+
     found: dict[str, features.Features] = {}
     if not overwrite:
-        found = {layer: f for layer in paths if (f := features.read(paths[layer], origins[layer])) is not None}
+        found = {layer: f for layer in paths if (f := read(layer, note)) is not None}
         if found and not reuse:
-            there = ", ".join(str(paths[layer]) for layer in found)
+            there = errors.printable(", ".join(str(paths[layer]) for layer in found))
             raise errors.BadRequest(f"these features are there already: {there}. --overwrite computes them again.")
     rest = [layer for layer in paths if layer not in found]
     if rest:
+        say(source.name, 0, source.length)
         compiled = make_layers(trained.run, rest, pool)
         rows = features.rows_of(
             build.eval_batches(trained.run, source), lambda batch: compiled(trained.variables, batch)
@@ -304,5 +356,9 @@ def write_features(
             {layer: paths[layer] for layer in rest}, origins, rows, source.length,
             lambda done: say(source.name, done, source.length),
         )  # fmt: skip
-        found |= {layer: f for layer in rest if (f := features.read(paths[layer], origins[layer]))}
+        for layer in rest:
+            written = read(layer, note)
+            if written is None:
+                raise errors.Failure(f"the features {paths[layer]} that were just written are not there.")
+            found[layer] = written
     return {layer: found[layer] for layer in paths}

@@ -31,7 +31,7 @@ def test_features_are_what_the_model_computes_one_image_at_a_time(run, program):
     done = program("features", f"--workdir={run}", "--split=val", "--layers=features,stage1/block1")
     assert done.code == 0, done.err
     model = trained.of_run(run, trained.read_config(run))
-    source = model.run.data.val
+    source = trained.open_named(model.run.data, "validation")
     for layer in ("features", "stage1/block1"):
         path = features.path_of(run, "val", layer, "mean", f"step{model.step}")
         found, labels = np.load(path, mmap_mode="r"), np.load(path.with_suffix(".labels.npy"))

@@ -16,6 +16,10 @@ Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
 
 
+class NoSplit(errors.BadRequest):
+    """A data set has no such split."""
+
+
 class Source(NamedTuple):
     """One split of a data set.
 
@@ -95,7 +99,7 @@ def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str,
         infos = [tfds.core.SplitInfo(name=k, shard_lengths=[n], num_bytes=0) for k, n in lengths.items()]
         found = tfds.core.ReadInstruction.from_spec(own_names(split, lengths)).to_absolute({i.name: i for i in infos})
     except Exception as e:
-        raise errors.BadRequest(
+        raise NoSplit(
             f"{name} has no split '{errors.printable(split)[:100]}'; its splits: "
             f"{', '.join(map(errors.printable, lengths))}. ({errors.printable(_first(e))})"
         ) from e

@@ -22,12 +22,17 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]
     by_class = ("per_class_accuracy", "confusion_matrix", "mean_average_precision")
     out = {}
     for name in names:
-        if name.startswith("top_") and name[4:].isdigit():
-            if not 1 <= int(name[4:]) <= num_classes:
-                raise errors.BadRequest(f"metric {name} needs at least {name[4:]} classes; there are {num_classes}.")
+        if name.startswith("top_") and name.isascii() and name[4:].isdigit():
+            if len(name) > 12 or int(name[4:]) > num_classes:
+                least = errors.printable(name[4:])[:12]
+                raise errors.BadRequest(f"metric {name[:16]} needs at least {least} classes; there are {num_classes}.")
+            if int(name[4:]) < 1:
+                raise errors.BadRequest(f"metric {name}: the true class is among the first 1 or more, as top_1.")
             out[name] = m.top_k(int(name[4:]), name=name)
         else:
             make = errors.choose({k: v for k, v in m.METRICS.items() if k not in ("loss", "top_k")}, name, "metric")
+            if name in by_class and not num_classes:
+                raise errors.BadRequest(f"metric {name} is of classes; the labels of these data are numbers.")
             out[name] = make(num_classes) if name in by_class else make()
     return out
 

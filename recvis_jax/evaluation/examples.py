@@ -1,6 +1,6 @@
 """Cached features as the protocols on them take them: checked once, then read in blocks of float32."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,13 @@ from recvis_jax.errors import BadRequest
 Features = Float[jax.Array | np.ndarray, "_ _"]
 Labels = Int[jax.Array | np.ndarray, " _"]
 
+Progress = Callable[[int, int], None]  # is told how much is done, and how much there is in all
+
 _ROWS = 8192  # read at a time on the host
+
+
+def silent(done: int, total: int) -> None:
+    """A `Progress` that says nothing."""
 
 
 def check(

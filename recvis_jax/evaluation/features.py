@@ -1,20 +1,33 @@
-"""Features on disk: computed once, memory-mapped, and refused where they no longer belong to model and data.
+"""Features on disk: computed once, memory-mapped, and refused where they are damaged or of another model or data.
 
 Of every layer there are three files in the folder `features/` of a run: `NAME.npy` (n d) float32, `NAME.labels.npy`
-(n) or (n k), and `NAME.json` with what they were computed from, written last.
+(n) or (n k), and `NAME.json` with what they were computed from, written last. The JSON also holds types, shapes and
+checksums of the other two, and a checksum of itself; all are compared whenever features are read.
 """
 
+import contextlib
+import glob
 import json
+import math
+import os
+import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from recvis_jax import errors
+from recvis_jax import errors, reading
 from recvis_jax.training import processes
+
+_CHUNK = 16 * 2**20  # bytes read at a time while files are checked
+_REMEDY = "give --overwrite to compute them again"
+_LEFT = 3600  # seconds after which a part that nobody writes to is what is left of a process that was killed
+
+Progress = Callable[[int, int], None]  # (done, in all)
 
 
 class Features(NamedTuple):
@@ -49,7 +62,10 @@ def make_extract(
 def path_of(folder: Path, split: str, layer: str, pool: str, weights: str) -> Path:
     """Returns the `.npy` file of a layer's features, named by what a user chose."""
     name = "-".join([split, layer, pool, weights])
-    return folder / "features" / ("".join(c if c.isalnum() or c in "-_." else "_" for c in name) + ".npy")
+    short = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    if len(short.encode()) > 150:  # file systems take 255 bytes, of which the parts of a file need some
+        short = f"{short.encode()[:120].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"
+    return folder / "features" / f"{short}.npy"
 
 
 def rows_of(
@@ -88,64 +104,209 @@ def write(
 ) -> None:
     """Writes the features of a whole split, several layers in one pass; the first host does.
 
+    A process that is killed meanwhile leaves the old features or none, never parts of new ones.
+
     Args:
       paths: layer -> `.npy` file; what is there is replaced when the new one is whole.
       origins: layer -> what the features are computed from, for the JSON.
       rows: what `rows_of` yields.
       length: number of examples.
       say: is told how many examples are done, after each batch.
+
+    Raises:
+      Failure: features that are not finite, fewer or more examples than `length`, or files that cannot be written.
     """
-    files: dict[str, np.memmap] = {}
     labels: list[np.ndarray] = []
-    main, done = jax.process_index() == 0, 0
-    parts = {layer: path.with_suffix(".part") for layer, path in paths.items()}
-    for label, found in rows:
-        labels.append(label)
-        for layer, x in found.items() if main else ():
-            if layer not in files:
-                paths[layer].parent.mkdir(parents=True, exist_ok=True)
-                files[layer] = np.lib.format.open_memmap(parts[layer], "w+", np.float32, (length, x.shape[1]))
-            files[layer][done : done + len(x)] = x
-        done += len(label)
-        say(done)
-    if done != length:
-        raise errors.Failure(f"{done} examples were read where {length} were expected.")
-    for layer, path in paths.items() if main else ():
-        files[layer].flush()
-        path.with_suffix(".json").unlink(missing_ok=True)  # nothing vouches for the files while they are replaced
-        part = path.with_suffix(".labels.part")
-        with part.open("wb") as file:
-            np.save(file, np.concatenate(labels))
-        part.replace(path.with_suffix(".labels.npy"))
-        parts[layer].replace(path)
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(origins[layer], indent=2) + "\n")
-        part.replace(path.with_suffix(".json"))
+    done, files = 0, {layer: _Part(path) for layer, path in paths.items()}
+    try:
+        for label, found in rows:
+            labels.append(label)
+            for layer, x in found.items():
+                if not (finite := np.isfinite(x).all(axis=1)).all():
+                    at = done + int(np.argmin(finite))
+                    raise errors.Failure(f"the features {layer} of example {at} are not all finite numbers.")
+                if jax.process_index() == 0:
+                    files[layer].add(np.ascontiguousarray(x, np.float32), length)
+            done += len(label)
+            say(done)
+        if done != length:
+            raise errors.Failure(f"{done} examples were read where {length} were expected.")
+        for layer, path in paths.items() if jax.process_index() == 0 else ():
+            _replace(path, files[layer], np.concatenate(labels), origins[layer])
+    except OSError as e:
+        where = errors.printable(e.filename or next(iter(paths.values())).parent)
+        raise errors.Failure(f"cannot write features: {where}: {e.strerror or e}.") from e
+    finally:
+        for file in files.values():
+            file.discard()
+    processes.barrier("features")  # the others read them next
 
 
-def read(path: Path, origin: dict[str, Any]) -> Features | None:
-    """Opens features, memory-mapped; None where there are none.
+def read(
+    path: Path,
+    origin: dict[str, Any],
+    num_classes: int = 0,
+    say: Progress = lambda done, total: None,
+    note: Callable[[str], None] = print,
+) -> Features | None:
+    """Opens features, memory-mapped, after all their bytes were compared with checksums; None where there are none.
+
+    Features without checksums, as earlier versions wrote them, count as none, which is said.
 
     Args:
       path: the `.npy` file.
       origin: what they should have been computed from.
+      num_classes: labels (n) are classes below it; 0 for targets that are no classes.
+      say: is told (bytes checked, bytes in all).
+      note: prints a line for the user.
 
     Raises:
-      BadRequest: they are stale: computed from something else, which the message names.
+      BadRequest: they are damaged, or stale: computed from something else, which the message names.
     """
-    if not path.with_suffix(".json").exists():
+    record, where = path.with_suffix(".json"), errors.printable(path)
+    if not os.path.lexists(record):
         return None
     try:
-        found = json.loads(path.with_suffix(".json").read_text())
-        values = np.load(path, mmap_mode="r")
-        labels = np.load(path.with_suffix(".labels.npy"))
-    except (OSError, ValueError) as e:
-        raise errors.BadRequest(f"{path} cannot be read ({e}); delete it, or give --overwrite.") from e
-    differs = _differences(found, json.loads(json.dumps(origin)))
-    if differs or len(values) != len(labels):
-        what = "; ".join(differs[:4]) or f"{len(values)} features, {len(labels)} labels"
-        raise errors.BadRequest(f"the features in {path} are stale ({what}); delete them, or give --overwrite.")
-    return Features(values, labels, found)
+        found = reading.read_json(record, "of features")
+        if "checksum" not in found and "files" not in found and "layer" in found:
+            note(f"note: {where} has no checksums, as it was written by an earlier version; it is computed again.")
+            return None
+        if found.pop("checksum", None) != _checksum(found):
+            raise errors.BadRequest(f"{errors.printable(record)} is damaged: it is not as it was written.")
+        about = found.pop("files")
+        if differs := _differences(found, json.loads(json.dumps(origin))):
+            raise errors.BadRequest(f"the features in {where} are stale ({'; '.join(differs[:4])}).")
+        arrays = {name: _open(file, about[name]) for name, file in _both(path).items()}
+        for name, file in _both(path).items():
+            _verify(file, arrays[name], about[name]["checksum"], say)
+        _check_labels(_both(path)["labels"], arrays["labels"], num_classes)
+        if len(arrays["values"]) != len(arrays["labels"]):
+            raise errors.BadRequest(f"{where} has {len(arrays['values'])} rows, but {len(arrays['labels'])} labels.")
+    except errors.BadRequest as e:
+        raise errors.BadRequest(f"{str(e).rstrip('.')}; {_REMEDY}.") from None
+    return Features(arrays["values"], np.array(arrays["labels"]), found)
+
+
+def _both(path: Path) -> dict[str, Path]:
+    return {"values": path, "labels": path.with_suffix(".labels.npy")}
+
+
+class _Part:
+    """A `.npy` file that grows beside the one that it is to replace."""
+
+    def __init__(self, path: Path):
+        self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
+        self.about: dict[str, Any] = {}
+        self._file: BinaryIO | None = None
+
+    def add(self, rows: np.ndarray, length: int) -> None:
+        """Appends rows of an array that is to have `length` of them."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for old in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):
+                with contextlib.suppress(OSError):
+                    if time.time() - old.stat().st_mtime > _LEFT:
+                        old.unlink()
+            shape = (length, *rows.shape[1:])
+            self.about = {"dtype": rows.dtype.str, "shape": list(shape), "checksum": 0}
+            self._file = self.part.open("wb")
+            header = {"descr": rows.dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(self._file, header)
+        self._file.write(rows.data)
+        self.about["checksum"] = zlib.crc32(rows.data, self.about["checksum"])
+
+    def finish(self) -> None:
+        """Puts it on the disk, and in the place of the old file."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self.part.replace(self.path)
+
+    def discard(self) -> None:
+        """Removes what is not finished."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+                self.part.unlink(missing_ok=True)
+
+
+def _replace(path: Path, values: _Part, labels: np.ndarray, origin: dict[str, Any]) -> None:
+    """Replaces the three files of features, so that at no instant new ones vouch for old ones."""
+    for what in _both(path).values():
+        if what.is_dir():
+            raise errors.Failure(f"{errors.printable(what)} is a folder, where features are to go; remove it.")
+    record, part = path.with_suffix(".json"), _Part(path.with_suffix(".labels.npy"))
+    try:
+        part.add(np.ascontiguousarray(labels), len(labels))
+        record.unlink(missing_ok=True)
+        part.finish()
+        values.finish()
+    finally:
+        part.discard()
+    found = {**json.loads(json.dumps(origin)), "files": {"values": values.about, "labels": part.about}}
+    text = json.dumps({**found, "checksum": _checksum(found)}, indent=2) + "\n"
+    whole = record.with_name(f".{record.name}.{os.getpid()}.part")
+    try:
+        with whole.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        whole.replace(record)
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def _open(path: Path, about: dict[str, Any]) -> np.ndarray:
+    """Memory-maps a `.npy` file that is what `about` says, before anything of its size is read or allotted."""
+    size = reading.regular(path, "features bytes").st_size
+    where, kind, wanted = errors.printable(path), np.dtype(about["dtype"]), tuple(about["shape"])
+    try:
+        with path.open("rb") as f:
+            version = np.lib.format.read_magic(f)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(f) if version == (1, 0) else ((), True, None)
+            start = f.tell()
+    except OSError as e:
+        raise errors.BadRequest(f"{where} cannot be read: {e.strerror or e}.") from None
+    except Exception:  # numpy parses the header as Python's literals, which may fail in many ways
+        raise errors.BadRequest(f"{where} is damaged: it is no .npy file.") from None
+    if fortran or (dtype, shape) != (kind, wanted):
+        found = f"{str(dtype)[:40]} of shape {str(shape)[:60]}"
+        raise errors.BadRequest(f"{where} is damaged: it holds {found}, not {kind} of shape {wanted}.")
+    expected = start + kind.itemsize * math.prod(shape)
+    if size != expected:
+        raise errors.BadRequest(f"{where} is damaged: it has {size:,} bytes, not {expected:,}.")
+    return np.memmap(path, kind, "r", start, shape)
+
+
+def _verify(path: Path, values: np.ndarray, checksum: int, say: Progress) -> None:
+    """Compares the values with their checksum, and refuses those that are not finite."""
+    found, step = 0, max(1, _CHUNK // max(1, values[:1].nbytes))
+    for start in range(0, len(values), step):
+        part = np.ascontiguousarray(values[start : start + step])
+        found = zlib.crc32(part.data, found)
+        if np.issubdtype(part.dtype, np.floating) and not np.isfinite(part).all():
+            raise errors.BadRequest(f"{errors.printable(path)} holds numbers that are not finite.")
+        say(min(start + step, len(values)) * values[:1].nbytes, values.nbytes)
+    if found != checksum:
+        raise errors.BadRequest(f"{errors.printable(path)} is damaged: its checksum is not that of what was written.")
+
+
+def _check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
+    if num_classes and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+    elif num_classes and labels.ndim == 2:
+        wrong = labels[:0] if labels.shape[1] == num_classes else labels[:1]
+    else:
+        wrong = labels[:0] if not num_classes else labels[:1]
+    if len(wrong):
+        raise errors.BadRequest(
+            f"{errors.printable(path)} holds the label {str(wrong[0])[:60]}, which is none of {num_classes} classes."
+        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -155,5 +316,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         if isinstance(a, dict) and isinstance(b, dict):
             out += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            out.append(f"{prefix}{key}: {a!r} there, {b!r} now")
+            old_value, new_value = (errors.printable(repr(x))[:80] for x in (a, b))
+            out.append(f"{errors.printable(prefix + str(key))[:80]}: {old_value} there, {new_value} now")
     return out

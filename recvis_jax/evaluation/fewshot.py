@@ -28,6 +28,7 @@ def fewshot(
     seeds: int | Sequence[int] = 3,
     l2: float | Sequence[float] = 2.0**10,
     val: tuple[Features, Labels] | None = None,
+    say: examples.Progress = examples.silent,
 ) -> dict[int, list[float]]:
     """Returns the test accuracy of ridge regression on few examples a class, for numbers of them and random draws.
 
@@ -46,6 +47,7 @@ def fewshot(
       l2: above 0; of several the one with the best accuracy on `val` is taken, for every draw anew, of equals the
         strongest.
       val: features and labels to choose l2 on.
+      say: is told how many draws are done, and how many there are.
 
     Returns:
       Accuracies in the order of the seeds, by number of shots.
@@ -77,6 +79,7 @@ def fewshot(
         raise BadRequest(f"seeds is {seeds} and shots is {shots}; there must be at least one of either.")
 
     out: dict[int, list[float]] = {}
+    say(0, len(shots) * len(seeds))
     for count in shots:
         out[count] = []
         for seed in seeds:
@@ -87,6 +90,7 @@ def fewshot(
             if chosen_on is not None and len(l2s) > 1:
                 best = int(np.argmax(_accuracies(kernels, biases, *chosen_on)))
             out[count] += [float(_accuracies(kernels[best : best + 1], biases[best : best + 1], test, test_labels)[0])]
+            say(sum(map(len, out.values())), len(shots) * len(seeds))
     return out
 
 

@@ -29,6 +29,7 @@ def classify(
     temperature: float | None = 0.07,
     metric: Metric = "cosine",
     chunk: int = 1024,
+    say: examples.Progress = examples.silent,
 ) -> dict[int, np.ndarray]:
     """Predicts the class for which the k nearest training examples vote, for every k of `ks`.
 
@@ -48,6 +49,7 @@ def classify(
       metric: 'cosine', or 'l2', where a neighbour at the distance r votes with exp(-r² / temperature): a temperature
         of the scale of the features then. On features of length 1, 'l2' at 2 T is 'cosine' at T.
       chunk: test examples at a time.
+      say: is told how many pairs of examples are compared, and how many there are.
 
     Returns:
       Predicted classes (m) by k.
@@ -82,12 +84,15 @@ def classify(
     starts = range(0, len(test), chunk)
     nobody = (jnp.full((chunk, most), -jnp.inf), jnp.zeros((chunk, most), jnp.int32))
     nearest = dict.fromkeys(starts, nobody)
+    say(0, len(train) * len(test))
     for at in range(0, len(train), size):
         there = jnp.asarray(examples.block(train, at, size, pad=True))
         classes = jnp.asarray(examples.block(train_labels, at, size, -1, pad=True))
         for start in starts:
             here = jnp.asarray(examples.block(test, start, chunk, pad=True))
             nearest[start] = _nearer(nearest[start], here, there, classes, jnp.asarray(origin), metric)
+        jax.block_until_ready(nearest)
+        say(min(at + size, len(train)) * len(test), len(train) * len(test))
     votes = [jax.device_get(_vote(*nearest[start], temperature, num_classes, ks)) for start in starts]
     return {k: np.concatenate([v[k] for v in votes])[: len(test)] for k in ks}
 
@@ -103,6 +108,7 @@ def choose(
     temperature: float | None = 0.07,
     metric: Metric = "cosine",
     chunk: int = 1024,
+    say: examples.Progress = examples.silent,
 ) -> dict[int, float]:
     """Returns the accuracy of every k on validation data, so that k need not be chosen on the test data.
 
@@ -116,7 +122,7 @@ def choose(
       (1, 1.0)
     """
     val_labels = examples.check_labels(val_labels, len(val), num_classes, "validation")
-    kw = dict(num_classes=num_classes, ks=ks, temperature=temperature, metric=metric, chunk=chunk)
+    kw = dict(num_classes=num_classes, ks=ks, temperature=temperature, metric=metric, chunk=chunk, say=say)
     predicted = classify(train, train_labels, val, **kw)
     return {k: float(np.mean(classes == val_labels)) for k, classes in predicted.items()}
 

@@ -122,6 +122,7 @@ def fit_path(
     patience: int | None = 2,
     max_iter: int = 1000,
     tol: float = 1e-5,
+    say: examples.Progress = examples.silent,
 ) -> Chosen:
     """Fits along a path of penalties, each from the one before, and picks the best on validation data.
 
@@ -135,6 +136,7 @@ def fit_path(
       patience: ends the path when so many penalties in a row were worse than the best so far, because the weakest
         take the longest; None fits all.
       max_iter, tol: of every fit.
+      say: is told how many penalties are fitted, and how many there are.
 
     Raises:
       BadRequest: as `fit`, for either data.
@@ -152,6 +154,7 @@ def fit_path(
     if patience is not None and patience < 1:
         raise BadRequest(f"patience is {patience}; it takes a number of penalties of at least 1, or None.")
 
+    say(0, len(path))
     problem = _Problem([(features, labels)], num_classes, standardise)
     fits: dict[float, Classifier] = {}
     accuracies: dict[float, float] = {}
@@ -159,6 +162,7 @@ def fit_path(
     for i, l2 in enumerate(path):
         fits[l2] = last = problem.solve(l2, last, max_iter, tol)
         accuracies[l2] = _accuracy(last, *val)
+        say(min(i + 1, len(path) - refit), len(path))
         best = max(accuracies, key=lambda key: accuracies[key])  # of equals the first, the strongest
         if patience is not None and i - path.index(best) >= patience:
             break
@@ -170,6 +174,7 @@ def fit_path(
         problem = _Problem([(features, labels), val], num_classes, standardise)
         classifier = problem.solve(best, classifier, max_iter, tol)
         notes += [f"refit: {classifier.warning}"] if classifier.warning else []
+    say(len(path), len(path))
     return Chosen(classifier, best, accuracies, {l2: c.iterations for l2, c in fits.items()}, "; ".join(notes))
 
 

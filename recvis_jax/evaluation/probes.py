@@ -1,15 +1,17 @@
 """Probes: protocols that say how good features are. `PROTOCOLS` is the table of contents.
 
-Each is `f(train, val, test, *, num_classes, seed) -> [result, ...]` on `Set`s of features. What there is to choose, a
-penalty or a number of neighbours, is chosen on validation data; the test data are looked at once.
+Each is `f(train, val, test, *, num_classes, seed, say) -> [result, ...]` on `Set`s of features. What there is to
+choose, a penalty or a number of neighbours, is chosen on validation data; the test data are looked at once.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from recvis_jax import errors
+from recvis_jax.evaluation import examples
 from recvis_jax.evaluation import fewshot as few
 from recvis_jax.evaluation import knn as neighbours
 from recvis_jax.evaluation import linear as regression
@@ -38,34 +40,93 @@ class Result(NamedTuple):
     details: dict[str, Any]
 
 
-def linear(train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None) -> list[Result]:
+def linear(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+) -> list[Result]:
     """Logistic regression, its penalty chosen on validation data, refitted on both."""
-    found = regression.fit_path(*train, *val, num_classes=num_classes, refit=seed is None)
+    found = regression.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
     details = {"l2": found.l2, "val_accuracy": found.val_accuracy[found.l2], "warning": found.warning}
     return [Result("linear", regression.accuracy(found.classifier, *test), seed, details)]
 
 
-def knn(train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None) -> list[Result]:
+def knn(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+) -> list[Result]:
     """Votes of the nearest training examples, their number chosen on validation data."""
     ks = [k for k in neighbours.KS if k <= len(train.values)]
-    by_k = neighbours.choose(*train, *val, num_classes=num_classes, ks=ks)
+    by_k = neighbours.choose(*train, *val, num_classes=num_classes, ks=ks, say=say)
     best = max(by_k, key=lambda k: by_k[k])
-    predicted = neighbours.classify(*train, test.values, num_classes=num_classes, ks=ks)
+    predicted = neighbours.classify(*train, test.values, num_classes=num_classes, ks=ks, say=say)
     accuracies = {k: float(np.mean(p == test.labels)) for k, p in predicted.items()}
     details = {"k": best, "val_accuracy": by_k[best], "test_accuracy_by_k": accuracies}
     return [Result("knn", accuracies[best], seed, details)]
 
 
-def fewshot(train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None) -> list[Result]:
+def fewshot(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+) -> list[Result]:
     """Ridge regression on 1, 5, 10 and 25 examples a class, as many as there are; three draws."""
     least = np.bincount(train.labels, minlength=num_classes).min()
     shots = [n for n in few.SHOTS if n <= least]
     seeds = range(3) if seed is None else (seed,)
-    found = few.fewshot(*train, *test, num_classes=num_classes, shots=shots, seeds=tuple(seeds))
+    found = few.fewshot(*train, *test, num_classes=num_classes, shots=shots, seeds=tuple(seeds), say=say)
     return [Result(f"{n}-shot", a, s, {}) for n in shots for s, a in zip(seeds, found[n], strict=True)]
 
 
 PROTOCOLS: dict[str, Callable[..., list[Result]]] = {"linear": linear, "knn": knn, "fewshot": fewshot}
+
+
+def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
+    """Returns most of the examples and a tenth of every class, drawn once, to choose on where nothing else is there.
+
+    Of classes with fewer than ten examples none are held out, unless that leaves nothing to choose on: then one of
+    every class that has two or more.
+
+    Raises:
+      BadRequest: no class has two examples.
+
+    Example:
+      >>> fit, chosen_on = hold_out(Set(np.zeros((40, 2), np.float32), np.arange(40) % 2), num_classes=2)
+      >>> len(fit.labels), np.bincount(chosen_on.labels)
+      (36, array([2, 2]))
+    """
+    counts = np.bincount(data.labels, minlength=num_classes)
+    taken = counts // 10 if (counts >= 10).any() else np.minimum(counts // 2, 1)
+    if not taken.any():
+        raise errors.BadRequest("no class has two training examples: there is nothing to choose a penalty or k on.")
+    order = np.split(np.argsort(data.labels, kind="stable"), np.cumsum(counts)[:-1])
+    rows = [np.random.default_rng((0, c)).permutation(g)[:n] for c, (g, n) in enumerate(zip(order, taken, strict=True))]
+    out = np.zeros(len(data.labels), bool)
+    out[np.concatenate(rows)] = True
+    return Set(data.values[~out], data.labels[~out]), Set(data.values[out], data.labels[out])
+
+
+def check(
+    protocols: Sequence[str], labels: np.ndarray, names: Sequence[str], num_classes: int, per_class: int = 0
+) -> None:
+    """Refuses what could only fail later: unknown protocols, and classes with too few training examples.
+
+    Args:
+      protocols: names of `PROTOCOLS`.
+      labels: of the training examples (n).
+      names: of the classes, for messages; may be empty.
+      num_classes: k.
+      per_class: the largest number of examples of each class that is asked for.
+    """
+    for name in protocols:
+        errors.choose(PROTOCOLS, name, "protocol")
+    if num_classes < 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise errors.BadRequest("probes need one class an image, of two classes or more.")
+    counts = np.bincount(labels, minlength=num_classes)
+    least = int(np.argmin(counts))
+    rarest = f"class {errors.printable(names[least] if least < len(names) else least)[:60]!r}"
+    if counts[least] < per_class:
+        raise errors.BadRequest(
+            f"{rarest} has {counts[least]} training examples; {per_class} of each class cannot be drawn."
+        )
+    if "fewshot" in protocols and not counts[least]:
+        rest = ",".join(p for p in PROTOCOLS if p != "fewshot")
+        raise errors.BadRequest(f"{rarest} has no training example, which fewshot needs; {rest} do without.")
 
 
 def run(
@@ -77,6 +138,7 @@ def run(
     num_classes: int,
     per_class: int = 0,
     seeds: int = 3,
+    say: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Result]:
     """Runs protocols on one layer's features.
 
@@ -86,19 +148,19 @@ def run(
       num_classes: k.
       per_class: how many training examples of each class are used, drawn anew for every seed; 0 for all, once.
       seeds: number of draws.
+      say: is told (name of the protocol, what is done, what there is to do).
 
     Raises:
       BadRequest: an unknown protocol, too few examples of a class, or labels that are not one class an image.
     """
-    chosen = [errors.choose(PROTOCOLS, name, "protocol") for name in protocols]
-    if not num_classes or train.labels.ndim != 1:
-        raise errors.BadRequest("probes need one class an image.")
+    check(protocols, train.labels, (), num_classes, per_class)
     out = []
     for seed in range(seeds) if per_class else (None,):
         part = train
         if seed is not None:
             rows = np.sort(few.draw(train.labels, per_class, seed, num_classes=num_classes))
             part = Set(np.asarray(train.values[rows]), train.labels[rows])
-        for protocol in chosen:
-            out += protocol(part, val, test, num_classes=num_classes, seed=seed)
+        for name in dict.fromkeys(protocols):
+            tell = partial(say, name)
+            out += PROTOCOLS[name](part, val, test, num_classes=num_classes, seed=seed, say=tell)
     return out

@@ -19,6 +19,7 @@ from recvis_jax.evaluation import examples
 _BLOCK = 256  # examples a block: with 1,024 numbers each it stays in the cache between its two products
 _ROWS = 8192  # examples read at a time
 _MEMORY = 30  # steps that L-BFGS remembers
+_NOTHING = 1e-10  # of the largest eigenvalue, below which one is rounding
 _STALLED = 40  # steps without a better value or gradient after which float32 has no more to give
 
 Scalar = float | Array
@@ -68,23 +69,51 @@ def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale
       mean, scale: of the features (d).
     """
     n, d = sum(len(labels) for _, labels in parts), len(mean)
-    size = min(_BLOCK, n)
-    features = np.zeros((-(-n // size), d, size), np.float32)
-    labels = np.full((len(features), size), -1, np.int32)
+    basis, variances = None, None
+    x = np.empty((n, d), np.float32)
     filled = 0
-    for x, y in parts:
-        for start in range(0, len(x), _ROWS):
-            rows = examples.block(x, start, _ROWS)
-            at = np.divmod(np.arange(filled, filled + len(rows)), size)
-            features[at[0], :, at[1]] = (rows - mean) / scale
-            labels[at] = y[start : start + _ROWS]
+    for features, _ in parts:
+        for start in range(0, len(features), _ROWS):
+            rows = examples.block(features, start, _ROWS)
+            x[filled : filled + len(rows)] = (rows - mean) / scale
             filled += len(rows)
-    blocks = jnp.asarray(features)
-    basis = None
     if n < d:
-        basis, blocks = _spanned(blocks, n)
-    variances, axes = _spectrum(blocks, n)
-    return Data(blocks, jnp.asarray(labels), jnp.asarray(n), variances, axes, basis)
+        x, variances, basis = _spanned(x)
+        d = n
+    size = min(_BLOCK, n)
+    blocks = np.zeros((-(-n // size), d, size), np.float32)
+    for i, block in enumerate(blocks):
+        part = x[i * size : (i + 1) * size]
+        block[:, : len(part)] = part.T
+    labels = np.full(len(blocks) * size, -1, np.int32)
+    labels[:n] = np.concatenate([y for _, y in parts])
+    on_device, count = jnp.asarray(blocks), jnp.asarray(n)
+    if variances is None:
+        variances, axes = _spectrum(on_device, count)
+    else:
+        axes = jnp.eye(d)
+    return Data(on_device, jnp.asarray(labels.reshape(-1, size)), count, variances, axes, basis)
+
+
+def _spanned(x: Float[np.ndarray, "n D"]) -> tuple[Float[np.ndarray, "n n"], Float[Array, " n"], Float[Array, "D n"]]:
+    """Returns coordinates of n < D examples along the principal axes that they span, the variances there, and the axes.
+
+    They follow from the eigenvectors of the (n n) matrix of the examples' products, in float64, so that the axes are
+    orthonormal in float32. Axes along which nothing varies are zeros: of n centred examples that is at least one.
+    """
+    step = max(1, 2**24 // len(x))  # a part of the columns is float64 at a time
+    products = np.zeros((len(x), len(x)))
+    for start in range(0, x.shape[1], step):
+        part = x[:, start : start + step].astype(np.float64)
+        products += part @ part.T
+    squares, vectors = np.linalg.eigh(products)
+    kept = squares > _NOTHING * max(squares[-1], 0)
+    lengths = np.sqrt(np.where(kept, squares, 1))
+    coordinates = np.where(kept, vectors * lengths, 0).astype(np.float32)
+    turned = np.where(kept, vectors / lengths, 0)
+    basis = np.concatenate([x[:, i : i + step].T.astype(np.float64) @ turned for i in range(0, x.shape[1], step)])
+    variances = np.where(kept, squares, 0) / len(x)
+    return coordinates, jnp.asarray(variances, jnp.float32), jnp.asarray(basis, jnp.float32)
 
 
 @jax.jit
@@ -191,13 +220,6 @@ def _class_hessian(data: Data, p: Parameters) -> Float[Array, "k k"]:
 
     k = len(p.bias)
     return jax.lax.scan(add, jnp.zeros((k, k)), (data.features, data.labels))[0] / data.n
-
-
-@partial(jax.jit, static_argnames="n")
-def _spanned(blocks: Float[Array, "m D b"], n: int) -> tuple[Float[Array, "D n"], Float[Array, "m n b"]]:
-    """Returns an orthonormal basis (columns) of what n < D examples span, and the examples' coordinates in it."""
-    basis, _ = jnp.linalg.qr(blocks.swapaxes(0, 1).reshape(blocks.shape[1], -1)[:, :n])
-    return basis, _dot(basis.T, blocks)
 
 
 @jax.jit

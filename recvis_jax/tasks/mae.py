@@ -61,9 +61,9 @@ def mae(
         raw, pred = target_patches(image, p, False), found["prediction"]
         if norm_targets:  # what is missing to a picture, the patch itself says
             pred = pred * jnp.sqrt(raw.var(-1, keepdims=True, ddof=1) + 1e-6) + raw.mean(-1, keepdims=True)
-        seen = jnp.where(found["mask"][..., None] > 0, 0.0, raw)
-        size = image.shape[1:3]
-        return {"masked": to_images(seen, p, size), "reconstruction": to_images(pred, p, size), "original": image}
+        masked, size = found["mask"][..., None] > 0, image.shape[1:3]
+        seen, pasted = jnp.where(masked, 0.0, raw), jnp.where(masked, pred, raw)  # nobody predicts what is visible
+        return {"masked": to_images(seen, p, size), "reconstruction": to_images(pasted, p, size), "original": image}
 
     return Task(
         init=initialiser(model, image_shape),

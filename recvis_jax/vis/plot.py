@@ -1,11 +1,14 @@
 """The one file that draws."""
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from recvis_jax import errors
 
 
 def curves(records: list[dict[str, Any]], path: Path) -> bool:
@@ -63,16 +66,79 @@ def image_rows(columns: Mapping[str, np.ndarray], path: Path) -> bool:
     for j, (title, images) in enumerate(columns.items()):
         places[0, j].set_title(title, fontsize=9)
         for i, image in enumerate(images):
-            shown = image[..., 0] if image.shape[-1] == 1 else image
+            shown = np.clip(image[..., 0] if image.shape[-1] == 1 else image, 0, 1)
             places[i, j].imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             places[i, j].set_axis_off()
     _save(figure, path)
     return True
 
 
+def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> bool:
+    """Draws a confusion matrix: rows are the true classes, a colour says which fraction of a row a cell holds.
+
+    Up to 25 classes a cell also holds its number. Names stand at both axes, shortened; of more than 150 classes, only
+    some numbers. Characters that the font lacks are drawn as question marks, after the number of the class.
+
+    Args:
+      counts: (k k) integers.
+      names: of the classes; those that are missing are numbers.
+      path: PNG file, replaced atomically.
+      title: above the matrix.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib import font_manager
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    k = len(counts)
+    labels = [f"{i} {_drawable(names[i], known)}" if i < len(names) else str(i) for i in range(k)]
+    labels = [name if len(name) <= 28 else name[:27] + "…" for name in labels]
+    side = min(2.2 + k * (0.42 if k <= 25 else 0.16), 26)
+    figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    of_row = counts.sum(1, keepdims=True)
+    fractions = np.divide(counts, of_row, out=np.zeros(counts.shape), where=of_row > 0)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    step = 1 if k <= 150 else -(-k // 40)
+    size = 8 if k <= 25 else 6
+    ticks = range(0, k, step)
+    shown = [labels[i] if step == 1 else str(i) for i in ticks]
+    for text in axes.set_xticks(ticks, shown, rotation=90, fontsize=size) + axes.set_yticks(
+        ticks, shown, fontsize=size
+    ):
+        for label in (text.label1, text.label2):
+            label.set_parse_math(False)  # a name may hold dollar signs
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title(_drawable(title, known), fontsize=10).set_parse_math(False)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="fraction of the true class")
+    if k <= 25:
+        cell = 8 if counts.max(initial=0) < 10_000 else 5
+        for i, j in np.ndindex(*counts.shape):
+            if counts[i, j]:
+                colour = "white" if fractions[i, j] > 0.5 else "black"
+                axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=colour, fontsize=cell)
+    _save(figure, path)
+    return True
+
+
+def _drawable(text: str, known: Mapping[int, Any]) -> str:
+    """Returns `text` without what the font cannot draw, about which matplotlib would warn."""
+    return "".join(c if ord(c) in known else "?" for c in errors.printable(text))
+
+
 def _save(figure: Any, path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)
-    part = path.with_suffix(".part")
-    part.write_bytes(data.getvalue())
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data.getvalue())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import pytest
 
 from recvis_jax import errors, models
 from recvis_jax.tasks import mae, masking
-from recvis_jax.tasks.mae import patch_loss, target_patches
+from recvis_jax.tasks.mae import patch_loss, target_patches, to_images
 from recvis_jax.training import optim, step
 from recvis_jax.training import state as states
 
@@ -153,3 +153,20 @@ def test_refuses_what_it_cannot_train():
         build(mask_ratio=0.0)
     with pytest.raises(errors.BadRequest, match="Did you mean 'block'"):
         build(sampling="blok")
+
+
+@pytest.mark.parametrize("norm_targets", [True, False])
+def test_visible_patches_of_the_figure_are_the_images_own(norm_targets):
+    _, task = build(norm_targets=norm_targets)
+    params, state = split(task.init(jax.random.key(0)))
+    batch = batch_of(3)
+    found = {k: np.asarray(v) for k, v in jax.jit(task.figure)(params, state, batch).items()}
+    assert list(task.figure(params, state, batch)) == ["masked", "reconstruction", "original"]
+    mask = np.asarray(task.predict(params, state, batch)["mask"]).reshape(3, 4, 4).repeat(4, 1).repeat(4, 2) > 0
+    np.testing.assert_array_equal(found["original"], batch["image"])
+    np.testing.assert_array_equal(found["reconstruction"][~mask], found["original"][~mask])
+    np.testing.assert_array_equal(found["masked"], np.where(mask[..., None], 0, found["original"]))
+    assert (found["reconstruction"][mask] != found["original"][mask]).mean() > 0.9
+    if not norm_targets:
+        pred = to_images(task.predict(params, state, batch)["prediction"], 4, (16, 16))
+        np.testing.assert_allclose(found["reconstruction"][mask], np.asarray(pred)[mask], rtol=1e-5, atol=1e-6)
