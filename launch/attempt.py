@@ -80,7 +80,9 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # too late to matter, but it would still end an interpreter that ends
     # What dies of being told to stop has stopped: the signal met it before it began, or after it had saved.
-    code = 0 if told and -ended in (signal.SIGTERM, signal.SIGINT) else exit_code(ended)
+    # A training that saved after a Ctrl-C says so by its exit code.
+    stopped = -ended in (signal.SIGTERM, signal.SIGINT) or ended == 128 + signal.SIGINT
+    code = 0 if told and stopped else exit_code(ended)
     if code or not path:
         return code
     end = time.monotonic() + (0 if told else _SEEN_WITHIN)  # told to stop, it most likely did

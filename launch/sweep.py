@@ -78,7 +78,9 @@ def main(passed: list[str]) -> int:
             break
         command.say(f"run {number} of {len(runs)}, {run.name}: {command.shown(run.words)}")
         code = stop.wait(subprocess.Popen(run.words, stdin=subprocess.DEVNULL, process_group=0))
-        if code:
+        if stop.asked and code == 128 + signal.SIGINT:
+            states[run.name] = "stopped"
+        elif code:
             states[run.name] = f"failed with exit code {code}"
         elif FLAGS.launcher in _SUBMIT:
             states[run.name] = "submitted"

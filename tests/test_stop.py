@@ -1,4 +1,4 @@
-"""Ends that a run survives, as processes: SIGTERM at any time, and a full disk."""
+"""Ends that a run survives, as processes: SIGTERM and Ctrl-C at any time, failed saves, full disks, second programs."""
 
 import json
 import shutil
@@ -31,16 +31,18 @@ def assert_same_run(workdir, reference):
     assert summaries[0] == summaries[1]
 
 
-def terminate(workdir, line):
-    """Runs until a line that holds `line` is printed, sends SIGTERM, and returns the whole output of the exit."""
+def terminate(workdir, line, *numbers, code=0):
+    """Runs until a line that holds `line` is printed, sends signals, and returns the whole output of the exit."""
     process = programs.start(*COMMAND, f"--workdir={workdir}")
     seen = ""
     while line not in seen:
         read = process.stdout.readline()
         assert read, seen
         seen += read
-    process.send_signal(signal.SIGTERM)
-    return seen + programs.finish(process)
+    for number in numbers or (signal.SIGTERM,):
+        process.send_signal(number)
+        time.sleep(0.05)  # two that come together are one
+    return seen + programs.finish(process, code)
 
 
 @pytest.mark.slow
@@ -62,6 +64,68 @@ def test_sigterm_after_the_last_step_does_not_cost_the_report(reference, tmp_pat
     if "stopped by SIGTERM" in text:  # it came before the loop was left
         programs.run(*COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_run(tmp_path / "run", reference)
+
+
+# The program, whose second life of checkpoints has no folder to be in: a library's threads wait for it for minutes.
+NO_FOLDER = """
+import sys, shutil
+from pathlib import Path
+from recvis_jax import cli, train
+from recvis_jax.training import checkpoint
+save, folder = checkpoint.Checkpointer.save, Path(sys.argv[-1].partition("=")[2]) / "checkpoints/last"
+def failing(self, state, meta, *, best):
+    if int(state.step) == 20:
+        self.wait()
+        folder.rename(folder.with_name("kept"))
+        folder.write_text("")
+    save(self, state, meta, best=best)
+checkpoint.Checkpointer.save = failing
+cli.run(train.main, train.define_flags)
+"""
+
+
+@pytest.mark.slow
+def test_a_failed_save_ends_the_program(tmp_path):
+    (tmp_path / "program.py").write_text(NO_FOLDER)
+    process = programs.start(tmp_path / "program.py", COMMAND[2], f"--workdir={tmp_path / 'run'}")
+    text, _ = process.communicate(timeout=200)  # the threads would wait for 300 s
+    assert process.returncode == 1, text
+    last = text.splitlines()[-1]
+    assert last.startswith("error: saving a checkpoint in") and "Not a directory" in last and "room" not in last, text
+    assert not (tmp_path / "run/.lock").exists()
+    (tmp_path / "run/checkpoints/last").unlink()
+    (tmp_path / "run/checkpoints/kept").rename(tmp_path / "run/checkpoints/last")
+    assert "resuming from step 10" in programs.run(*COMMAND, f"--workdir={tmp_path / 'run'}")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_a_second_one_ends_at_once(reference, tmp_path):
+    workdir = tmp_path / "run"
+    text = terminate(workdir, "step 20/60 train", signal.SIGINT, code=130)
+    assert "Ctrl-C: saving after this step; once more ends at once." in text
+    assert "stopped by Ctrl-C at step" in text and "saved; the same command goes on. Kept in" in text
+    saved = programs.steps(workdir, "last")[-1]
+    text = terminate(workdir, f"resuming from step {saved}", signal.SIGINT, signal.SIGINT, code=130)
+    assert "interrupted" in text and "stopped by" not in text
+    assert programs.steps(workdir, "last")[-1] == saved and not (workdir / ".lock").exists()
+    assert f"resuming from step {saved}" in programs.run(*COMMAND, f"--workdir={workdir}")
+    assert_same_run(workdir, reference)
+
+
+@pytest.mark.slow
+def test_a_second_program_is_refused_and_a_killed_one_leaves_no_obstacle(reference, tmp_path):
+    workdir = tmp_path / "run"
+    process = programs.start(*COMMAND, f"--workdir={workdir}")
+    programs.wait_for(lambda: programs.steps(workdir, "last"), process, "save")
+    process.send_signal(signal.SIGSTOP)  # it lives, and does not end meanwhile
+    text = programs.run(*COMMAND, f"--workdir={workdir}", code=2)
+    assert len(text.splitlines()) == 1 and f"is being written by process {process.pid} on " in text
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    text = programs.run(*COMMAND, f"--workdir={workdir}")
+    assert f"taking over from process {process.pid} on" in text and "resuming from step" in text
+    assert_same_run(workdir, reference)
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def curves(records: list[dict[str, Any]], path: Path) -> bool:
         for split, style in (("train", {"lw": 1}), ("val", {"lw": 1.6, "marker": "o", "ms": 3})):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:
-                axes.plot(*zip(*points, strict=True), label={"train": "training", "val": "validation"}[split], **style)
+                shown = style if len(points) > 1 else {**style, "marker": "o", "ms": 3}  # a line of one point is none
+                axes.plot(*zip(*points, strict=True), label={"train": "training", "val": "validation"}[split], **shown)
         axes.set_xlabel("step")
         axes.set_title(name.replace("_", " "))
         axes.grid(alpha=0.3)
