@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise errors.BadRequest(f"{folder} is not the folder of a run: it has no config.json.")
-    config = reading.read_json(path, "config of a run")
+    config = reading.read_json(path)
     keys = set(errors.keywords(build.make_run))
     known = {k: v for k, v in config.items() if k in keys}
     errors.check_kwargs(build.make_run, known, str(path), given=("devices", "recorded"))

@@ -53,7 +53,7 @@ def home(workdir: str | Path) -> epath.Path:
     """Returns where a run's checkpoints are: the `checkpoint_dir` of its config, or `checkpoints` in the workdir."""
     config, named = Path(workdir) / "config.json", None
     if config.exists():
-        named = reading.read_json(config, "config of a run").get("checkpoint_dir")
+        named = reading.read_json(config).get("checkpoint_dir")
     return place(workdir, named)
 
 

@@ -116,7 +116,7 @@ def check(folder: Path, config: dict[str, Any], differences: Callable[..., list[
     path = folder / "config.json"
     if not path.exists():
         return None
-    old = reading.read_json(path, "config of a run")
+    old = reading.read_json(path)
     try:
         before = absolute(old)
     except errors.BadRequest:  # of a place that is gone

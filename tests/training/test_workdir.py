@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(errors.BadRequest, match=r"cannot write to the workdir .*: File name too long"):
         opened(tmp_path / ("x" * 300), {})
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(errors.BadRequest, match=r"config.json \(config of a run\) is not valid JSON"):
+    with pytest.raises(errors.BadRequest, match=r"config.json is not valid JSON"):
         opened(tmp_path, {})
     assert sorted(os.listdir(tmp_path)) == ["config.json", "file"]
 
