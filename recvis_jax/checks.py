@@ -30,7 +30,7 @@ def check_run(run: build.Run, accumulate: int = 1) -> None:
     if run.batch_size > source.length:
         raise errors.BadRequest(
             f"config.batch_size={run.batch_size} is larger than the {source.length} training examples of "
-            f"{source.name}; at most {source.length} are a batch."
+            f"{source.name}; --config.batch_size={_power(source.length)} would do."
         )
     examples = source.read([0])
     _check_memory(run, accumulate)
@@ -112,6 +112,11 @@ def _traced(where: str, function: Any, *args: Any) -> Any:
         raise errors.BadRequest(f"{where}: {e}") from e
     except Exception as e:  # of a library, about shapes
         raise errors.BadRequest(f"{where} does not fit: {errors.brief(' '.join(str(e).split()), 200)}") from e
+
+
+def _power(n: int) -> int:
+    """Returns the largest power of two of at most n."""
+    return 1 << (n.bit_length() - 1)
 
 
 def _by(shape: Any) -> str:

@@ -9,6 +9,7 @@ import programs
 import pytest
 
 from recvis_jax import build, config, errors, train
+from recvis_jax.data import DATASETS
 
 CONFIGS = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
 # A variant of a sibling by one argument, whose smoke run would be the sibling's once more.
@@ -65,6 +66,30 @@ def test_smoke_run(path, program, tmp_path):
     ]
     assert (tmp_path / "run/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "next: python -m recvis_jax.evaluate --workdir=" in ended.out
+
+
+# Arguments that change what a smoke run does, with the config that takes them.
+ARGUMENTS = [
+    ("fashion_mnist/mae_finetune.py", "per_class=60,scratch"),
+    ("fashion_mnist/mae_finetune.py", "per_class=60,last=2"),
+    ("fashion_mnist/mae_finetune.py", "source=runs/nowhere"),
+    ("fashion_mnist/mae_linear_probe.py", "source=runs/nowhere"),
+    ("fashion_mnist/adaptation.py", "run=source"),
+    ("fashion_mnist/adaptation.py", "run=finetuned"),
+    ("fashion_mnist/adaptation.py", "run=scratch,scenes=100"),
+    ("fashion_mnist/speedrun.py", "val=True"),
+    ("folder/resnet18.py", "name=pictures"),
+    ("imagenet/mae_vit_b16_finetune.py", "size=b"),
+]
+
+
+@pytest.mark.parametrize("path, arg", ARGUMENTS)
+@pytest.mark.parametrize("order", ["{},smoke", "smoke,{}"])
+def test_smoke_needs_neither_data_nor_weights(path, arg, order):
+    small = load(f"configs/{path}", order.format(arg))[0]
+    assert "init_from" not in small and small.data.mock
+    assert small.data.name in DATASETS and small.steps <= 4
+    assert build.open_data(**config.plain(small.data)).train.length >= small.batch_size
 
 
 def test_arguments():

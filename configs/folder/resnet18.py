@@ -22,7 +22,7 @@ def get_config(arg=None):
     c.batch_size = 64
     c.eval_batch_size = 64
 
-    c.data = dict(name=arg.name, train="train[:90%]", val="train[90%:]", test="")
+    c.data = dict(name="cifar10" if arg.smoke else arg.name, train="train[:90%]", val="train[90%:]", test="")
     c.data.transform = f"random_resized_crop({size}, scale=(0.25, 1.0))"
     c.data.eval_transform = f"resize_crop({size}, resize={size * 8 // 7})"
     c.data.augment = "flip|color_jitter(0.2, 0.2, 0.2, 0.0)"
