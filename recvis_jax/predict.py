@@ -99,7 +99,8 @@ def main(argv: list[str]) -> None:
             if len(paths) == 1:
                 raise
             bad += 1
-            print(f"{errors.printable(path)}\n  not predicted: {e}", flush=True)
+            shown = errors.printable(path)
+            print(f"{shown}\n  {str(e).removeprefix(shown).strip()}", flush=True)
             continue
         outputs = np.asarray(predictor.outputs(image[None]))[0]
         print(f"{errors.printable(path)}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
