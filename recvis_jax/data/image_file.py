@@ -181,7 +181,8 @@ def _unknown(raw: bytes) -> str:
     kind, names = image_header.kind(raw), [name.lower() for name in FORMATS]
     if kind in names:
         return f"damaged {kind}: its header cannot be read"
-    return f"{f'{kind}, ' if kind else ''}not an image of a kind that is read: {', '.join(names)}"
+    remedy = "; export it as jpeg" if kind in ("HEIC", "JPEG 2000") else ""  # phones store HEIC by default
+    return f"{f'{kind}, ' if kind else ''}not an image of a kind that is read: {', '.join(names)}{remedy}"
 
 
 def _plugins() -> list[str]:

@@ -211,6 +211,7 @@ def test_bad_images_fail_all_named_and_leave_nothing(damaged, tmp_path, lines):
     text = str(e.value)
     assert text.startswith("8 of 20 images cannot be read") and "--on_error=skip" in text
     assert all(str(source / b) in text for b in bad) and "zero bytes" in text and "No such file" in text
+    assert "phone.heic (HEIC, not an image of a kind that is read" in text and "; export it as jpeg)" in text
     assert list((tmp_path / "data").iterdir()) == []
 
 
