@@ -246,7 +246,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         name = f"{prefix}{key}"
         if name in PLACES:
             continue
-        if isinstance(a, dict) or isinstance(b, dict):
+        short = overrides.SHORT.get(name)
+        if short:  # a section that may be one word
+            a, b = ({short: x} if isinstance(x, str) and x else x or None for x in (a, b))
+        if a != b and all(x is None or isinstance(x, dict) for x in (a, b)):
             out += differences(a or {}, b or {}, f"{name}.")
         elif a != b:
             out.append(f"{name}: {a!r} -> {b!r}")

@@ -109,6 +109,12 @@ def test_differences_name_keys_at_every_level():
         "b.c: [1, 2] -> [1, 3]", "b.d.e: None -> 0", "b.d.f: None -> 1", "gone: 3 -> None", "new.g: None -> 4",
     ]  # fmt: skip
     assert config.differences(old, json.loads(json.dumps(old))) == []
+    word, section = {"init_from": "x.npz"}, {"init_from": {"source": "x.npz"}}
+    assert config.differences(word, section) == config.differences({"init_from": ""}, {}) == []
+    assert config.differences({"a": None}, {"a": {}}) == []
+    assert config.differences({"a": "word"}, {"a": {"b": 1}}) == ["a: 'word' -> {'b': 1}"]
+    section["init_from"]["new_head"] = True
+    assert config.differences(word, section) == ["init_from.new_head: None -> True"]
 
 
 def test_references_are_resolved_and_tuples_are_lists():

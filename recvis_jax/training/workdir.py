@@ -84,13 +84,14 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(text: str) -> str:
-    """Makes the name of a file or run absolute, with its @CHECKPOINT; another source of weights stays as it is."""
+    """Makes the name of a file or run absolute, with its @CHECKPOINT or #PART; another source of weights stays as it is."""
     if "://" in text or "\0" in text:
         return text
     try:
-        for name, which in ((text, ""), text.rpartition("@")[::2]):
+        for end in ("", "@", "#"):  # a run's checkpoint, a part of a file
+            name, _, which = text.rpartition(end) if end else (text, "", "")
             if name and (found := Path(name).expanduser()).exists():
-                return os.path.normpath(found.absolute()) + (f"@{which}" if which else "")
+                return os.path.normpath(found.absolute()) + (f"{end}{which}" if which else "")
     except (OSError, RuntimeError):
         pass
     return text
