@@ -84,7 +84,7 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(text: str) -> str:
-    """Makes the name of a file or run absolute, with its @CHECKPOINT or #PART; another source of weights stays as it is."""
+    """Makes the name of a file or run absolute, with its @CHECKPOINT or #PART; another source stays as it is."""
     if "://" in text or "\0" in text:
         return text
     try:
