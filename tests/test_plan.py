@@ -12,6 +12,7 @@ from recvis_jax.planning import planner
 
 ROOT = programs.ROOT
 DIGITS = f"--config={ROOT}/configs/digits/lenet.py"
+LINEAR = f"--config={ROOT}/configs/fashion_mnist/linear.py"
 
 
 def test_a_config_on_simulated_devices(program):
@@ -29,7 +30,7 @@ def test_a_config_on_simulated_devices(program):
 
 def test_search_on_simulated_devices(program):
     flags = ("--config.batch_size=96", "--search", "--level=O1")
-    got = program("plan", f"--config={ROOT}/configs/fashion_mnist/linear.py", "--topology=cpu:4", *flags)
+    got = program("plan", LINEAR, "--topology=cpu:4", *flags)
     assert got.code == 0, got
     assert "cpu:4: 2 strategies fit, the cheapest first (compiled at O1)" in got.out
     assert "replicate: fits" in got.err and "fsdp: fits" in got.err
@@ -44,14 +45,14 @@ def test_what_does_not_fit_is_said_with_the_shortfall(program):
     for line, devices in zip(lines, (1, 2), strict=True):
         assert re.fullmatch(rf"cpu:{devices}: does not fit, needs \S+ \wiB of 524 KiB a device: lacks \S+ \wiB", line)
     assert got.err == f"error: {'; '.join(lines)}\n"
-    got = program("plan", *flags, "--topology=cpu:2", "--search")
+    got = program("plan", LINEAR, "--config.batch_size=8", "--memory=0.00001", "--topology=cpu:2", "--search")
     assert got.code == 1 and got.err.endswith("error: cpu:2: none of the strategies fits\n")
 
 
 def test_every_key_of_a_config_is_known():
     """Those that decide about the step, and those that do not."""
     takes = set(inspect.signature(train.train).parameters) - {"workdir", "config"}
-    assert takes == set(inspect.signature(build.make_run).parameters) - {"devices"} | planner._OTHER
+    assert takes == set(inspect.signature(build.make_run).parameters) - {"devices", "recorded"} | planner._OTHER
 
 
 REFUSED = {
