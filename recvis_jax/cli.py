@@ -9,8 +9,10 @@ import functools
 import gc
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -287,12 +289,24 @@ def _debugging() -> bool:
     return bool("debug" in FLAGS and FLAGS.is_parsed() and FLAGS.debug)
 
 
+_shown: dict[str, float] = {}  # what `progress` showed last, and when
+
+
 def progress(name: str, done: int, length: int) -> None:
-    """Shows on a terminal how far something is that goes over `length` examples."""
-    if sys.stderr.isatty():
-        print(
-            f"\r{errors.printable(name)}: {done:,} of {length:,}",
-            end="\n" if done >= length else "",
-            file=sys.stderr,
-            flush=True,
-        )
+    """Shows on a terminal how far something is; elsewhere nothing.
+
+    Args:
+      name: of what is done.
+      done, length: how much of it, and how much there is in all.
+    """
+    if not sys.stderr.isatty():
+        return
+    now, over = time.monotonic(), done >= length
+    if not over and now - _shown.get(name, 0) < 0.1:
+        return  # a terminal at the other end of the world is not to slow the work down
+    _shown.clear()
+    _shown[name] = now
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    line = f": {done:,} of {length:,}"
+    line = errors.printable(name)[: width - len(line)] + line
+    print(f"\r\x1b[K{line}", end="\n" if over else "", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import small
 from sklearn.linear_model import LogisticRegression
 
 from recvis_jax import build, errors, trained, trees
-from recvis_jax.evaluation import features
+from recvis_jax.evaluation import features, probes
 from recvis_jax.models.probe import POOLS, pooled
 
 MODEL = small.SECTIONS["model"]
@@ -89,6 +89,60 @@ def test_the_table_of_probes_is_right(run, program):
     assert [r["seed"] for r in few] == [0, 1, 2] and len({r["accuracy"] for r in few}) > 1
 
 
+def test_splits_are_named_alike_everywhere():
+    data = dict(name="digits", train="train[:90%]", val="train[90%:]", test="test", eval_transform="", cache="none")
+    said = []
+    both, val, alone = (build.open_data(**{**data, **c}) for c in ({}, {"test": None}, {"test": None, "val": None}))
+    assert trained.default_split(both, said.append) == "test" and not said
+    assert trained.default_split(val, said.append) == "val" and "validation split is taken" in said[0]
+    with pytest.raises(errors.BadRequest, match="neither a test nor a validation split"):
+        trained.default_split(alone)
+    assert trained.open_named(val, "validation").name == trained.open_named(val, "val").name == "digits/train[90%:]"
+    assert trained.open_named(val, "train[:7]").length == 7
+    with pytest.raises(errors.BadRequest, match=r"the run has no test split, only train, val; --split also takes"):
+        trained.open_named(val, "test")
+    assert trained.canonical("validation") == "val" and trained.canonical("validation[:9]") == "validation[:9]"
+
+
+def test_a_tenth_of_each_class_is_held_out():
+    labels = np.repeat(np.arange(4), (40, 15, 9, 0))  # in the order of their classes
+    x = np.arange(len(labels), dtype=np.float32)[:, None]
+    fit, chosen_on = probes.hold_out(probes.Set(x, labels), 4)
+    np.testing.assert_array_equal(np.bincount(chosen_on.labels, minlength=4), [4, 1, 0, 0])
+    np.testing.assert_array_equal(np.sort(np.concatenate([fit.values, chosen_on.values]), axis=0), x)
+    assert (labels[chosen_on.values[:, 0].astype(int)] == chosen_on.labels).all()
+    again = probes.hold_out(probes.Set(x, labels), 4)[1]
+    np.testing.assert_array_equal(again.values, chosen_on.values)
+    few = np.array([0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(probes.hold_out(probes.Set(x[:5], few), 3)[1].labels, [0, 1])
+    with pytest.raises(errors.BadRequest, match="no class has two"):
+        probes.hold_out(probes.Set(x[:3], np.arange(3)), 3)
+
+
+def test_too_few_examples_are_said_by_the_name_of_the_class():
+    labels = np.array([0, 0, 1, 1, 1])
+    for protocols, per_class, text in (
+        (["linear"], 3, "class 'ä' has 2 training examples; 3 of each class cannot be drawn"),
+        (["knn", "nope"], 0, "unknown protocol 'nope'"),
+    ):
+        with pytest.raises(errors.BadRequest, match=text):
+            probes.check(protocols, labels, ("ä", "b"), 2, per_class)
+    with pytest.raises(errors.BadRequest, match=r"class 'c\\\\x1b' has no training example, .*; linear,knn do without"):
+        probes.check(["fewshot"], labels, ("a", "b", "c\x1b"), 3)
+    probes.check(["linear", "knn"], labels, ("a", "b", "c"), 3)
+    with pytest.raises(errors.BadRequest, match="one class an image"):
+        probes.check(["knn"], labels.astype(float), (), 2)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "knn"])
+def test_probes_of_constant_features_and_absent_classes(protocol):
+    told = []
+    sets = [probes.Set(np.ones((6, 3), np.float32), np.array([0, 1] * 3))] * 3
+    (found,) = probes.run([protocol, protocol], *sets, num_classes=3, say=lambda *how_far: told.append(how_far))
+    assert found.accuracy == 0.5
+    assert told[0][:2] == (protocol, 0) and told[-1][1] == told[-1][2]
+
+
 def test_pooling_by_hand():
     acts = {"tokens": jnp.arange(24.0).reshape(2, 3, 4), "maps": jnp.arange(16.0).reshape(1, 2, 2, 4)}
     x = np.arange(24.0).reshape(2, 3, 4)
@@ -101,6 +155,7 @@ def test_pooling_by_hand():
         np.testing.assert_allclose(pooled(acts, "tokens", pool), value)
     np.testing.assert_allclose(pooled(acts, "maps"), [[6, 7, 8, 9]])
     np.testing.assert_allclose(pooled({"x": jnp.ones((2, 3))}, "x", "flatten"), np.ones((2, 3)))
+    np.testing.assert_allclose(pooled({"x": jnp.arange(2)}, "x"), [[0], [1]])  # integers, one an image
     with pytest.raises(errors.BadRequest, match="Did you mean 'first_rest'"):
         pooled(acts, "tokens", "firstrest")
 

@@ -38,6 +38,7 @@ def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
     if layer not in acts:
         raise BadRequest(f"the model has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
     x = acts[layer].astype(jnp.float32)
+    x = x[:, None] if x.ndim == 1 else x  # a number an image
     return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
 
 
