@@ -198,8 +198,6 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if "name" not in kw:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
     name = kw.pop("name")
-    if "dtype" in kw:
-        raise errors.BadRequest("unknown key config.model.dtype. The type of the computation is config.dtype.")
     if "num_classes" in errors.keywords(
         errors.choose(models.MODELS | models.AROUND, name, "model")
     ):  # an autoencoder has none
@@ -295,6 +293,8 @@ def make_run(
       BadRequest: an unknown key, name or value, with what would be right.
     """
     errors.check_kwargs(open_data, data, "config.data", given=("recorded",))
+    if "dtype" in model:
+        raise errors.BadRequest("unknown key config.model.dtype. The type of the computation is config.dtype.")
     if (epochs is None) == (steps is None):
         raise errors.BadRequest("give the length of the run as one of config.epochs and config.steps.")
     if seed < 0:
