@@ -68,6 +68,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 
 
+_MOST_BLOCKS = 200
+
+
 def create(name: str, **kw: Any) -> nn.Module:
     """Returns the model `name` of `MODELS` or `AROUND`, built with the attributes `kw`.
 
@@ -83,6 +86,7 @@ def create(name: str, **kw: Any) -> nn.Module:
     check_kwargs(constructor, kw, "model")
     if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
+    _check_length(constructor, kw)
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, of JSON, have no hash
     backbone = kw.get("backbone")
     if backbone is not None and not isinstance(backbone, (Mapping, nn.Module)):
@@ -96,3 +100,14 @@ def create(name: str, **kw: Any) -> nn.Module:
             raise BadRequest("unknown key model.backbone.dtype. The type of the computation is config.dtype.")
         kw["backbone"] = create(**{**{k: v for k, v in given.items() if k in inner}, **backbone})
     return constructor(**kw)
+
+
+def _check_length(constructor: Callable[..., nn.Module], kw: Mapping[str, Any]) -> None:
+    """Refuses more blocks than can be traced one by one in reasonable time."""
+    depth, blocks = kw.get("depth", 0), kw.get("blocks", ())
+    residual = getattr(constructor, "func", constructor) is CifarResNet  # whose paper has 1,202 layers
+    if depth > _MOST_BLOCKS and not residual and not kw.get("scan"):
+        remedy = "; model.scan=True takes more" if "scan" in keywords(constructor) else ""
+        raise BadRequest(f"model.depth is {depth}; at most {_MOST_BLOCKS} blocks are written out one by one{remedy}.")
+    if sum(blocks) > 2 * _MOST_BLOCKS:
+        raise BadRequest(f"model.blocks is {shown(blocks)}; at most {2 * _MOST_BLOCKS} blocks are taken in all.")
