@@ -88,7 +88,12 @@ cli.run(train.main, train.define_flags)
 def test_a_failed_save_ends_the_program(tmp_path):
     (tmp_path / "program.py").write_text(NO_FOLDER)
     process = programs.start(tmp_path / "program.py", COMMAND[2], f"--workdir={tmp_path / 'run'}")
-    text, _ = process.communicate(timeout=200)  # the threads would wait for 300 s
+    text = ""
+    while "error: " not in text:
+        line = process.stdout.readline()
+        assert line, text
+        text += line
+    text += process.communicate(timeout=200)[0]  # the threads would wait for 300 s
     assert process.returncode == 1, text
     last = text.splitlines()[-1]
     assert last.startswith("error: saving a checkpoint in") and "Not a directory" in last and "room" not in last, text
