@@ -8,7 +8,7 @@ import programs
 import pytest
 import small
 
-from recvis_jax import errors, train
+from recvis_jax import build, errors, train
 from recvis_jax.training import log
 
 GONE = small.GONE
@@ -106,15 +106,11 @@ def test_where_it_does_not_permit_the_way_is_said_and_nothing_changes(tmp_path):
 
 def test_another_model_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """As where the code changed: the config is the same, the state is not."""
-    from recvis_jax.models import mlp
-
     run(tmp_path / "run", steps=4)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    init = mlp.nn.Dense.__call__
-    monkeypatch.setattr(
-        mlp.nn.Dense, "__call__", lambda self, x: init(self, x) + self.param("extra", lambda k: x[0, 0])
-    )
-    with pytest.raises(errors.BadRequest, match=r"is whole, but of another model .* missing there \\(opt_state.*extra"):
+    create = build.states.create
+    monkeypatch.setattr(build.states, "create", lambda *parts, ema: create(*parts, ema=True))
+    with pytest.raises(errors.BadRequest, match=r"is whole, but of another model .* missing there \(ema/"):
         run(tmp_path / "run", steps=4)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
     monkeypatch.undo()

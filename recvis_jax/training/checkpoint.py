@@ -12,6 +12,7 @@ config changed is the user's to mend, and nothing is moved. A best checkpoint of
 stays until the run has come by there again, at most aside in `checkpoints/ahead`.
 """
 
+import contextlib
 import errno
 import json
 import zlib
@@ -339,10 +340,10 @@ class Checkpointer:
             action()
         except Exception as e:
             # As they lie on the disk: the managers already count what they were about to write and to remove.
-            try:
-                good = sorted({saved.step for saved in self._there()})
-            except errors.Failure:
-                good = []
+            good: list[int] = []
+            for kind in ("last", "best"):
+                with contextlib.suppress(errors.Failure):
+                    good = sorted({*good, *_steps(self._there(kind))})
             have = f"The checkpoints of steps {good} are intact." if good else "There is no earlier checkpoint."
             if any(map(_is_full, _chain(e))):
                 what, remedy = f"the disk is full: {self.root} has no room for a checkpoint", "Make room and give"
