@@ -5,14 +5,15 @@ import pytest
 
 from recvis_jax import errors, train
 
-SLICES = 8
+SLICES = 12  # of which one is tried every time
+PARTS = [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in range(SLICES)]
 
 
 class Taken(Exception):
     """Nothing was refused before the first step."""
 
 
-@pytest.mark.parametrize("part", range(SLICES))
+@pytest.mark.parametrize("part", PARTS)
 def test_wrong_values(part, monkeypatch, tmp_path):
     def first_step(*args, **kwargs):
         raise Taken
