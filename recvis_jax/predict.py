@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
             continue
         outputs = np.asarray(predictor.outputs(image[None]))[0]
         print(f"{errors.printable(path)}\n{show(outputs, classes, FLAGS.top, predictor.kind)}", flush=True)
+    if run:
+        print("next: " + errors.command("python", "-m", "recvis_jax.probe", f"--workdir={run[0]}"))
     if bad:
         raise errors.Failure(f"{bad:,} of {len(paths):,} images could not be predicted; their lines say why.")
 

@@ -32,7 +32,7 @@ def predict(program, *flags):
         elif line.endswith(".png"):
             image = line.rpartition("/")[2]
             found[image] = []
-        else:
+        elif not line.startswith("next: "):
             notes.append(line)
     return found, notes
 
