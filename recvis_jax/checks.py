@@ -3,6 +3,7 @@
 Nothing is computed: the training step's and the evaluation's shapes are traced.
 """
 
+import math
 import os
 from typing import Any
 
@@ -45,9 +46,8 @@ def _check_memory(run: build.Run, accumulate: int) -> None:
     have = _memory_of(device)
     if not have:
         return
-    shards = jax.tree.map(lambda x, s: (s.shard_shape(x.shape), x.dtype), run.template, run.shardings)
-    shapes = jax.tree.leaves(shards, is_leaf=lambda x: isinstance(x, tuple) and len(x) == 2)
-    state = sum(int(np.prod(shape, dtype=object)) * dtype.itemsize for shape, dtype in shapes)
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, run.template, run.shardings)
+    state = sum(jax.tree.leaves(sizes))
     together = run.mesh.size if device.platform == "cpu" else 1  # devices that share this memory
     parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
     pixels = int(np.prod(run.data.image_shape, dtype=object)) * 4
