@@ -89,6 +89,30 @@ def test_the_table_of_probes_is_right(run, program):
     assert [r["seed"] for r in few] == [0, 1, 2] and len({r["accuracy"] for r in few}) > 1
 
 
+def test_what_is_reported_is_unseen_and_named_by_one_flag(run, program, tmp_path):
+    """The validation split, when it is reported on, chooses nothing; nor do training examples report."""
+    args = ("probe", f"--workdir={run}", "--protocols=knn")
+    done = program(*args, "--split=validation")
+    assert done.code == 0, done.err
+    assert "validation accuracy" in done.out and "a tenth of the training examples" in done.out
+    found = json.loads((run / "probe-val.json").read_text())
+    assert found["split"] == "val" and found["splits"].keys() == {"train", "val"}
+    done = program(*args, "--splits=train[:30%],train[30%:40%]", f"--out={tmp_path}", "--protocols=linear")
+    assert done.code == 0 and "there is no test split: the validation split is taken." in done.out, done.err
+    for flag, text in (
+        ("--split=train", "shares 1,293 examples with the training split"),
+        ("--split=tset", "digits has no split 'tset'; its splits: train, test"),
+        ("--per_class=5,5000", "training examples; 5000 of each class cannot be drawn"),
+        ("--protocols=kmm", "unknown protocol 'kmm'"),
+        ("--protocols=", "--protocols is empty"),
+        ("--layers=features,", "--layers is empty"),
+        ("--splits=train", "--splits takes two or three"),
+        ("--classes=3", "probes need one class an image, of two or more"),
+    ):
+        ended = program(*args, flag)
+        assert ended.code == 2 and text in ended.err and ended.err.count("\n") == 1, ended
+
+
 def test_splits_are_named_alike_everywhere():
     data = dict(name="digits", train="train[:90%]", val="train[90%:]", test="test", eval_transform="", cache="none")
     said = []
