@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),
     "training": ("trees",),
-    "training.loop": (),
+    "training.loop": ("trees",),
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
     "planning": ("build", "data", "models", "training", "vis.structure"),
