@@ -385,6 +385,10 @@ def _is_full(e: BaseException) -> bool:
 
 
 def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
+    if "://" not in str(folder):
+        for path in sorted(Path(folder).rglob("*")):  # orbax would wait for ever for what a pipe says
+            if path.exists() and not (path.is_dir() or path.is_file()):
+                raise errors.Failure(f"the checkpoints in {folder} cannot be read: {path} is no regular file.")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=LatestN(keep),
         cleanup_tmp_directories=not read_only,

@@ -1,9 +1,14 @@
 """What all malformed inputs meet: no annotations checked, as users run it, and programs on PATH that tell on us."""
 
+import logging as python_logging
+import sys
+
 import harness
 import jaxtyping
 import pytest
 from absl import logging
+
+from recvis_jax import cli
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -11,8 +16,11 @@ def as_users_run_it(tmp_path_factory):
     """What the annotations would find here is to be found without them."""
     jaxtyping.config.update("jaxtyping_disable", True)
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)  # as `cli.run` does
+    logging.set_verbosity(logging.FATAL)  # as `cli.run` does, and so on
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    hook, sys.unraisablehook = sys.unraisablehook, cli._unraisable
     with harness.stand_ins(tmp_path_factory.mktemp("bin")):
         yield
+    sys.unraisablehook = hook
     logging.set_verbosity(before)
     jaxtyping.config.update("jaxtyping_disable", False)
