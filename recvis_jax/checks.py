@@ -23,7 +23,7 @@ def check_run(run: build.Run, accumulate: int = 1) -> None:
 
     Raises:
       BadRequest: the batch is larger than the data, the state or a batch does not fit into a device's memory, or the
-        augmentation, the model or the loss does not take the images or labels that it would be given.
+        model does not take what `eval_transform` makes of an image.
     """
     source = run.data.train
     if source is None:
@@ -33,12 +33,35 @@ def check_run(run: build.Run, accumulate: int = 1) -> None:
             f"config.batch_size={run.batch_size} is larger than the {source.length} training examples of "
             f"{source.name}; --config.batch_size={_power(source.length)} would do."
         )
-    examples = source.read([0])
     _check_memory(run, accumulate)
-    image = jax.ShapeDtypeStruct((run.batch_size // accumulate, *run.data.image_shape), jnp.uint8)
-    _check_training(run, image, examples[0]["label"])
     if run.data.val is not None or run.data.test:
-        _check_evaluation(run, examples[0])
+        _check_evaluation(run, source.read([0])[0])
+
+
+def check_step(run: build.Run, accumulate: int = 1, step: Any = None, batch: Any = None) -> None:
+    """Refuses a run whose augmentation, model or loss does not take the images or labels that it would be given.
+
+    Args:
+      run: the run, with its data.
+      accumulate: micro-batches a step.
+      step: the step by `jit` of one process, which is traced: its first call then need not be. None traces its parts.
+      batch: its first batch; what is traced for another kind of arrays would be traced again.
+
+    Raises:
+      BadRequest: with the part that does not fit.
+    """
+    if run.data.train is None:
+        return
+    if step is not None:
+        try:
+            jax.eval_shape(step, run.template, batch)
+            return
+        except Exception:  # which part it is shows below
+            pass
+    label = run.data.train.read([0])[0]["label"]
+    _check_training(run, _batch(run, run.batch_size // accumulate, label))
+    if step is not None:
+        _traced("the training step", step, run.template, batch)
 
 
 def _check_memory(run: build.Run, accumulate: int) -> None:
@@ -73,19 +96,22 @@ def _memory_of(device: Any) -> int:
         return 0
 
 
-def _check_training(run: build.Run, image: jax.ShapeDtypeStruct, label: Any) -> None:
-    """Traces a step's augmentation and loss."""
-    b = image.shape[0]
+def _batch(run: build.Run, b: int, label: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a training batch of b examples."""
     shape = np.shape(label)
     kind = jnp.int32 if run.data.info.num_classes and not shape else jnp.float32
-    batch = {
-        "image": image,
+    return {
+        "image": jax.ShapeDtypeStruct((b, *run.data.image_shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((b, *shape), kind),
         "slot": jax.ShapeDtypeStruct((b,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((b,), jnp.bool_),
     }
+
+
+def _check_training(run: build.Run, batch: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Traces a step's augmentation and loss."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    where = f"data.augment on images of {_by(image.shape[1:])}"
+    where = f"data.augment on images of {_by(run.data.image_shape)}"
     augmented = _traced(where, run.data.augment, key, batch)
     where = f"the model and its loss on training images of {_by(augmented['image'].shape[1:])}"
     _traced(where, run.task.loss, run.template.params, run.template.model_state, augmented, key)
@@ -96,6 +122,8 @@ def _check_evaluation(run: build.Run, example: dict) -> None:
     if run.data.eval_transform:
         example = run.data.eval_transform(np.random.default_rng(0), example)
     shape = example["image"].shape
+    if shape == run.data.image_shape:  # as in training
+        return
     image = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
     where = f"data.eval_transform gives images of {_by(shape)}, training has {_by(run.data.image_shape)}: the model"
 

@@ -94,7 +94,7 @@ def train(
     """
     from recvis_jax import build, checks, trained
     from recvis_jax.evaluation import classify
-    from recvis_jax.training import checkpoint, distributed, log, loop
+    from recvis_jax.training import checkpoint, distributed, log, loop, processes
     from recvis_jax.training import optim as optimisers
     from recvis_jax.training import step as steps_of
     from recvis_jax.training import workdir as workdirs
@@ -141,17 +141,18 @@ def train(
                 total_steps=total, batch_size=batch_size, steps_per_epoch=run.steps_per_epoch, **optim
             ), optim.get("schedule", "cosine"),
         )  # fmt: skip
-    fresh = None if any(reader.kept().values()) else build.initial_state(run, paths["init_from"], tell)
-    reader.close()
-    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
-    val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
-    draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
-    validate = _make_validate(run, evaluate, val_batches, draw, prober, every["eval_every"]) if run.data.val else None
     step_fn = steps_of.make_train_step(
         run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
         compile=compile, shardings=run.shardings,
     )  # fmt: skip
-    batches = _rehearse(run, step_fn, done_before, compile, val_batches)
+    val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
+    traceable = step_fn if compile == "jit" and not processes.several() else None
+    batches = _rehearse(run, traceable, accumulate, done_before, compile, val_batches)
+    fresh = None if any(reader.kept().values()) else build.initial_state(run, paths["init_from"], tell)
+    reader.close()
+    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
+    draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
+    validate = _make_validate(run, evaluate, val_batches, draw, prober, every["eval_every"]) if run.data.val else None
 
     with home.taken(), loop.StopSignal() as stop:
         keeper = checkpoint.Checkpointer(folder, run.template, say=tell, root=root, held=home.held)
@@ -219,22 +220,19 @@ def _record_data(folder: Path, info: Any) -> None:
 
 
 def _rehearse(
-    run: Any, step_fn: Any, first: int, compile: str, val_batches: Any
+    run: Any, step_fn: Any, accumulate: int, first: int, compile: str, val_batches: Any
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Reads the first batches and traces the step, so that what is wrong with them is found before the run begins.
 
     Returns:
       A function from the number of a step to the batches from there on.
     """
-    import jax
-
-    from recvis_jax import build
-    from recvis_jax.training import processes
+    from recvis_jax import build, checks
 
     stream = build.train_batches(run, first, compile)
     batch = next(stream, None)
-    if batch is not None and not processes.several() and compile == "jit":
-        jax.eval_shape(step_fn, run.template, batch)
+    if batch is not None:
+        checks.check_step(run, accumulate, step_fn, batch)
     if val_batches is not None:
         next(iter(val_batches))
     ready = {} if batch is None else {first: itertools.chain([batch], stream)}
