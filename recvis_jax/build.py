@@ -114,14 +114,19 @@ def open_data(
         errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
     if threads < 1 or workers < 0:
         raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
-    host, eval_host = transforms.parse(transform), transforms.parse(eval_transform)
+    with errors.at("config.data.transform"):
+        host = transforms.parse(transform)
+    with errors.at("config.data.eval_transform"):
+        eval_host = transforms.parse(eval_transform)
     if eval_host.random:
         raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
     expressions = {"train": train, "val": val, "test": test}
 
     def opened(split: str) -> sources.Source:
         found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
-        return subset.subset(sliding.labelled(found, **windows) if windows else found, classes)
+        found = sliding.labelled(found, **windows) if windows else found
+        with errors.at("config.data.classes"):
+            return subset.subset(found, classes)
 
     def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
         return data_info.DataInfo(
@@ -132,7 +137,8 @@ def open_data(
         """Opens a split and compares it with what the run recorded, if it did."""
         found = opened(split)
         if which == "train":
-            found = subset.subset(found, (), per_class, subset_seed)
+            with errors.at("config.data.per_class"):
+                found = subset.subset(found, (), per_class, subset_seed)
         if recorded:
             now = known(found, recorded.info.image_shape).with_split(which, split, found if which else None)
             data_info.check(recorded, now, going_on=False)
@@ -148,12 +154,15 @@ def open_data(
             raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
         first = train_source.read([0])[0]
         if transform:
-            first = host.fn(np.random.default_rng(0), first)
+            with errors.at("config.data.transform"):
+                first = host.fn(np.random.default_rng(0), first)
         info = known(train_source, first["image"].shape)
         info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
     there = {"train": train_source, "val": val_source}
-    device = device_augment.parse(augment, info.num_classes)
-    device_augment.statistics(statistics, info.image_shape[2])  # refuse a wrong name now
+    with errors.at("config.data.augment"):
+        device = device_augment.parse(augment, info.num_classes)
+    with errors.at("config.data.statistics"):  # a wrong name is refused now
+        device_augment.statistics(statistics, info.image_shape[2])
 
     def normalise(batch: dict) -> dict:
         return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
@@ -198,9 +207,9 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if "name" not in kw:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
     name = kw.pop("name")
-    if "num_classes" in errors.keywords(
-        errors.choose(models.MODELS | models.AROUND, name, "model")
-    ):  # an autoencoder has none
+    with errors.at("config.model.name"):
+        made = errors.choose(models.MODELS | models.AROUND, name, "model")
+    if "num_classes" in errors.keywords(made):  # an autoencoder has none
         kw.setdefault("num_classes", data.info.num_classes or 1)
     if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:
         raise errors.BadRequest(
@@ -212,13 +221,14 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
 
 def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
     """Builds the task of a config's `task` section; None means "classify", or "regress" for data without classes."""
-    name = name or ("classify" if data.info.num_classes else "regress")
+    name = ("classify" if data.info.num_classes else "regress") if name is None else name
     if name == "classify" and data.info.num_classes == 1 and not data.info.multi_label:
         raise errors.BadRequest(
             f"{data.info.name} has one class only, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
             "to tell apart. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
         )
-    make = errors.choose(TASKS, name, "task")
+    with errors.at("config.task.name"):
+        make = errors.choose(TASKS, name, "task")
     known = {
         "image_shape": data.image_shape,
         "num_classes": data.info.num_classes,
@@ -318,9 +328,10 @@ def make_run(
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
     errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
     optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
-    optimizer = optimisers.make_optimizer(
-        **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
-    )
+    with errors.at("config.optim"):
+        optimizer = optimisers.make_optimizer(
+            **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
+        )
 
     drawn = objective
     if mesh.size == 1 and tried.usable("loops of draws"):

@@ -6,8 +6,10 @@ and what would be right.
 """
 
 import collections.abc
+import contextlib
 import difflib
 import inspect
+import re
 import shlex
 import types
 import typing
@@ -78,6 +80,17 @@ def command(*words: object) -> str:
       "python -m recvis_jax.prepare '--source=my pictures'"
     """
     return printable(shlex.join(map(str, words)))
+
+
+@contextlib.contextmanager
+def at(key: str) -> Iterator[None]:
+    """Puts a config's key, as "config.data.augment", before what is refused inside, unless it is named there."""
+    try:
+        yield
+    except BadRequest as e:
+        if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", str(e)):
+            raise
+        raise BadRequest(f"{key}: {e}") from e
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

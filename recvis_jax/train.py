@@ -9,6 +9,7 @@ The same command given again goes on where the run stopped, and ends bit for bit
 import contextlib
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def train(
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
     checks.check_run(run, accumulate)
-    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
+    with errors.at("config.metrics"):
+        measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
     if every["log_every"] > run.total_steps:  # else its curve would be a point
@@ -369,6 +371,8 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str, ever
 
 
 def _steps(name: str, value: int | float, per_epoch: float) -> int:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise errors.BadRequest(f"config.{name} is {errors.shown(value)}; it takes a number of steps or epochs.")
     steps = value if isinstance(value, int) else max(1, round(value * per_epoch))
     if steps < 1:
         raise errors.BadRequest(f"config.{name}={value} must be at least one step.")

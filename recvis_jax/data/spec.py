@@ -93,6 +93,8 @@ def _build(
         key = keyword.arg or "**"
         if key not in valid:
             raise BadRequest(f"{name} has no argument {key!r}.{nearest(key, valid)}{usage}")
+        if key in kwargs:
+            raise BadRequest(f"{name}: {key} is given twice.{usage}")
         kwargs[key] = _literal(keyword.value, name, usage)
     try:
         bound = inspect.signature(builder).bind(*args, **kwargs).arguments

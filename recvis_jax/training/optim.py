@@ -146,6 +146,8 @@ def make_optimizer(
     stages.append(("lr", optax.scale_by_learning_rate(lr_schedule)))
     if lr_multipliers:
         stages.append(("lr_multipliers", _multiply(trained(_factors(params, lr_multipliers)))))
+    if layer_decay is None and layer_blocks != BLOCK:
+        raise BadRequest("optim.layer_blocks says which blocks optim.layer_decay counts, which is not set.")
     if layer_decay is not None:
         stages.append(("layer_decay", _multiply(trained(layer_factors(params, layer_decay, layer_blocks)))))
 
@@ -172,6 +174,8 @@ def schedule_of(
     """Builds the schedule of an optimizer; see `make_optimizer`, whose other arguments it ignores."""
     if base_batch < 0 or (base_batch and not batch_size):
         raise BadRequest(f"optim.base_batch is {base_batch}; it takes a number of examples, and needs the batch size.")
+    if own := {"lr", "total_steps", "warmup_steps"} & set(schedule_args or {}):
+        raise BadRequest(f"optim.schedule_args.{min(own)} is no key of a schedule: it is set beside schedule_args.")
     return make_schedule(
         schedule,
         lr=lr * batch_size / base_batch if base_batch and batch_size else lr,
