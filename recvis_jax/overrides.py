@@ -18,7 +18,7 @@ from recvis_jax import errors
 
 # Keys that take text: there a number is text as well, as in data.name=2024. A test compares this with the functions.
 TEXTS = frozenset(
-    "activation adam augment cache checkpoint_dir compile data_dir decay decay_style dtype eval_transform freeze "
+    "activation adam augment cache checkpoint_dir compile data_dir decay dtype eval_transform freeze "
     "ignore image_key init_from label_key layer layer_blocks library loss name pool positions sampling schedule shape "
     "sharding shortcut source statistics strategy test train transform val views".split()
 )

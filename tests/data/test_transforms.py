@@ -84,7 +84,7 @@ def test_arguments_by_position_and_keyword_are_the_same():
         ("resize(8, method='bicubc')", ["Did you mean 'bicubic'?"]),
         ("resize_crop(300)", ["resize is 256", "300x300"]),
         ("random_resized_crop(8, scale=(0.5, 0.1))", ["exceeds"]),
-        ("random_resized_crop(8, scale=(0, 1))", ["scale is 0", "above 0"]),
+        ("random_resized_crop(8, scale=(0, 1))", ["scale is 0", "from 0.0001 to 1"]),
         ("random_resized_crop(8, scale=(0.5, 1.5))", ["scale is 1.5"]),
         ("color_jitter(hue=0.6)", ["hue is 0.6"]),
         ("randaugment(2, 31)", ["m is 31", "to 30"]),
