@@ -100,7 +100,7 @@ class Server:
     def __call__(self, program: str, *flags: str | Path, cwd: str | Path = "", **env: str) -> Ended:
         self._count += 1
         to = Path(self._folder.name) / str(self._count)
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"  # see conftest.py
+        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"  # see conftest.py
         case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to), "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()

@@ -262,7 +262,6 @@ def test_shapes_are_enough_and_the_schedule_is_the_one_used():
         ("sgd", {"lr": math.nan}, "lr is nan"),
         ("sgd", {"weight_decay": -1e-4}, "weight_decay is -0.0001"),
         ("sgd", {"weight_decay": 0.1, "decay": "kernal$"}, "'kernal\\$' matches none of the 8 names"),
-        ("sgd", {"decay_style": "l2"}, "unknown decay_style 'l2'"),
         ("sgd", {"freeze": "heads"}, "'heads' matches none"),
         ("sgd", {"freeze": "."}, "freezes every parameter"),
         ("sgd", {"clip_norm": 0.0}, "clip_norm is 0.0"),
