@@ -14,6 +14,7 @@ stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others.
 A line is a probability and a class; where the outputs are no probabilities of one class out of all, a line says so.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
