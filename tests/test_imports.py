@@ -52,6 +52,8 @@ ALONE = {
     "trees": (),
     "tasks.losses": (),
     "evaluation.metrics": (),
+    "data.fields": (),
+    "data.geometry": ("data.fields",),
     "data.transforms": ("data.spec", "data.randaugment"),
     "data.augment": ("data.spec", "data.augment_images"),
 }

@@ -1,0 +1,158 @@
+"""What an example is made of: fields that a source declares, and how they are stacked to batches.
+
+A field has a kind, which says what its numbers mean and how a change of the image's geometry moves them, and a shape. A
+first axis whose length varies from example to example is padded to a declared maximum; beside such a field NAME a
+batch holds `NAME_mask`, true where there is something.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from recvis_jax.errors import BadRequest, nearest, printable
+
+Kind = Literal["image", "label", "tokens", "boxes", "masks", "points", "map", "number", "video"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SPATIAL = ("image", "boxes", "masks", "points", "map", "video")  # move with the image
+
+# Shape of one example behind what may vary, None where a field's own declaration says it.
+_ENDS: dict[str, tuple[int | None, ...]] = {
+    "image": (None, None, None),  # h w c
+    "video": (None, None, None, None),  # t h w c
+    "boxes": (None, 4),  # n, x0 y0 x1 y1 in pixels, ends excluded
+    "points": (None, None, 3),  # n k, x y in pixels and visibility: 0 unlabelled, 1 hidden, 2 visible
+    "masks": (None, None, None),  # n h w
+    "map": (None, None),  # h w, a class or a number a pixel
+}
+
+
+class Field(NamedTuple):
+    """One named part of an example.
+
+    Attributes:
+      name: by which batches hold it.
+      kind: what it is, one of `KINDS`. Boxes are (n 4), x0 y0 x1 y1 in pixels with the ends excluded; points (n k 3),
+        x y in pixels and a visibility (0 unlabelled, 1 hidden, 2 visible); masks (n h w); a map (h w) has a class or
+        a number a pixel; a video is (t h w c).
+      shape: of one example; None where it varies. Only a first axis that varies can be padded.
+      dtype: numpy's name of it.
+      most: to how many the first axis is padded in a batch; None where it does not vary.
+      padding: the value of what is padded.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int | None, ...]
+    dtype: str
+    most: int | None = None
+    padding: float = 0
+
+    @property
+    def padded_shape(self) -> tuple[int | None, ...]:
+        """Shape of one example in a batch."""
+        return self.shape if self.most is None else (self.most, *self.shape[1:])
+
+    @property
+    def mask_name(self) -> str | None:
+        """By which a batch holds what is padded; None where nothing is."""
+        return None if self.most is None else f"{self.name}_mask"
+
+
+def check(fields: Sequence[Field]) -> None:
+    """Refuses declarations that contradict themselves.
+
+    Raises:
+      BadRequest: two fields of one name, an unknown kind, a shape that the kind does not have, or a maximum of
+        something that does not vary.
+
+    Example:
+      >>> check([Field("image", "image", (8, 8, 1), "uint8"), Field("boxes", "boxes", (None, 4), "float32", most=20)])
+    """
+    names = [f.name for f in fields]
+    taken = [*names, *(m for f in fields if (m := f.mask_name)), "mask", "slot"]
+    if twice := [n for n in names if taken.count(n) > 1]:
+        raise BadRequest(f"the field {twice[0]!r} is declared twice, or has a name that batches need themselves.")
+    for f in fields:
+        if f.kind not in KINDS:
+            raise BadRequest(f"field {f.name!r} is of unknown kind {f.kind!r}.{nearest(f.kind, KINDS)}")
+        end = _ENDS.get(f.kind)
+        if end and (len(end) != len(f.shape) or any(e not in (None, s) for e, s in zip(end, f.shape, strict=True))):
+            raise BadRequest(f"field {f.name!r} has shape {f.shape}; {f.kind} have {len(end)} axes, as {end}.")
+        if f.most is not None and (f.most < 1 or not f.shape or f.shape[0] is not None):
+            raise BadRequest(f"field {f.name!r} of shape {f.shape} cannot be padded to {f.most}.")
+        if f.most is None and f.kind in ("tokens", "boxes", "masks", "points") and f.shape and f.shape[0] is None:
+            raise BadRequest(f"field {f.name!r} varies in length; declare the maximum that it is padded to.")
+
+
+def stack(examples: Sequence[Mapping[str, Any]], fields: Sequence[Field], where: str = "data") -> dict[str, np.ndarray]:
+    """Stacks examples to a batch by the declared fields.
+
+    Args:
+      examples: each with a value for every field; what is not declared is left out.
+      fields: the declaration.
+      where: what the examples are of, for messages.
+
+    Returns:
+      {name: (b ...)}, and {name_mask: (b n) bool} beside what was padded.
+
+    Raises:
+      BadRequest: a field that is missing, of another shape than declared or than its neighbours', longer than the
+        declared maximum, or not finite. Nothing is cut off silently.
+
+    Example:
+      >>> words = Field("words", "tokens", (None,), "int32", most=3, padding=-1)
+      >>> batch = stack([{"words": [5, 6]}, {"words": [7, 8, 9]}], [words])
+      >>> batch["words"].tolist(), batch["words_mask"].tolist()
+      ([[5, 6, -1], [7, 8, 9]], [[True, True, False], [True, True, True]])
+    """
+    out = {}
+    for field in fields:
+        values = [_value(example, field, where) for example in examples]
+        if field.most is not None:
+            out[f"{field.name}_mask"] = np.arange(field.most) < np.array([[len(v)] for v in values])
+            values = [_pad(v, field) for v in values]
+        shapes = sorted({v.shape for v in values})
+        if len(shapes) > 1:
+            raise BadRequest(
+                f"{where}: {field.name} of different shapes cannot be batched ({shapes[0]} and {shapes[1]}). "
+                "Set data.transform and data.eval_transform, for instance 'resize_crop(224)'."
+            )
+        out[field.name] = np.stack(values)
+    return out
+
+
+def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
+    if field.name not in example:
+        there = ", ".join(map(printable, example))
+        raise BadRequest(f"{where}: an example has no field {field.name!r}; it has {there or 'none'}.")
+    value = np.asarray(example[field.name])
+    if value.size == 0 and value.ndim == 1 < len(field.shape) and field.shape[0] is None:
+        value = value.reshape(0, *(n or 0 for n in field.shape[1:]))  # an empty list says nothing of the other axes
+    fits = value.ndim == len(field.shape) and all(
+        d is None or n == d for n, d in zip(value.shape, field.shape, strict=True)
+    )
+    if not fits:
+        raise BadRequest(f"{where}: {field.name} has shape {value.shape}, where {field.shape} is declared.")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise BadRequest(f"{where}: {field.name} holds a number that is not finite.")
+    if field.most is not None and len(value) > field.most:
+        raise BadRequest(
+            f"{where}: an example has {len(value)} {field.name}, more than the declared maximum of {field.most}."
+        )
+    dtype = np.dtype(field.dtype)
+    if dtype.kind in "iu" and value.size and not _holds(dtype, value):
+        raise BadRequest(f"{where}: {field.name} holds {value.dtype} values that {field.dtype} cannot.")
+    return value.astype(dtype)
+
+
+def _holds(dtype: np.dtype, value: np.ndarray) -> bool:
+    if value.dtype.kind == "f" and (value != np.round(value)).any():
+        return False
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= value.min() and value.max() <= limits.max)
+
+
+def _pad(value: np.ndarray, field: Field) -> np.ndarray:
+    rest = [(0, 0)] * (value.ndim - 1)
+    return np.pad(value, [(0, (field.most or 0) - len(value)), *rest], constant_values=field.padding)
