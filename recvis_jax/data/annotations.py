@@ -1,0 +1,166 @@
+"""What annotated pictures have in common, whatever file says it: boxes, masks and points of the objects in each.
+
+The readers (`coco`, `voc`, `yolo`) turn their format into `Annotations`. Coordinates are pixels, x to the right, y
+down, and the pixel in row i and column j covers [j, j + 1) x [i, i + 1): COCO's boxes are so already, VOC counts from
+1 and includes the last pixel, YOLO writes fractions.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float
+
+from recvis_jax.errors import BadRequest, printable
+
+_SMALLEST = 1e-3  # rows or columns of a box, pixels; what is smaller shows nothing
+
+
+class Thing(NamedTuple):
+    """One object of a picture.
+
+    Attributes:
+      label: number of its class.
+      box: x0 y0 x1 y1 in pixels.
+      mask: polygons (rows of x y) or `Runs`; None where there is none.
+      points: (k, 3) x y and visibility (0 unlabelled, 1 hidden, 2 visible); None where there are none.
+      crowd: whether it stands for many; detectors neither learn it nor are judged by it.
+      difficult: whether it may be missed, as VOC says of some.
+      area: in pixels, of the mask where one is given.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    mask: Any = None
+    points: tuple[tuple[float, float, float], ...] | None = None
+    crowd: bool = False
+    difficult: bool = False
+    area: float = 0.0
+
+
+class Runs(NamedTuple):
+    """A mask as lengths of runs, first of zeros, column by column."""
+
+    size: tuple[int, int]
+    counts: tuple[int, ...]
+
+
+class Picture(NamedTuple):
+    """One picture: its file, rows and columns as the annotation says (None where it does not), and what is in it."""
+
+    path: Path
+    size: tuple[int, int] | None
+    things: tuple[Thing, ...]
+
+
+class Annotations(NamedTuple):
+    """One split.
+
+    Attributes:
+      classes: names; the index is the label.
+      pictures: those that are annotated, also as empty.
+      points: names of the points of an object, in order; empty where there are none.
+      pairs: points that exchange places in a mirrored picture.
+      notes: sentences on what was mended or left out.
+    """
+
+    classes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    points: tuple[str, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Mended:
+    """Counts what a reader mended or left out, with the first place of each."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, what: str, where: str) -> None:
+        count, first = self._found.get(what, (0, where))
+        self._found[what] = (count + 1, first)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(f"{count:,} {what}, such as {first}" for what, (count, first) in self._found.items())
+
+
+def number(value: Any, what: str, where: str) -> float:
+    """Returns a finite number; `BadRequest` for anything else, naming `where`."""
+    try:
+        found = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError, OverflowError):
+        found = float("nan")
+    if not np.isfinite(found) or abs(found) > 1e7:
+        raise BadRequest(f"{where}: {what} is {printable(value)[:40]!r}, not a number of pixels.")
+    return found
+
+
+def box_within(
+    box: Sequence[float], size: tuple[int, int] | None, where: str, mended: Mended
+) -> tuple[float, float, float, float] | None:
+    """Clips a box to its picture; None, counted, where nothing of it remains.
+
+    Args:
+      box: x0 y0 x1 y1.
+      size: rows and columns, None where they are not known.
+      where: of which picture, for notes.
+      mended: is told.
+    """
+    x0, y0, x1, y1 = (float(v) for v in box)
+    if size:
+        rows, columns = size
+        clipped = (max(0.0, x0), max(0.0, y0), min(float(columns), x1), min(float(rows), y1))
+        if max(abs(a - b) for a, b in zip(clipped, (x0, y0, x1, y1), strict=True)) > 1:  # less is rounding
+            mended.add("boxes that reach beyond their picture were clipped", where)
+        x0, y0, x1, y1 = clipped
+    if x1 - x0 < _SMALLEST or y1 - y0 < _SMALLEST:
+        mended.add("boxes without area were left out", where)
+        return None
+    return x0, y0, x1, y1
+
+
+def file_below(folder: Path, name: Any, where: str) -> Path:
+    """Returns the path of a picture that an annotation names; `BadRequest` where it leads out of the folder."""
+    pure = PurePosixPath(str(name).replace("\\", "/"))
+    if not isinstance(name, str) or not name or pure.is_absolute() or ".." in pure.parts or "\0" in name:
+        raise BadRequest(f"{where}: the file name {printable(name)[:80]!r} is not one below {printable(folder)}.")
+    return folder / pure
+
+
+def as_mask(thing: Thing, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """Returns the mask of an object, that of its box where it has no other.
+
+    A pixel belongs to a polygon where its centre lies inside (sub-pixel corners are kept to 1/16).
+
+    Args:
+      thing: the object.
+      size: rows and columns of its picture.
+
+    Raises:
+      BadRequest: runs that are of another size.
+    """
+    out = np.zeros(size, np.uint8)
+    if isinstance(thing.mask, Runs):
+        if thing.mask.size != size:
+            raise BadRequest(f"a mask of {thing.mask.size} in a picture of {size} (rows, columns).")
+        values = np.arange(len(thing.mask.counts)) % 2
+        return np.repeat(values, thing.mask.counts).reshape(size[::-1]).T.astype(bool)
+    polygons = thing.mask or (_corners(thing.box),)
+    for polygon in polygons:
+        whole = np.round((np.asarray(polygon, np.float64) - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(out, [whole.reshape(-1, 1, 2)], 1, shift=4)
+    return out.astype(bool)
+
+
+def boxes_of(things: Sequence[Thing]) -> Float[np.ndarray, "n 4"]:
+    """Returns x0 y0 x1 y1 of objects, (0 4) of none."""
+    return np.array([t.box for t in things], np.float32).reshape(-1, 4)
+
+
+def _corners(box: tuple[float, float, float, float]) -> tuple[tuple[float, float], ...]:
+    x0, y0, x1, y1 = box
+    return (x0, y0), (x1, y0), (x1, y1), (x0, y1)
