@@ -284,6 +284,8 @@ def _below(u: Array, n: Array | int) -> Array:
 
 
 def _check_colour(value: float | tuple) -> None:
+    if value == ():
+        raise BadRequest("value is (); it takes one number, or one a channel.")
     for v in value if isinstance(value, tuple) else (value,):
         specs.number(v, "value", 0, 1)
 

@@ -72,7 +72,7 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
     if out.get("checkpoint_dir"):
         out["checkpoint_dir"] = resolve(out["checkpoint_dir"], "config.checkpoint_dir", buckets=True)
     data = out.get("data")
-    if isinstance(data, dict) and data.get("data_dir"):
+    if isinstance(data, dict) and isinstance(data.get("data_dir"), str) and data["data_dir"]:  # else refused later
         given = data["data_dir"]
         out["data"] = {**data, "data_dir": given if "://" in given else resolve(given, "config.data.data_dir")}
     given = out.get("init_from")

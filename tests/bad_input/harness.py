@@ -146,14 +146,14 @@ def _measured(call: Callable[[], Any]) -> tuple[BaseException | None, Used]:
     _watched = []
     before = signal.signal(signal.SIGALRM, too_long)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    faulthandler.dump_traceback_later(15 * PATIENCE, exit=True)  # for what does not hear the alarm
     _forget_peak()
     resident, start = _status("VmRSS"), time.process_time()
-    # Whatever goes wrong, the machine is not to run out of memory.
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + BYTES + 2**29, limits[1]))
+    # Whatever goes wrong, the machine is not to run out of memory. Threads reserve much more than they use.
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + 4 * BYTES, limits[1]))
     signal.alarm(PATIENCE)
     sys.stderr.flush()
     stream, noise = os.dup(2), tempfile.TemporaryFile()
+    faulthandler.dump_traceback_later(6 * PATIENCE, exit=True, file=stream)  # for what does not hear the alarm
     os.dup2(noise.fileno(), 2)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -162,11 +162,11 @@ def _measured(call: Callable[[], Any]) -> tuple[BaseException | None, Used]:
         caught = e
     finally:
         signal.alarm(0)
+        faulthandler.cancel_dump_traceback_later()
         os.dup2(stream, 2)
         os.close(stream)
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.signal(signal.SIGALRM, before)
-        faulthandler.cancel_dump_traceback_later()
         started, _watched = _watched, None
     with noise:
         noise.seek(0)
