@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_shifted, cpu_winograd, layers
+from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_shifted, cpu_trials, cpu_winograd, layers
 from recvis_jax.models.attention import MultiHeadAttention
 
 
@@ -262,10 +262,11 @@ def test_a_jaxlib_without_onednns_calls_or_with_others_is_found_out(monkeypatch,
     def other(*args, **kw):
         if failure:
             raise failure
-        return 1.001 * right(*args, **kw)
+        return 1.01 * right(*args, **kw)
 
     monkeypatch.setattr(cpu_onednn, name, other)
-    assert not cpu_onednn.available.__wrapped__()
+    with pytest.raises((RuntimeError, AssertionError)):  # in a process of its own; see `recvis_jax.tried`
+        cpu_trials.try_onednn()
 
 
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
