@@ -69,7 +69,7 @@ def changed(program, fruit):
     (root / "pictures").rename(root / "fruit")
 
 
-def test_a_run_predicts_and_describes_itself_without_its_data(program, fruit, changed):
+def test_a_run_predicts_without_its_data(program, fruit, changed):
     root, _ = fruit
     for name in ("apple", "banana"):
         got = program("predict", f"--weights={root / 'run'}", root / "pictures" / name / "0.png")
