@@ -208,8 +208,8 @@ def accuracy() -> tuple[float, float]:
     from recvis_jax.evaluation import classify
 
     start, run = time.perf_counter(), _STATE["run"]
-    metrics = classify.build_metrics(["accuracy"], 10)
-    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, metrics, run.data.preprocess, run.mesh)
+    metrics = {name: run.task.metrics[name] for name in ("loss", "accuracy")}
+    evaluate = classify.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
     found = evaluate(*_STATE["state"].evaluated, build.eval_batches(run, _STATE["test"]))
     assert found
     return float(found["accuracy"]), time.perf_counter() - start
@@ -238,9 +238,8 @@ def prepare_evaluation(model: dict[str, Any]) -> str:
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model=model, optim=optim, steps=10**6, batch_size=100, eval_batch_size=500)
     source, state = build.open_test(run.data), run.create()
-    evaluate = classify.make_evaluate(
-        run.task.predict, run.task.losses, classify.build_metrics(["accuracy"], 10), run.data.preprocess, run.mesh
-    )
+    metrics = {name: run.task.metrics[name] for name in ("loss", "accuracy")}
+    evaluate = classify.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
 
     def work() -> None:
         evaluate(state.params, state.model_state, build.eval_batches(run, source))

@@ -101,17 +101,17 @@ def evaluate(
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
     run = model.run
-    measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
+    measured = {**run.task.metrics, **classify.build_metrics(metrics, run.data.info.num_classes)}
     split = trained.canonical(split) if split else trained.default_split(run.data)
     source = trained.open_named(run.data, split)
-    measure = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
+    measure = classify.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
     batches = _counted(build.eval_batches(run, source), source.name, source.length, run.eval_batch_size, say)
     values = measure(model.params, model.model_state, batches) or {}
     _report(folder, model, f"{source.name}, {source.length:,} examples", split, values, source.class_names)
     if "confusion_matrix" in values:
         _draw(folder, model.name, split, values["confusion_matrix"], source.class_names)
     if distributed.is_main():
-        if run.task.losses is None:
+        if run.task.gives == "other":
             print("next:", errors.command("python", "-m", "recvis_jax.probe", f"--workdir={folder}"))
         else:
             print("next:", errors.command("python", "-m", "recvis_jax.predict", f"--weights={folder}", "IMAGE"))

@@ -155,7 +155,7 @@ def of_run(folder: Path, which: str | None = None) -> Predictor:
     content = trained.read_config(folder)
     model = trained.of_run(folder, content, which)
     run = model.run
-    if run.task.losses is None:
+    if run.task.gives == "other":
         raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
     print(f"{errors.printable(folder)}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
     task, info = content.get("task") or {}, run.data.info

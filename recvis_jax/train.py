@@ -118,7 +118,7 @@ def train(
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
     checks.check_run(run, accumulate)
     with errors.at("config.metrics"):
-        measured = classify.build_metrics([*run.task.metrics, *metrics], run.data.info.num_classes)
+        measured = {**run.task.metrics, **classify.build_metrics(metrics, run.data.info.num_classes)}
     every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
     if every["log_every"] > run.total_steps:  # else its curve would be a point
@@ -152,7 +152,7 @@ def train(
     batches = _rehearse(run, traceable, accumulate, done_before, compile, val_batches)
     fresh = None if any(reader.kept().values()) else build.initial_state(run, paths["init_from"], tell)
     reader.close()
-    evaluate = classify.make_evaluate(run.task.predict, run.task.losses, measured, run.data.preprocess, run.mesh)
+    evaluate = classify.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
     draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
     validate = _make_validate(run, evaluate, val_batches, draw, prober, every["eval_every"]) if run.data.val else None
 

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "classical": (),
     "vis": (),
     "data": (),
-    "tasks": (),
+    "tasks": ("evaluation.metrics",),
     "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),

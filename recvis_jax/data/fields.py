@@ -5,6 +5,7 @@ first axis whose length varies from example to example is padded to a declared m
 batch holds `NAME_mask`, true where there is something.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -35,7 +36,8 @@ class Field(NamedTuple):
       kind: what it is, one of `KINDS`. Boxes are (n 4), x0 y0 x1 y1 in pixels with the ends excluded; points (n k 3),
         x y in pixels and a visibility (0 unlabelled, 1 hidden, 2 visible); masks (n h w); a map (h w) has a class or
         a number a pixel; a video is (t h w c).
-      shape: of one example; None where it varies. Only a first axis that varies can be padded.
+      shape: of one example; None where it varies. Only a first axis that varies can be padded. None instead of a
+        tuple allows any shape, the same for all examples.
       dtype: numpy's name of it.
       most: to how many the first axis is padded in a batch; None where it does not vary.
       padding: the value of what is padded.
@@ -43,20 +45,60 @@ class Field(NamedTuple):
 
     name: str
     kind: Kind
-    shape: tuple[int | None, ...]
+    shape: tuple[int | None, ...] | None
     dtype: str
     most: int | None = None
     padding: float = 0
 
     @property
-    def padded_shape(self) -> tuple[int | None, ...]:
+    def padded_shape(self) -> tuple[int | None, ...] | None:
         """Shape of one example in a batch."""
-        return self.shape if self.most is None else (self.most, *self.shape[1:])
+        return self.shape if self.most is None or self.shape is None else (self.most, *self.shape[1:])
+
+    @property
+    def bytes(self) -> int | None:
+        """Bytes of one example in a batch; None where its size varies."""
+        shape = self.padded_shape
+        if shape is None or None in shape:
+            return None
+        return math.prod(n or 0 for n in shape) * np.dtype(self.dtype).itemsize
 
     @property
     def mask_name(self) -> str | None:
         """By which a batch holds what is padded; None where nothing is."""
         return None if self.most is None else f"{self.name}_mask"
+
+
+def image_and_label(
+    image_shape: tuple[int | None, int | None, int], num_classes: int, multi_label: bool = False
+) -> tuple[Field, Field]:
+    """Declares an image and its label, the commonest example.
+
+    Args:
+      image_shape: (h, w, c); h and w are None where images differ in size.
+      num_classes: 0 for a number or a vector of numbers instead of a class.
+      multi_label: the label is multi-hot (num_classes).
+    """
+    image = Field("image", "image", tuple(image_shape), "uint8")
+    if num_classes and not multi_label:
+        return image, Field("label", "label", (), "int32")
+    return image, Field("label", "label", (num_classes,) if multi_label else None, "float32")
+
+
+def resizable(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """Declares the same fields after a host transform, which may change sizes and channels of what lies in the image.
+
+    Example:
+      >>> [f.shape for f in resizable(image_and_label((28, 28, 1), 10))]
+      [(None, None, None), ()]
+    """
+    free = {"image": 0, "map": 0, "masks": 1, "video": 1}  # axes that stay as declared
+    return tuple(
+        f._replace(shape=(*f.shape[: free[f.kind]], *(None for _ in f.shape[free[f.kind] :])))
+        if f.kind in free and f.shape
+        else f
+        for f in fields
+    )
 
 
 def check(fields: Sequence[Field]) -> None:
@@ -77,6 +119,10 @@ def check(fields: Sequence[Field]) -> None:
         if f.kind not in KINDS:
             raise BadRequest(f"field {f.name!r} is of unknown kind {f.kind!r}.{nearest(f.kind, KINDS)}")
         end = _ENDS.get(f.kind)
+        if f.shape is None:
+            if end or f.most is not None:
+                raise BadRequest(f"field {f.name!r} needs a shape; {f.kind} without one cannot be batched.")
+            continue
         if end and (len(end) != len(f.shape) or any(e not in (None, s) for e, s in zip(end, f.shape, strict=True))):
             raise BadRequest(f"field {f.name!r} has shape {f.shape}; {f.kind} have {len(end)} axes, as {end}.")
         if f.most is not None and (f.most < 1 or not f.shape or f.shape[0] is not None):
@@ -127,6 +173,8 @@ def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
         there = ", ".join(map(printable, example))
         raise BadRequest(f"{where}: an example has no field {field.name!r}; it has {there or 'none'}.")
     value = np.asarray(example[field.name])
+    if field.shape is None:
+        field = field._replace(shape=(None,) * value.ndim)
     if value.size == 0 and value.ndim == 1 < len(field.shape) and field.shape[0] is None:
         value = value.reshape(0, *(n or 0 for n in field.shape[1:]))  # an empty list says nothing of the other axes
     fits = value.ndim == len(field.shape) and all(
@@ -141,12 +189,14 @@ def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
             f"{where}: an example has {len(value)} {field.name}, more than the declared maximum of {field.most}."
         )
     dtype = np.dtype(field.dtype)
-    if dtype.kind in "iu" and value.size and not _holds(dtype, value):
+    if dtype.kind in "iu" and value.dtype != dtype and value.size and not _holds(dtype, value):
         raise BadRequest(f"{where}: {field.name} holds {value.dtype} values that {field.dtype} cannot.")
-    return value.astype(dtype)
+    return value.astype(dtype, copy=False)
 
 
 def _holds(dtype: np.dtype, value: np.ndarray) -> bool:
+    if value.dtype.kind not in "biuf":
+        return False
     if value.dtype.kind == "f" and (value != np.round(value)).any():
         return False
     limits = np.iinfo(dtype)

@@ -16,9 +16,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
+from recvis_jax.data import fields
 from recvis_jax.data.sources import Indices, Source
 
 Batch = dict[str, Any]
+Arrays = dict[str, Any]  # a data set in memory, every field (n ...), as `fields.stack` makes them
 Cache = Literal["none", "host", "device", "auto"]
 
 # "auto" keeps decoded data up to this size where it trains; twice the data of CIFAR-10 fits many times over.
@@ -27,13 +29,6 @@ _CHUNK = 64  # examples that one thread reads at a time
 # Small batches leave a cache several at a time: beside a step of 10 ms what each costs on its own would show.
 _TOGETHER = 8
 _TOGETHER_BYTES = 8 << 20
-
-
-class Arrays(NamedTuple):
-    """A data set in memory: images uint8 (n h w c) and labels (n) or (n k)."""
-
-    image: Any
-    label: Any
 
 
 class Placement(NamedTuple):
@@ -76,9 +71,9 @@ def examples_of(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
 
 def choose_cache(cache: Cache, source: Source, random_transform: bool) -> Cache:
     """Resolves "auto" and refuses what cannot be: a device cache with random host transforms."""
-    h, w, c = source.image_shape
     if cache == "auto":
-        small = h is not None and w is not None and source.length * h * w * c <= _DEVICE_BYTES
+        sizes = [field.bytes for field in source.fields if field.shape is not None]
+        small = None not in sizes and source.length * sum(n or 0 for n in sizes) <= _DEVICE_BYTES
         return "none" if not small else "host" if random_transform else "device"
     if cache == "device" and random_transform:
         raise errors.BadRequest(
@@ -103,26 +98,21 @@ def check_labels(label: np.ndarray, source: Source) -> None:
         )
 
 
-def stack(examples: Sequence[dict[str, Any]], source: Source) -> Batch:
-    """Stacks examples to `image` (b h w c) and `label` (b) or (b k), checking shapes and labels."""
-    shapes = {e["image"].shape for e in examples}
-    if len(shapes) > 1:
-        a, b = sorted(shapes)[:2]
-        raise errors.BadRequest(
-            f"{source.name}: images of different shapes cannot be batched ({a} and {b}). Set data.transform and "
-            "data.eval_transform, for instance 'resize_crop(224)'."
-        )
-    kind = np.float32 if source.multi_label or not source.num_classes else np.int32
-    label = np.asarray([e["label"] for e in examples], kind)
-    check_labels(label, source)
-    return {"image": np.stack([e["image"] for e in examples]), "label": label}
+def stack(examples: Sequence[dict[str, Any]], source: Source, transformed: bool = False) -> Batch:
+    """Stacks examples to a batch by the fields of their source, checking shapes and labels."""
+    declared = fields.resizable(source.fields) if transformed else source.fields
+    batch = fields.stack(examples, declared, source.name)
+    for field in source.fields:
+        if field.kind == "label":
+            check_labels(batch[field.name], source)
+    return batch
 
 
 def materialise(source: Source, transform: Callable | None = None) -> Arrays:
     """Reads a whole split into memory, decoded and (deterministically) transformed, with as many threads as helps."""
     chunks = _Chunks(source, transform, 0, np.arange(source.length), 512)
     parts = list(_read(chunks, threads=4, workers=0))
-    return Arrays(*(np.concatenate([p[k] for p in parts]) for k in ("image", "label")))
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 class _Chunks:
@@ -143,7 +133,7 @@ class _Chunks:
             for j, position in enumerate(positions):
                 rng = np.random.Generator(np.random.Philox(key=[self.seed, int(position)]))
                 examples[j] = self.transform(rng, examples[j])
-        return stack(examples, self.source)
+        return stack(examples, self.source, self.transform is not None)
 
 
 def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
@@ -210,7 +200,7 @@ def train_batches(
     def on_host(cached: Arrays) -> Iterator[Batch]:
         same = placement.put({"mask": np.ones(local, bool), "slot": slots})
         for rows in _rows_of_several(cached, start, stop, batch_size, slots, order):
-            for batch in placement.put_several({k: v.take(rows, axis=0) for k, v in cached._asdict().items()}):
+            for batch in placement.put_several({k: v.take(rows, axis=0) for k, v in cached.items()}):
                 yield {**batch, **same}
 
     def streamed(read_from: Source) -> Iterator[Batch]:
@@ -224,9 +214,9 @@ def train_batches(
             batch = {k: np.concatenate([p[k] for p in pieces]) if per_batch > 1 else pieces[0][k] for k in pieces[0]}
             yield {**placement.put(batch), **same}
 
-    if not isinstance(data, Arrays):
+    if isinstance(data, Source):
         batches = streamed(source)
-    elif not isinstance(data.image, np.ndarray):
+    elif not isinstance(next(iter(data.values())), np.ndarray):
         batches = on_device(data)
     elif transform is None:
         batches = on_host(data)
@@ -239,7 +229,7 @@ def _rows_of_several(
     cached: Arrays, start: int, stop: int, batch_size: int, slots: np.ndarray, order: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Yields the examples (k b) of the next k batches; the last ones may lie beyond `stop`."""
-    size = batch_size * math.prod(cached.image.shape[1:])
+    size = batch_size * sum(math.prod(v.shape[1:]) * v.dtype.itemsize for v in cached.values())
     k = max(1, min(_TOGETHER, _TOGETHER_BYTES // size))
     for first in range(start, stop, k):
         positions = np.arange(first, first + k)[:, None] * batch_size + slots
@@ -248,9 +238,18 @@ def _rows_of_several(
 
 def _kept(data: Arrays, source: Source) -> Source:
     def read(indices: Indices) -> list[dict[str, Any]]:
-        return [{"image": data.image[i], "label": data.label[i]} for i in indices]
+        return [_unpadded({name: v[i] for name, v in data.items()}, source) for i in indices]
 
     return source._replace(read=read)
+
+
+def _unpadded(example: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Undoes the padding of one example, for transforms, which know only what is there."""
+    out = {}
+    for field in source.fields:
+        value = example[field.name]
+        out[field.name] = value if field.mask_name is None else value[example[field.mask_name]]
+    return out
 
 
 def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
@@ -323,12 +322,15 @@ class _Rows:
         examples = self.source.read(indices)
         if self.transform:
             examples = [self.transform(np.random.default_rng(0), e) for e in examples]
-        return {**stack(examples, self.source), "mask": np.full(len(indices), len(rows) > 0)}
+        return {
+            **stack(examples, self.source, self.transform is not None),
+            "mask": np.full(len(indices), len(rows) > 0),
+        }
 
 
 def pad(batch: Batch, size: int) -> Batch:
     """Pads a batch to `size` examples with zeros; `mask` is false on the padding, `slot` counts the rows."""
-    n = len(batch["label"])
+    n = len(next(iter(batch.values())))
     mask = batch.get("mask", np.ones(n, bool))
     out = {k: np.concatenate([v, np.zeros((size - n, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
     out["mask"] = np.concatenate([mask, np.zeros(size - n, bool)])

@@ -11,6 +11,7 @@ import numpy as np
 
 from recvis_jax import errors, reading
 from recvis_jax.data import DATASETS, image_file, writing
+from recvis_jax.data.fields import Field, image_and_label
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -26,14 +27,16 @@ class Source(NamedTuple):
     Attributes:
       name: data set and split, for messages.
       length: number of examples.
-      read: indices -> examples, each a dict of `image` uint8 (h w c) and `label` (int, multi-hot float or float); where
-        the data set has boxed objects also `objects`: `bbox` (n 4), ymin xmin ymax xmax in [0, 1], and `label` (n).
-      image_shape: (h, w, c); h and w are None where images differ in size.
+      read: indices -> examples, each a dict with a value for every field; of the commonest, `image` uint8 (h w c) and
+        `label` (int, multi-hot float or float). Where the data set has boxed objects also `objects`: `bbox` (n 4),
+        ymin xmin ymax xmax in [0, 1], and `label` (n).
+      image_shape: (h, w, c); h and w are None where images differ in size. (0, 0, 0) where there are none.
       num_classes: number of classes, 0 for a regression target.
       class_names: one name a class.
       parts: (split, first, last + 1) of every stretch of examples that the split expression names.
       multi_label: whether `label` is a multi-hot vector.
       digest: changes with the examples: of the data set's description and the sizes of its files.
+      declared: the fields of an example; empty means an image and its label, by the attributes above.
     """
 
     name: str
@@ -45,6 +48,12 @@ class Source(NamedTuple):
     parts: tuple[tuple[str, int, int], ...]
     multi_label: bool = False
     digest: str = ""
+    declared: tuple[Field, ...] = ()
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of an example, by which it is stacked to batches."""
+        return self.declared or image_and_label(self.image_shape, self.num_classes, self.multi_label)
 
 
 def default_data_dir() -> Path:

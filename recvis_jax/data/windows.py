@@ -213,5 +213,6 @@ def _view(source: Source, rows: np.ndarray, labels: np.ndarray, size: int, what:
         length=len(rows),
         read=read,
         image_shape=(size, size, source.image_shape[2]),
+        declared=(),
         digest=f"{source.digest}+{zlib.crc32(rows.tobytes() + labels.tobytes()):08x}+{size}",
     )

@@ -1,6 +1,6 @@
 """Evaluation of a task's predictions on a whole split: classification and regression alike."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,8 +39,7 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]
 
 def make_evaluate(
     predict: Callable[[Any, Any, dict], dict],
-    losses: Callable[[jax.Array, jax.Array], jax.Array] | None,
-    metrics: dict[str, m.Metric],
+    metrics: Mapping[str, m.Metric],
     preprocess: Callable[[dict], dict],
     mesh: Mesh,
 ) -> Callable[..., dict[str, Any] | None]:
@@ -50,12 +49,11 @@ def make_evaluate(
     keeps. Returns None as soon as `stop()` is true.
 
     Args:
-      predict, losses: of a `Task`.
-      metrics: by name; the mean loss is added.
+      predict: of a `Task`.
+      metrics: by name, those of the task among them.
       preprocess: batch -> batch as the model takes it, without augmentation.
       mesh: devices; the sums are replicated over it.
     """
-    metrics = {"loss": m.loss(losses), **metrics}
 
     def update(params: Any, model_state: Any, batch: dict) -> dict[str, Any]:
         batch = preprocess(batch)

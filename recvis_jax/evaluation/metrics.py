@@ -29,7 +29,7 @@ class Metric(NamedTuple):
       compute: merged pytree -> values by name, floats or numpy arrays, in float64.
     """
 
-    update: Callable[[Arrays, Arrays], PyTree]
+    update: Callable[[Mapping[str, Any], Arrays], PyTree]
     merge: Literal["sum", "concat"]
     compute: Callable[[PyTree], Values]
 
@@ -242,6 +242,30 @@ def loss(fn: Callable[[jax.Array, jax.Array], jax.Array] | None, *, name: str = 
         return _mean_state(losses.astype(jnp.float32), jnp.asarray(batch["mask"], bool))
 
     return Metric(update, "sum", lambda state: {name: _mean(state)})
+
+
+def terms(weights: Mapping[str, float], *, name: str = "loss") -> Metric:
+    """The loss of an objective of several terms over a whole split: sum_t weight_t (sum of t) / (what t counts).
+
+    Args:
+      weights: of the terms; 1 where a term is not named.
+      name: what to report the sum as; a term t is reported as `t_loss`, before its weight.
+
+    Returns:
+      A metric of outputs that hold 'terms' {t: (b,)} and 'counts' {t: (b,)}, see `tasks.Task`.
+    """
+
+    def update(outputs: Mapping[str, Any], batch: Arrays) -> PyTree:
+        mask = jnp.asarray(batch["mask"], bool)
+        parts = {"sum": outputs["terms"], "count": outputs["counts"]}
+        return jax.tree.map(lambda x: jnp.where(mask, jnp.asarray(x, jnp.float32), 0).sum(), parts)
+
+    def compute(state: PyTree) -> Values:
+        means = {t: float(_ratio({"sum": s, "count": state["count"][t]})) for t, s in state["sum"].items()}
+        total = sum(weights.get(t, 1.0) * mean for t, mean in means.items() if state["count"][t])
+        return {name: float(total), **{f"{t}_loss": mean for t, mean in means.items()}}
+
+    return Metric(update, "sum", compute)
 
 
 METRICS: dict[str, Callable[..., Metric]] = {

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from recvis_jax import errors
+from recvis_jax.evaluation import metrics
 from recvis_jax.tasks import losses
-from recvis_jax.tasks.task import Task, apply_eval, apply_train, initialiser
+from recvis_jax.tasks.applying import apply_eval, apply_train, initialiser
+from recvis_jax.tasks.task import Task
 
 _TAKES = {
     "softmax": ("label_smoothing",),
@@ -87,20 +89,26 @@ def classify(
         for name, head in acts.items():
             if auxiliary and _AUX_HEAD.fullmatch(name):
                 total = total + aux_weight * train_loss(head, batch["label"])
-        return total, new, {"accuracy": correct(logits, batch["label"])}
+        return {"loss": total}, new, {"accuracy": correct(logits, batch["label"])}
 
     def predict(params, model_state, batch):
         seen = [(apply_eval(model, params, model_state, x)[0], w) for x, w in _views(batch["image"], views)]
         return {"logits": sum(logits * w for logits, w in seen)}
 
-    metrics = ("mean_average_precision",) if multi_label else ("accuracy", "top_5" if num_classes > 5 else "accuracy")
+    measured = {"loss": metrics.loss(eval_loss)}
+    if multi_label:
+        measured["mean_average_precision"] = metrics.mean_average_precision(num_classes)
+    else:
+        measured["accuracy"] = metrics.accuracy()
+        if num_classes > 5:
+            measured["top_5"] = metrics.top_k(5)
     return Task(
         init=initialiser(model, image_shape),
         loss=train,
         predict=predict,
-        losses=eval_loss,
-        metrics=tuple(dict.fromkeys(metrics)),
+        metrics=measured,
         best=("mean_average_precision", "max") if multi_label else ("accuracy", "max"),
+        gives="classes",
     )
 
 

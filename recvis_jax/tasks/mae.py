@@ -6,8 +6,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from recvis_jax import errors
+from recvis_jax.evaluation import metrics
 from recvis_jax.tasks import masking
-from recvis_jax.tasks.task import Task, initialiser
+from recvis_jax.tasks.applying import initialiser
+from recvis_jax.tasks.task import Task
 
 
 def mae(
@@ -47,7 +49,8 @@ def mae(
     def loss(params, model_state, batch, key):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["slot"])
         pred, acts = apply(params, model_state, batch["image"], keys, True)
-        return patch_loss(pred, target_patches(batch["image"], p, norm_targets), acts["mask"]), model_state, {}
+        found = patch_loss(pred, target_patches(batch["image"], p, norm_targets), acts["mask"])
+        return {"loss": found}, model_state, {}
 
     def predict(params, model_state, batch):
         image = batch["image"]
@@ -69,8 +72,7 @@ def mae(
         init=initialiser(model, image_shape),
         loss=loss,
         predict=predict,
-        losses=None,
-        metrics=(),
+        metrics={"loss": metrics.loss(None)},
         best=("loss", "min"),
         figure=figure,
     )

@@ -5,8 +5,10 @@ import functools
 from flax import linen as nn
 
 from recvis_jax import errors
+from recvis_jax.evaluation import metrics
 from recvis_jax.tasks import losses
-from recvis_jax.tasks.task import Task, apply_eval, apply_train, initialiser
+from recvis_jax.tasks.applying import apply_eval, apply_train, initialiser
+from recvis_jax.tasks.task import Task
 
 
 def regress(
@@ -33,7 +35,7 @@ def regress(
 
     def train(params, model_state, batch, key):
         prediction, _, new = apply_train(model, params, model_state, batch, key)
-        return function(prediction, batch["label"]), new, {}
+        return {"loss": function(prediction, batch["label"])}, new, {}
 
     def predict(params, model_state, batch):
         return {"prediction": apply_eval(model, params, model_state, batch["image"])[0]}
@@ -42,7 +44,11 @@ def regress(
         init=initialiser(model, image_shape),
         loss=train,
         predict=predict,
-        losses=function,
-        metrics=("mean_absolute_error", "mean_squared_error"),
+        metrics={
+            "loss": metrics.loss(function),
+            "mean_absolute_error": metrics.mean_absolute_error(),
+            "mean_squared_error": metrics.mean_squared_error(),
+        },
         best=("loss", "min"),
+        gives="numbers",
     )

@@ -1,11 +1,13 @@
-"""What an objective is: three pure functions, and one way of applying a model for all of them."""
+"""What an objective is: pure functions of a built model, and how its losses are divided."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
+
+from recvis_jax import errors
+from recvis_jax.evaluation.metrics import Metric
 
 Batch = dict[str, Any]  # arrays, of numpy or of a trace
 
@@ -13,87 +15,51 @@ Batch = dict[str, Any]  # arrays, of numpy or of a trace
 class Task(NamedTuple):
     """A built model paired with an objective.
 
+    The loss of a global batch is `sum_t weight_t * (sum of term t) / (sum of what term t counts)`. Both sums run over
+    all examples of the global batch before anything is divided, so that devices, hosts and micro-batches that hold
+    unequal numbers of tokens or boxes give the numbers of one device.
+
     Attributes:
       init: key -> variables: `params` and the model's other collections.
-      loss: (params, model_state, batch, key) -> (loss (b,) float32, new model_state, metrics {name: (b,)}), in
-        training mode. Per example; nobody has masked or averaged anything yet.
+      loss: (params, model_state, batch, key) -> (terms {name: (b,) float32}, new model_state, metrics {name: (b,)}), in
+        training mode. A term holds each example's own sum, over its tokens or boxes; nobody has masked or divided
+        anything yet. A metric is a mean over examples, or a pair (sums (b,), counts (b,)).
       predict: (params, model_state, batch) -> {"logits" or "prediction": (b k), ...}, in evaluation mode.
-      losses: (logits or prediction (b k), label) -> (b,), the same objective for evaluation; None where `predict`
-        gives it too, as "loss" (b), for objectives without labels.
-      metrics: names in `evaluation.metrics.METRICS` that suit the objective.
+      metrics: {name: what is measured in evaluation}; "loss" is among them.
       best: the validation metric that decides which checkpoint is best, and "max" or "min".
+      counts: batch -> {term: (b,)}, what the sum of each term is divided by (tokens, boxes, visible points, valid
+        pixels of each example), of the targets alone; None where all terms are means over examples.
+      weights: {term: its weight}; 1 where a term is not named.
+      couples_examples: whether the loss of an example depends on the others of its batch (a contrastive loss), so that
+        the batch cannot be cut.
+      gives: what `predict` gives: "classes", "numbers", or "other".
       figure: (params, model_state, batch) -> {title: images (b h w c) as the model is given them}, columns of a figure
         that shows what was learned; None where there is nothing to see.
+      generate: (params, model_state, batch, key) -> sequences, for objectives that write them; else None.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
-    loss: Callable[[Any, Any, Batch, jax.Array], tuple[jax.Array, Any, dict[str, jax.Array]]]
+    loss: Callable[[Any, Any, Batch, jax.Array], tuple[dict[str, jax.Array], Any, dict[str, Any]]]
     predict: Callable[[Any, Any, Batch], dict[str, jax.Array]]
-    losses: Callable[[jax.Array, jax.Array], jax.Array] | None
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, Metric]
     best: tuple[str, str]
+    counts: Callable[[Batch], dict[str, jax.Array]] | None = None
+    weights: Mapping[str, float] = MappingProxyType({})
+    couples_examples: bool = False
+    gives: Literal["classes", "numbers", "other"] = "other"
     figure: Callable[[Any, Any, Batch], dict[str, jax.Array]] | None = None
+    generate: Callable[..., Any] | None = None
 
 
-def initialiser(model: nn.Module, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], dict[str, Any]]:
-    """Returns `init(key) -> variables` for images of `image_shape`, compiled as one program."""
+def refuse_cutting(task: Task, accumulate: int, compile: str) -> None:
+    """Refuses to cut the batch of a loss that couples its examples.
 
-    @jax.jit
-    def init(key: jax.Array) -> dict[str, Any]:
-        params_key, dropout_key = jax.random.split(key)
-        keys = {"params": params_key, "dropout": dropout_key}
-        return dict(model.init(keys, jnp.zeros((2, *image_shape)), train=False))
-
-    return init
-
-
-def apply_train(
-    model: nn.Module, params: Any, model_state: Any, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-    """Applies `model` in training mode.
-
-    Args:
-      model: `__call__(image, *, train) -> (output, acts)`.
-      params, model_state: the model's variables.
-      batch: `image` (b h w c) and `slot` (b), the examples' places in the global batch.
-      key: key of this step's dropout.
-
-    Returns:
-      (output, acts, new model_state).
+    Raises:
+      BadRequest: `accumulate` is above 1 or `compile` is "pmap", and the task's loss couples the examples.
     """
-    with nn.intercept_methods(_dropout_by_slot(batch["slot"])):
-        (output, acts), new = model.apply(
-            {"params": params, **model_state},
-            batch["image"],
-            train=True,
-            rngs={"dropout": key},
-            mutable=list(model_state) or ["batch_stats"],
+    if task.couples_examples and (accumulate > 1 or compile == "pmap"):
+        what = f"accumulate={accumulate}" if accumulate > 1 else "compile='pmap'"
+        raise errors.BadRequest(
+            f"{what} cuts the batch, and this loss compares its examples with each other: use compile='jit' without "
+            "accumulation; a batch may be split over any number of devices."
         )
-    return output, acts, dict(new)
-
-
-def apply_eval(model: nn.Module, params: Any, model_state: Any, image: jax.Array) -> tuple[jax.Array, dict]:
-    """Applies `model` in evaluation mode and returns (output, acts); nothing is mutable."""
-    return model.apply({"params": params, **model_state}, image, train=False)  # type: ignore[return-value]
-
-
-def _dropout_by_slot(slots: jax.Array) -> Callable:
-    """Makes every `nn.Dropout` draw each example's mask from (key, slot).
-
-    One key for a whole batch would give other masks on other numbers of devices, or with accumulated gradients.
-    """
-
-    def intercept(next_fun, args, kwargs, context):
-        drop = context.module
-        if not isinstance(drop, nn.Dropout) or context.method_name != "__call__":
-            return next_fun(*args, **kwargs)
-        x = args[0]
-        deterministic = nn.merge_param("deterministic", drop.deterministic, kwargs.get("deterministic"))
-        if deterministic or drop.rate == 0.0 or x.shape[0] != slots.shape[0]:
-            return next_fun(*args, **kwargs)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(drop.make_rng(drop.rng_collection), slots)
-        shape = [1 if d in drop.broadcast_dims else n for d, n in enumerate(x.shape)][1:]
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - drop.rate, shape))(keys)
-        return jnp.where(keep, x / (1 - drop.rate), 0).astype(x.dtype) if drop.rate < 1 else jnp.zeros_like(x)
-
-    return intercept

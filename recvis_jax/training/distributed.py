@@ -123,13 +123,13 @@ def onto_host(tree: Any) -> Any:
 
 def _cut(batches: Batch) -> list[Batch]:
     """Cuts arrays (k b ...) into those of k batches."""
-    return [{name: v[i] for name, v in batches.items()} for i in range(len(batches["label"]))]
+    return [{name: v[i] for name, v in batches.items()} for i in range(len(next(iter(batches.values()))))]
 
 
 def _gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> tuple[list[Batch], Batch]:
     """Returns what differs between the batches of `rows` (k b), and what does not."""
     pick = functools.partial(jnp.take, axis=0, mode="clip")  # all rows exist; the default would look out for others
-    pieces = [{"image": pick(arrays.image, r), "label": pick(arrays.label, r)} for r in rows]
+    pieces = [{name: pick(v, r) for name, v in arrays.items()} for r in rows]
     return pieces, {"mask": jnp.ones(len(slots), bool), "slot": slots}
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from recvis_jax.tasks.task import Task
+from recvis_jax import errors
+from recvis_jax.tasks.task import Task, refuse_cutting
 from recvis_jax.training import distributed, processes, sharding
 from recvis_jax.training.distributed import DATA_AXIS
 from recvis_jax.training.optim import ema_update
@@ -60,29 +61,33 @@ def step_body(
     def total(x):
         return jax.lax.psum(x, axis) if axis else x
 
-    def micro(params, model_state, batch, key):
-        """Sum of the losses and sums of the metrics over the valid examples."""
-        per_example, new, metrics = task.loss(params, model_state, batch, key)
+    def micro(params, model_state, batch, key, scale):
+        """The scaled sum of the terms of one micro-batch; beside it the sums of terms and metrics."""
+        terms, new, metrics = task.loss(params, model_state, batch, key)
+        _check_terms(terms, scale)
         valid = batch["mask"]
-        metrics = {"loss": per_example, **metrics}
-        sums = {k: jnp.where(valid, v, 0).sum() for k, v in metrics.items()}
-        return sums["loss"], (new, sums)
+        sums = {name: _sum(valid, term) for name, term in terms.items()}
+        measured = {
+            k: tuple(_sum(valid, x) for x in v) if isinstance(v, tuple) else _sum(valid, v) for k, v in metrics.items()
+        }
+        return _weighted(sums, scale), (new, (sums, measured))
 
-    def grad(params, model_state, batch, key):
-        grads, aux = jax.grad(micro, has_aux=True)(params, model_state, batch, key)
+    def grad(params, model_state, batch, key, scale):
+        grads, aux = jax.grad(micro, has_aux=True)(params, model_state, batch, key, scale)
         return split(grads), aux
 
-    def gradients(params, model_state, batch, key):
+    def gradients(params, model_state, batch, key, scale):
         if accumulate == 1:
-            return grad(params, model_state, batch, key)
+            return grad(params, model_state, batch, key, scale)
         # Strided rather than contiguous micro-batches: each keeps its share on every device.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
-            return jax.tree.map(jnp.add, sums, grad(params, model_state, part, key)), None
+            return jax.tree.map(jnp.add, sums, grad(params, model_state, part, key, scale)), None
 
         one = jax.tree.map(lambda x: x[0], parts)
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(grad, params, model_state, one, key))
+        shapes = jax.eval_shape(grad, params, model_state, one, key, scale)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (grads, (new, sums)), _ = jax.lax.scan(add, zero, parts)
         new = jax.tree.map(lambda x: x / accumulate, new)
         if "constants" in model_state:  # a mean of equal numbers may be off by a rounding
@@ -92,24 +97,85 @@ def step_body(
     def step(state: State, batch: dict) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         batch = augment(stream(key, "augment"), batch)
-        count = total(batch["mask"].sum(dtype=jnp.float32))
-        grads, (model_state, sums) = gradients(state.params, state.model_state, batch, stream(key, "dropout"))
-        grads, sums = total((grads, sums))
-        safe = jnp.maximum(count, 1)
-        grads = jax.tree.map(lambda g: g / safe, grads)
+        examples = total(batch["mask"].sum(dtype=jnp.float32))
+        counts = total(counted(task, batch)) or {"loss": examples}
+        first, scale = scales(task, counts)
+        grads, (model_state, sums) = gradients(state.params, state.model_state, batch, stream(key, "dropout"), scale)
+        grads, (terms, measured) = total((grads, sums))
+        grads = jax.tree.map(lambda g: g / first, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
             ema = ema_update(ema, {"params": params, "model_state": model_state}, ema_decay, state.step)
         one = jnp.ones(())
-        metrics = {k: (v, count) for k, v in sums.items()}
+        metrics = {k: (v, counts[k]) for k, v in terms.items()}
+        if "loss" not in terms:
+            metrics["loss"] = (_weighted(terms, scale) / first, one)
+        metrics |= {k: v if isinstance(v, tuple) else (v, examples) for k, v in measured.items()}
         metrics["grad_norm"] = (optax.global_norm(grads), one)
         metrics["learning_rate"] = (jnp.asarray(optimizer.schedule(state.step), jnp.float32), one)
         new = State(state.step + 1, params, model_state, opt_state, state.key, ema)
         return new, metrics
 
     return step
+
+
+def counted(task: Task, batch: dict) -> dict[str, jax.Array]:
+    """Returns {term: what its sum is divided by, over this part of the batch}; {} where terms are means over examples.
+
+    Example:
+      >>> tokens = Task(None, None, None, {}, ("loss", "min"), counts=lambda b: {"words": b["words_mask"].sum(1)})
+      >>> mask = jnp.array([[True, True], [True, False], [False, False]])
+      >>> float(counted(tokens, {"words_mask": mask, "mask": jnp.ones(3, bool)})["words"])
+      3.0
+    """
+    found = task.counts(batch) if task.counts else {}
+    return {name: _sum(batch["mask"], jnp.asarray(n, jnp.float32)) for name, n in found.items()}
+
+
+def scales(task: Task, counts: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
+    """Returns what the gradient is divided by, and the factor of each term's sum before that.
+
+    The loss is sum_t weight_t S_t / N_t over the global batch. It is computed as (sum_t scale_t S_t) / N_1 of the first
+    term's count: with one term nothing but the last division is left.
+
+    Args:
+      task: with the weights.
+      counts: {term: N_t over the global batch}.
+    """
+    if unknown := set(task.weights) - set(counts):
+        raise errors.BadRequest(
+            f"weights of unknown terms {', '.join(sorted(unknown))}; there are: {', '.join(counts)}."
+        )
+    # Sorted, as `jax.tree.map` leaves them. A batch without a single box has 0 / 0, which is 0.
+    safe = {name: jnp.where(counts[name] > 0, counts[name], 1) for name in sorted(counts)}
+    first = next(iter(safe.values()))
+    factors: dict[str, Any] = {}
+    for i, (name, n) in enumerate(safe.items()):
+        weight = task.weights.get(name, 1.0)
+        factors[name] = weight if i == 0 else weight * first / n
+    return first, factors
+
+
+def _weighted(sums: dict[str, jax.Array], scale: dict[str, Any]) -> jax.Array:
+    parts = [
+        s if isinstance(scale[name], float) and scale[name] == 1 else scale[name] * s
+        for name, s in sorted(sums.items())
+    ]
+    return functools.reduce(jnp.add, parts)
+
+
+def _sum(valid: jax.Array, x: jax.Array) -> jax.Array:
+    """Sums over the valid examples. Never multiply: 0 * NaN."""
+    return jnp.where(valid, x, 0).sum()
+
+
+def _check_terms(terms: dict[str, jax.Array], scale: dict[str, Any]) -> None:
+    if set(terms) != set(scale):
+        raise errors.BadRequest(
+            f"the loss has the terms {', '.join(terms)}, and counts for {', '.join(scale)}; a task gives one for each."
+        )
 
 
 def make_train_step(
@@ -129,6 +195,7 @@ def make_train_step(
       compile: "jit" (batch: global arrays split over the mesh) or "pmap" (state and batch: a leading device axis).
       shardings: how the state lies on the mesh, for "jit"; see `training.sharding`.
     """
+    refuse_cutting(task, accumulate, compile)
     body = functools.partial(step_body, task, optimizer, augment=augment, accumulate=accumulate, ema_decay=ema_decay)
     if compile == "pmap":
         mapped = jax.pmap(body(axis=DATA_AXIS), axis_name=DATA_AXIS, donate_argnums=0)

@@ -11,7 +11,7 @@ import small
 
 from recvis_jax import errors
 from recvis_jax.data import pipeline, sources, transforms
-from recvis_jax.data.pipeline import Arrays, EvalBatches
+from recvis_jax.data.pipeline import EvalBatches
 from recvis_jax.training import distributed, sharding
 
 LENGTH, BATCH, STEPS, SEED = 37, 8, 14, 3  # three epochs, none of whole batches
@@ -112,7 +112,7 @@ def test_hosts_divide_the_same_batches(hosts, cache, spec, plain, transformed):
 
 
 def test_every_example_comes_once_an_epoch_in_a_new_order(plain):
-    by_image = {image.tobytes(): i for i, image in enumerate(pipeline.materialise(source()).image)}
+    by_image = {image.tobytes(): i for i, image in enumerate(pipeline.materialise(source())["image"])}
     row = [by_image[image.tobytes()] for batch in plain for image in batch["image"]]
     assert [label for batch in plain for label in batch["label"]] == [i % 5 for i in row]
     epochs = [row[e * LENGTH : (e + 1) * LENGTH] for e in range(3)]
@@ -134,10 +134,10 @@ def test_the_row_of_examples_is_that_of_any_batch_size(batch_size, plain):
 def test_materialised_data_are_the_stream():
     data, fixed = source(1000), transforms.parse("resize(5)").fn
     kept = pipeline.materialise(data, fixed)
-    assert kept.image.shape == (1000, 5, 5, 3) and kept.image.dtype == np.uint8
+    assert kept["image"].shape == (1000, 5, 5, 3) and kept["image"].dtype == np.uint8
     streamed = list(EvalBatches(data, batch_size=100, placement=placement(), transform=fixed))
-    np.testing.assert_array_equal(kept.image, np.concatenate([b["image"] for b in streamed]))
-    np.testing.assert_array_equal(kept.label, np.arange(1000) % 5)
+    np.testing.assert_array_equal(kept["image"], np.concatenate([b["image"] for b in streamed]))
+    np.testing.assert_array_equal(kept["label"], np.arange(1000) % 5)
 
 
 @pytest.mark.parametrize("length, hosts", [(37, 1), (37, 2), (37, 4), (33, 8), (40, 4), (3, 4), (1, 8)])
@@ -175,7 +175,10 @@ def test_a_pass_that_was_left_is_not_kept():
 
 def test_what_cannot_be_batched_is_said():
     good = source()
-    odd = good._replace(read=lambda ix: [{"image": np.zeros((8, 8 + int(i) % 2, 3), np.uint8), "label": 0} for i in ix])
+    odd = good._replace(
+        read=lambda ix: [{"image": np.zeros((8, 8 + int(i) % 2, 3), np.uint8), "label": 0} for i in ix],
+        image_shape=(None, None, 3),
+    )
     with pytest.raises(errors.BadRequest, match=r"different shapes cannot be batched .*\(8, 8, 3\).*resize_crop"):
         batches(data=odd)
     wrong = good._replace(num_classes=4)
@@ -199,8 +202,11 @@ def test_auto_cache_goes_by_size():
 
 def test_arrays_are_kept_on_every_device():
     mesh = sharding.make_mesh()
-    kept = distributed.jit_placement(mesh).keep(Arrays(np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32)))
-    assert kept.image.sharding.is_fully_replicated and len(kept.image.sharding.device_set) == len(jax.devices())
+    kept = distributed.jit_placement(mesh).keep(
+        {"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}
+    )
+    where = kept["image"].sharding
+    assert where.is_fully_replicated and len(where.device_set) == len(jax.devices())
 
 
 @pytest.mark.slow

@@ -81,10 +81,10 @@ def test_training_masks_by_slot_and_evaluation_by_the_image_alone():
     _, task = build()
     params, state = split(task.init(jax.random.key(0)))
     batch, key = batch_of(), jax.random.key(3)
-    whole, _, _ = task.loss(params, state, batch, key)
-    part, _, _ = task.loss(params, state, {k: v[2:4] for k, v in batch.items()}, key)
+    whole = task.loss(params, state, batch, key)[0]["loss"]
+    part = task.loss(params, state, {k: v[2:4] for k, v in batch.items()}, key)[0]["loss"]
     np.testing.assert_allclose(part, whole[2:4], rtol=1e-5)
-    moved, _, _ = task.loss(params, state, batch | {"slot": batch["slot"] + 1}, key)
+    moved = task.loss(params, state, batch | {"slot": batch["slot"] + 1}, key)[0]["loss"]
     assert (np.abs(np.asarray(moved - whole)) > 1e-4).all()
     seen = task.predict(params, state, batch)["mask"]
     again = task.predict(params, state, {k: v[::-1] for k, v in batch.items()})["mask"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import models
-from recvis_jax.tasks.task import initialiser
+from recvis_jax.tasks.applying import initialiser
 from recvis_jax.training import draws
 
 KINDS = {

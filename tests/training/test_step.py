@@ -9,7 +9,6 @@ import pytest
 
 from recvis_jax import models, trees
 from recvis_jax.data import augment, pipeline, sources
-from recvis_jax.data.pipeline import Arrays
 from recvis_jax.tasks import classify
 from recvis_jax.training import distributed, optim, sharding, state, step
 
@@ -164,8 +163,3 @@ def test_keys_differ_between_steps_and_streams():
         for name in ("augment", "dropout")
     }
     assert len(drawn) == 6
-
-
-def test_arrays_are_a_pytree():
-    arrays = Arrays(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2))
-    assert len(jax.tree.leaves(arrays)) == 2
