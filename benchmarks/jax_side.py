@@ -181,7 +181,7 @@ def prepare_speedrun(seed: int) -> dict[str, Any]:
     step = steps_of.make_train_step(
         run.task, run.optimizer, augment=run.data.augment, ema_decay=config["ema_decay"], shardings=run.shardings
     )
-    test = build.open_test(run.data)
+    test = run.data.test
     _STATE.update(run=run, step=step, state=run.create(), batches=build.train_batches(run, 0), test=test)
     return {"train": _file(run.data.train), "test": _file(test), "epochs": round(config["epochs"])}
 
@@ -237,7 +237,7 @@ def prepare_evaluation(model: dict[str, Any]) -> str:
     data = dict(name="fashion_mnist", train="train[:1000]", test="test", statistics="fashion_mnist")
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model=model, optim=optim, steps=10**6, batch_size=100, eval_batch_size=500)
-    source, state = build.open_test(run.data), run.create()
+    source, state = run.data.test, run.create()
     metrics = {name: run.task.metrics[name] for name in ("loss", "accuracy")}
     evaluate = classify.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
 

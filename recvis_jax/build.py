@@ -5,18 +5,16 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from recvis_jax import errors, models, pretrained, trees, tried
-from recvis_jax.data import augment as device_augment
 from recvis_jax.data import info as data_info
-from recvis_jax.data import pipeline, sources, subset, transforms
-from recvis_jax.data import windows as sliding
+from recvis_jax.data import pipeline, sources
+from recvis_jax.data.opened import Data, open_data
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed
 from recvis_jax.training import optim as optimisers
@@ -24,182 +22,6 @@ from recvis_jax.training import sharding as layouts
 from recvis_jax.training import state as states
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-class Data(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-      info: what there is to know of the data without reading them.
-      train, val: sources; val may be None. Both are None in a run that was opened from what it recorded: there
-        `named` opens them.
-      open: split expression -> source of the same data set.
-      named: "train", "val" or "test" -> the source that the config means by it, None where it has no such split.
-      test: split expression of the test split, not opened before the end of the run; may be None.
-      transform: `f(rng, example) -> example` of training on the host, or None.
-      random: whether `transform` draws random numbers.
-      eval_transform: the same for evaluation.
-      augment: (key, batch) -> batch on the device, normalised; for training.
-      preprocess: batch -> batch on the device, normalised; for evaluation.
-      denormalise: normalised images -> images in [0, 1], for figures.
-      image_shape: (h, w, c) of what a model is given in training.
-      cache: resolved cache of the training data.
-      threads, workers: for reading.
-    """
-
-    info: data_info.DataInfo
-    train: sources.Source | None
-    val: sources.Source | None
-    open: Callable[[str], sources.Source]
-    named: Callable[[str], sources.Source | None]
-    test: str | None
-    transform: Callable | None
-    random: bool
-    eval_transform: Callable | None
-    augment: Callable
-    preprocess: Callable
-    denormalise: Callable
-    image_shape: tuple[int, int, int]
-    cache: str
-    threads: int
-    workers: int
-
-
-def open_data(
-    *,
-    name: str,
-    data_dir: str | None = None,
-    train: str = "train",
-    val: str | None = None,
-    test: str | None = "test",
-    image_key: str = "image",
-    label_key: str = "label",
-    transform: str = "",
-    eval_transform: str = "",
-    augment: str = "",
-    statistics: str | tuple = "none",
-    cache: Literal["none", "host", "device", "auto"] = "auto",
-    threads: int = 8,
-    workers: int = 0,
-    mock: int = 0,
-    classes: Sequence[int | str] = (),
-    per_class: int = 0,
-    subset_seed: int = 0,
-    windows: dict | None = None,
-    recorded: data_info.Recorded | None = None,
-) -> Data:
-    """Opens the data of a run; these are the keys of a config's `data` section.
-
-    Args:
-      name, data_dir, image_key, label_key, mock: see `data.sources.open_split`.
-      train, val, test: tfds split expressions, such as `train[:90%]`; they may not overlap.
-      transform: host operations of training images, one by one, as `random_resized_crop(224)|randaugment(2, 9)`: see
-        `data.transforms.OPERATIONS`.
-      eval_transform: host operations of evaluation images, as `resize_crop(224)`.
-      augment: device operations on training batches, as `pad_crop(4)|flip|mixup(0.2)`: see `data.augment.OPERATIONS`.
-      statistics: mean and standard deviation by name (`data.augment.STATISTICS`), or as a pair.
-      cache: "none" streams, "host" keeps decoded images in memory, "device" on the device, "auto" decides by size.
-      threads: threads that read.
-      workers: processes that read, each with that many threads; 0 reads in this process.
-      mock: that many made-up examples a split instead of the real ones.
-      classes: numbers or names of the only classes kept, in every split; they become 0, 1, ...
-      per_class: training examples of each class, for learning from few labels; 0 for all.
-      subset_seed: of their choice.
-      windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
-      recorded: what a run knows of its data: no split is opened before it is read, and then it is compared. (Not a
-        key of a config.)
-    """
-
-    if windows:
-        errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
-    if threads < 1 or workers < 0:
-        raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
-    with errors.at("config.data.transform"):
-        host = transforms.parse(transform)
-    with errors.at("config.data.eval_transform"):
-        eval_host = transforms.parse(eval_transform)
-    if eval_host.random:
-        raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
-    expressions = {"train": train, "val": val, "test": test}
-
-    def opened(split: str) -> sources.Source:
-        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
-        found = sliding.labelled(found, **windows) if windows else found
-        with errors.at("config.data.classes"):
-            return subset.subset(found, classes)
-
-    def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
-        return data_info.DataInfo(
-            name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {}
-        )
-
-    def of_run(split: str, which: str = "") -> sources.Source:
-        """Opens a split and compares it with what the run recorded, if it did."""
-        found = opened(split)
-        if which == "train":
-            with errors.at("config.data.per_class"):
-                found = subset.subset(found, (), per_class, subset_seed)
-        if recorded:
-            now = known(found, recorded.info.image_shape).with_split(which, split, found if which else None)
-            data_info.check(recorded, now, going_on=False)
-        return found
-
-    train_source = val_source = None
-    if recorded:
-        info = recorded.info
-    else:
-        train_source = of_run(train, "train")
-        val_source = of_run(val, "val") if val else None
-        if val_source and (shared := sources.overlap(train_source, val_source)):
-            raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
-        first = train_source.read([0])[0]
-        if transform:
-            with errors.at("config.data.transform"):
-                first = host.fn(np.random.default_rng(0), first)
-        info = known(train_source, first["image"].shape)
-        info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
-    there = {"train": train_source, "val": val_source}
-    with errors.at("config.data.augment"):
-        device = device_augment.parse(augment, info.num_classes)
-    with errors.at("config.data.statistics"):  # a wrong name is refused now
-        device_augment.statistics(statistics, info.image_shape[2])
-
-    def normalise(batch: dict) -> dict:
-        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
-
-    def named(which: str) -> sources.Source | None:
-        expression = expressions[which]
-        return there.get(which) or (of_run(expression, which) if expression else None)
-
-    return Data(
-        info=info,
-        train=train_source,
-        val=val_source,
-        open=of_run,
-        named=named,
-        test=test,
-        transform=host.fn if transform else None,
-        random=host.random,
-        eval_transform=eval_host.fn if eval_transform else None,
-        augment=lambda key, batch: normalise(device(key, batch)),
-        preprocess=normalise,
-        denormalise=lambda images: device_augment.denormalise(images, statistics),
-        image_shape=info.image_shape,
-        cache=pipeline.choose_cache(cache, train_source, host.random) if train_source else "none",
-        threads=threads,
-        workers=workers,
-    )
-
-
-def open_test(data: Data) -> sources.Source | None:
-    """Opens the test split, which must share no example with training and validation."""
-    test = data.named("test")
-    if test is None:
-        return None
-    for other, name in ((data.train, "train"), (data.val, "val")):
-        if other and (shared := sources.overlap(other, test)):
-            raise errors.BadRequest(f"data.{name}={other.name!r} and data.test={data.test!r} share {shared} examples.")
-    return test
 
 
 def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
@@ -227,6 +49,8 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
             f"{data.info.name} has one class only, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
             "to tell apart. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
         )
+    if name == "own":
+        raise errors.BadRequest("the run's objective is one of its author's own: give it, as open(folder, task=...).")
     with errors.at("config.task.name"):
         make = errors.choose(TASKS, name, "task")
     known = {
@@ -278,8 +102,8 @@ class Run(NamedTuple):
 def make_run(
     *,
     data: dict,
-    model: dict,
-    optim: dict,
+    model: dict | None,
+    optim: dict | None,
     task: dict | None = None,
     seed: int = 0,
     epochs: float | None = None,
@@ -292,18 +116,22 @@ def make_run(
     sharding: str | dict = "replicate",
     devices: Sequence[jax.Device] | None = None,
     recorded: data_info.Recorded | None = None,
+    built: tuple[Any, Task | None] = (None, None),
 ) -> Run:
     """Builds a run from the sections of its config; see `recvis_jax.train.train` for the keys.
 
     Args:
       devices: to run on; all by default. (The others are those of `train`.)
       recorded: what the run knows of its data, which are then not opened; see `open_data`.
+      built: the model and the task where they are objects of the caller's, which no config can describe.
 
     Raises:
       BadRequest: an unknown key, name or value, with what would be right.
     """
     errors.check_kwargs(open_data, data, "config.data", given=("recorded",))
-    if "dtype" in model:
+    if model is None and built[0] is None:
+        raise errors.BadRequest("the run's model is one of its author's own: give it, as open(folder, model=MyNet()).")
+    if model and "dtype" in model:
         raise errors.BadRequest("unknown key config.model.dtype. The type of the computation is config.dtype.")
     if (epochs is None) == (steps is None):
         raise errors.BadRequest("give the length of the run as one of config.epochs and config.steps.")
@@ -317,30 +145,64 @@ def make_run(
     eval_batch_size = eval_batch_size or batch_size // accumulate
     distributed.check_batch(eval_batch_size, 1, parts, "config.eval_batch_size")
 
-    parts = open_data(**data, recorded=recorded)
-    net = make_model(parts, dtype, **model)
-    objective = make_task(parts, net, **(task or {}))
-    per_epoch = parts.info.splits["train"].examples / batch_size
+    opened = open_data(**data, recorded=recorded)
+    net = built[0] or make_model(opened, dtype, **(model or {}))
+    objective = built[1] or make_task(opened, net, **(task or {}))
+    per_epoch = opened.info.splits["train"].examples / batch_size
     total = length_in_steps(epochs, steps, per_epoch)
-    if total < 1:
-        raise errors.BadRequest(f"the run has {total} steps; it needs at least one.")
+    _check_length(total)
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
-    errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
-    optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
-    with errors.at("config.optim"):
-        optimizer = optimisers.make_optimizer(
-            **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
-        )
+    if optim is None:  # of a run whose optimizer was an object
+        optimizer = optimisers.Optimizer(lambda params: (), lambda grads, state, params: (grads, state), None)
+    else:
+        errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
+        optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
+        with errors.at("config.optim"):
+            optimizer = optimisers.make_optimizer(
+                **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
+            )
+    return assemble(
+        opened, net, objective, optimizer, total_steps=total, batch_size=batch_size, eval_batch_size=eval_batch_size,
+        seed=seed, ema=ema_decay is not None, mesh=mesh, strategy=strategy, rules=rules,
+    )  # fmt: skip
 
-    drawn = objective
+
+def assemble(
+    data: Data,
+    model: Any,
+    task: Task,
+    optimizer: optimisers.Optimizer,
+    *,
+    total_steps: int,
+    batch_size: int,
+    eval_batch_size: int | None = None,
+    seed: int = 0,
+    ema: bool = False,
+    mesh: Mesh | None = None,
+    strategy: str = "replicate",
+    rules: tuple[layouts.Rule, ...] = (),
+) -> Run:
+    """Puts the parts of a run together; configs and `recvis_jax.fit` both end here.
+
+    Args:
+      data, model, task, optimizer: the parts, built.
+      total_steps: updates of the whole run, at least one.
+      batch_size, eval_batch_size: see `Run`; the latter is the former unless given.
+      seed: of everything random.
+      ema: whether the state has a moving average.
+      mesh, strategy, rules: see `make_mesh`; all devices, with the parameters on each, by default.
+    """
+    _check_length(total_steps)
+    mesh = make_mesh(strategy)[0] if mesh is None else mesh
+    drawn = task
     if mesh.size == 1 and tried.usable("loops of draws"):
         from recvis_jax.training import draws  # which leans on how JAX writes programs down
 
-        drawn = objective._replace(init=draws.looped(objective.init))
+        drawn = task._replace(init=draws.looped(task.init))
 
     def initial() -> states.State:
-        return states.create(drawn, optimizer, seed, ema=ema_decay is not None)
+        return states.create(drawn, optimizer, seed, ema=ema)
 
     template = jax.eval_shape(initial)
     layout = layouts.plan(template, mesh, strategy, rules)
@@ -349,20 +211,25 @@ def make_run(
     options = {"xla_backend_optimization_level": 1} if quick else None
     create = jax.jit(initial, out_shardings=layout.shardings, compiler_options=options)
     return Run(
-        data=parts,
-        model=net,
-        task=objective,
+        data=data,
+        model=model,
+        task=task,
         optimizer=optimizer,
         mesh=mesh,
         create=create,
         template=layouts.laid_out(template, layout.shardings),
         layout=layout,
         seed=seed,
-        total_steps=total,
-        steps_per_epoch=per_epoch,
+        total_steps=total_steps,
+        steps_per_epoch=data.info.splits["train"].examples / batch_size,
         batch_size=batch_size,
-        eval_batch_size=eval_batch_size,
+        eval_batch_size=eval_batch_size or batch_size,
     )
+
+
+def _check_length(total_steps: int) -> None:
+    if total_steps < 1:
+        raise errors.BadRequest(f"the run has {total_steps} steps; it needs at least one.")
 
 
 def length_in_steps(epochs: float | None, steps: int | None, steps_per_epoch: float) -> int:
@@ -455,12 +322,9 @@ def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
     if first >= run.total_steps:
         return iter(())  # nothing to read, or to keep, for a run that is done
     placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(run.mesh)
-    kept: sources.Source | pipeline.Arrays = data.train
-    transform = data.transform
-    if data.cache != "none":
-        arrays = pipeline.materialise(data.train, None if data.random else transform)
-        kept = placement.keep(arrays) if data.cache == "device" else arrays
-        transform = transform if data.random else None
+    kept, transform = data.kept()
+    if data.cache == "device":
+        kept = placement.keep(kept)
     return pipeline.train_batches(
         kept,
         data.train,

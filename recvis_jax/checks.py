@@ -34,7 +34,7 @@ def check_run(run: build.Run, accumulate: int = 1) -> None:
             f"{source.name}; --config.batch_size={_power(source.length)} would do."
         )
     _check_memory(run, accumulate)
-    if run.data.val is not None or run.data.test:
+    if run.data.val is not None or run.data.test_split:
         _check_evaluation(run, source.read([0])[0])
 
 

@@ -123,8 +123,8 @@ def train(
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
     if every["log_every"] > run.total_steps:  # else its curve would be a point
         every["log_every"] = max(1, run.total_steps // 10)
-    test = build.open_test(run.data)
-    info = run.data.info.with_split("test", run.data.test or "", test)
+    test = run.data.test
+    info = run.data.info.with_split("test", run.data.test_split or "", test)
     recorded = _compare_data(folder, info)
     prober = None
     if probe:

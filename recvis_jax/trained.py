@@ -64,41 +64,47 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = reading.read_json(path)
     keys = set(errors.keywords(build.make_run))
     known = {k: v for k, v in config.items() if k in keys}
-    errors.check_kwargs(build.make_run, known, str(path), given=("devices", "recorded"))
+    errors.check_kwargs(build.make_run, known, str(path), given=("devices", "recorded", "built"))
     return config
 
 
-def make_run(config: dict[str, Any], recorded: info.Recorded | None = None) -> build.Run:
+def make_run(
+    config: dict[str, Any], recorded: info.Recorded | None = None, built: tuple[Any, Any] = (None, None)
+) -> build.Run:
     """Builds the run of a whole config, of which it takes the keys that say what a run is.
 
     Args:
       config: the sections as plain dicts.
       recorded: what the run knows of its data, which then need not be there; None opens them.
+      built: see `build.make_run`.
     """
-    keys = set(errors.keywords(build.make_run)) - {"devices", "recorded"}
+    keys = set(errors.keywords(build.make_run)) - {"devices", "recorded", "built"}
     found = {k: v for k, v in config.items() if k in keys}
     if isinstance(found.get("sharding"), dict):  # here there may be other devices than the run's
         found["sharding"] = {k: v for k, v in found["sharding"].items() if k in ("strategy", "rules")}
-    return build.make_run(**found, recorded=recorded)
+    return build.make_run(**found, recorded=recorded, built=built)
 
 
-def of_run(folder: Path, config: dict[str, Any], which: str | None = None) -> Trained:
-    """Opens a checkpoint of a run, which is only read and may be one that goes on.
+def of_run(
+    folder: Path, config: dict[str, Any], which: str | None = None, *, model: Any = None, task: Any = None
+) -> Trained:
+    """Opens a checkpoint of a run, without its optimizer's state; it is only read, and the run may go on.
 
     Args:
       folder: of the run.
       config: its config, perhaps changed where that does not change the model.
       which: 'best', 'last' or a step; None takes the best, or the last of a run without validation; 'random' are the
         weights with which the run began, had it not been initialised from others.
+      model, task: objects of the caller's own that the config cannot describe.
 
     Raises:
       BadRequest: there is no such checkpoint.
     """
-    run = make_run(config, info.read(folder))
+    run = make_run({**config, "optim": None}, info.read(folder), (model, task))
     if which == "random":
         state = run.create()
         return Trained(run, state.params, state.model_state, 0, "random", config)
-    keeper = checkpoint.Checkpointer(folder, run.template, read_only=True)
+    keeper = checkpoint.Checkpointer(folder, run.template, read_only=True, without="opt_state")
     which = which or ("best" if keeper.best_step() is not None else "last")
     restored = keeper.restore(which)
     return Trained(run, *restored.state.evaluated, restored.step, which, config)
@@ -150,7 +156,7 @@ def open_named(data: build.Data, split: str) -> Source:
     which = canonical(split)
     found = data.named(which) if which in SPLITS else data.open(split)
     if not found:
-        there = ", ".join(s for s in SPLITS if s in data.info.splits or (s == "test" and data.test))
+        there = ", ".join(s for s in SPLITS if s in data.info.splits or (s == "test" and data.test_split))
         raise errors.BadRequest(
             f"the run has no {which} split, only {there}; --split also takes an expression, as --split='train[90%:]'."
         )

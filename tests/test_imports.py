@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "classical": (),
     "vis": (),
     "data": (),
+    "data.opened": ("training.distributed", "training.sharding"),  # which put batches onto devices
     "tasks": ("evaluation.metrics",),
     "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "training.loop": ("trees",),
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
+    "library": ("",),
     "planning": ("build", "data", "models", "training", "vis.structure"),
     "planning.devices": (),
     "planning.topology": ("planning.devices",),

@@ -4,7 +4,7 @@
 prepared in `data_dir`. Which examples batch i holds and how they were augmented depends on (seed, i) alone.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
@@ -26,3 +26,57 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row((32, 32, 3), 100),
     "imagenet2012": Row((None, None, 3), 1000, splits=("train", "validation")),
 }
+
+
+def open(name: str, **kw: Any) -> Any:
+    """Opens a data set: one known by name, one that is prepared, or a folder of images.
+
+    Args:
+      name: of `DATASETS`, of a tfds data set prepared in `data_dir`, or a folder with a folder of images a class, which
+        is prepared first (checked, and written to `data_dir` once).
+      **kw: the arguments of `data.opened.open_data`: splits, transforms, augmentation, statistics, ...
+
+    Returns:
+      A `data.opened.Data`: `train`, `val`, `test`, `batches(...)`.
+
+    Raises:
+      BadRequest: there is no such data set, with the command that prepares it; or an unknown argument.
+
+    Example:
+      >>> data = open("digits", train="train[:90%]", val="train[90%:]")
+      >>> data.train.length, data.test.length
+      (1293, 360)
+    """
+    from pathlib import Path
+
+    from recvis_jax import errors
+    from recvis_jax.data import opened
+
+    if not isinstance(name, str | Path):
+        raise errors.BadRequest(f"a data set is opened by its name or folder, not by {errors.shown(name)}.")
+    folder = Path(name).expanduser()
+    if str(name) not in DATASETS and folder.is_dir():
+        from recvis_jax.data import builders
+
+        made = builders.prepare("folder", kw.get("data_dir"), str(folder), say=lambda line: None)
+        found = builders.summary(made)
+        name, splits = found.name, found.splits
+        for key, there in (("val", "validation"), ("test", "test")):
+            kw.setdefault(key, there if there in splits else None)
+        kw.setdefault("data_dir", str(made.parents[1]))
+    errors.check_kwargs(opened.open_data, {"name": str(name), **kw}, "data", given=("recorded",))
+    return opened.open_data(name=str(name), **kw)
+
+
+def from_arrays(images: Any, labels: Any, **kw: Any) -> Any:
+    """Makes a data set of numpy arrays; see `data.arrays.from_arrays`.
+
+    Example:
+      >>> from_arrays(np.zeros((20, 8, 8), np.uint8), np.arange(20) % 4, val=0.25).val.length
+      5
+    """
+    from recvis_jax import errors
+    from recvis_jax.data import arrays
+
+    errors.check_kwargs(arrays.from_arrays, kw, "from_arrays", given=("images", "labels"))
+    return arrays.from_arrays(images, labels, **kw)

@@ -102,6 +102,24 @@ def create(name: str, **kw: Any) -> nn.Module:
     return constructor(**kw)
 
 
+def section_of(model: nn.Module) -> dict[str, Any] | None:
+    """Returns the name and attributes by which `create` makes such a model; None for one of another class.
+
+    Example:
+      >>> section_of(create("resnet20", num_classes=7))["num_classes"]
+      7
+    """
+    for name, constructor in (MODELS | AROUND).items():
+        if type(model) is not getattr(constructor, "func", constructor):
+            continue
+        values = {k: getattr(model, k) for k in keywords(constructor) if k != "dtype"}
+        if isinstance(values.get("backbone"), nn.Module):
+            values["backbone"] = section_of(values["backbone"])
+        plain = (bool, int, float, str, tuple, list, dict, type(None))
+        return {"name": name, **values} if all(isinstance(v, plain) for v in values.values()) else None
+    return None
+
+
 def _check_length(constructor: Callable[..., nn.Module], kw: Mapping[str, Any]) -> None:
     """Refuses more blocks than can be traced one by one in reasonable time."""
     depth, blocks = kw.get("depth", 0), kw.get("blocks", ())

@@ -15,6 +15,7 @@ stays until the run has come by there again, at most aside in `checkpoints/ahead
 import contextlib
 import errno
 import json
+import logging
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,7 @@ class Checkpointer:
       read_only: nothing is written or removed, so that a run can be looked at while it goes on.
       root: where the checkpoints are; None for where the run's config has them.
       held: raises where this process must no longer write; asked before every save.
+      without: attribute of the state that is neither compared nor read, for looking at a run.
     """
 
     def __init__(
@@ -87,12 +89,13 @@ class Checkpointer:
         read_only: bool = False,
         root: epath.Path | None = None,
         held: Callable[[], None] = lambda: None,
+        without: str = "",
     ):
         self.root = root or home(workdir)
         self.template = template
         self.say = say
         self.read_only = read_only
-        self._held = held
+        self._held, self._without = held, without
         self._last = _manager(self.root / "last", keep=2, read_only=read_only)
         self._best = _manager(self.root / "best", keep=1, read_only=read_only)
         self._managers = {"last": self._last, "best": self._best}
@@ -309,6 +312,10 @@ class Checkpointer:
             if have.keys() == wanted.keys():
                 with ocp.StandardCheckpointer() as reader:
                     have = describe(reader.metadata(self._path(saved) / "state").item_metadata.tree)
+        if self._without:
+            have, wanted = (
+                {k: v for k, v in d.items() if k.partition("/")[0] != self._without} for d in (have, wanted)
+            )
         if have != wanted:
             raise Mismatch(
                 f"the checkpoint {self._path(saved)} is whole, but of another model or optimizer than this code and "
@@ -323,7 +330,7 @@ class Checkpointer:
             if saved.kind not in self._managers:
                 self._managers[saved.kind] = _manager(self.root / saved.kind, keep=1, read_only=True)
             shaped = ocp.checkpoint_utils.construct_restore_args(self.template)
-            state = ocp.args.PyTreeRestore(self.template, restore_args=shaped)
+            state = ocp.args.PyTreeRestore(self.template, restore_args=shaped, partial_restore=bool(self._without))
             found = self._managers[saved.kind].restore(saved.step, args=ocp.args.Composite(state=state))
         except Mismatch:
             raise
@@ -389,15 +396,21 @@ def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointMa
         for path in sorted(Path(folder).rglob("*")):  # orbax would wait for ever for what a pipe says
             if path.exists() and not (path.is_dir() or path.is_file()):
                 raise errors.Failure(f"the checkpoints in {folder} cannot be read: {path} is no regular file.")
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=LatestN(keep),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-        create=not read_only,
-    )
     # Not compressed: of float32 parameters it saves a twelfth, and takes the processors that training is on.
     handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)  # it warns that a folder is only read, which is what was asked for
+    try:
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=LatestN(keep),
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
+        )
+        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    finally:
+        absl.setLevel(level)
 
 
 def _save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ class Log:
         except ImportError:
             self.say("note: no TensorBoard events, as tensorboardX is not installed: pip install 'recvis_jax[plot]'.")
         if sys.stderr.isatty():
-            self._progress, self._task = _bar(total_steps, resumed_at)
+            self._progress, self._task = progress_bar(total_steps, resumed_at)
 
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar where there is one."""
@@ -137,7 +137,7 @@ class Log:
         if not self.main:
             return
         try:
-            self._file.write(_line(plain_json({"step": step, "split": split, **values})))
+            self._file.write(json_line({"step": step, "split": split, **values}).encode())
             self._file.flush()
         except OSError as e:
             raise errors.Failure(
@@ -150,7 +150,7 @@ class Log:
         shown = ", ".join(f"{k} {_number(k, v)}" for k, v in values.items() if k not in ("seconds", "grad_norm"))
         if self._progress:
             if split == "train":
-                self._progress.update(self._task, description=_short(values))
+                self._progress.update(self._task, description=short(values))
                 return
         done, spent = step - self._started_at, time.monotonic() - self._started
         eta = f", eta {_duration(spent / done * (self.total - step))}" if split == "train" and done else ""
@@ -170,7 +170,7 @@ class Log:
                     damaged.append(line)
             elif record["step"] <= limits.get(record["split"], limit):
                 strict = plain_json(record)  # of earlier versions NaN may be there, which is no JSON
-                kept.append(line.rstrip(b"\n") + b"\n" if strict == record else _line(strict))
+                kept.append(line.rstrip(b"\n") + b"\n" if strict == record else json_line(strict).encode())
         if damaged:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             with aside.open("ab") as f:
@@ -206,8 +206,9 @@ def _lines(path: Path) -> list[bytes]:
     return [*(line + b"\n" for line in lines), *([rest] if rest else [])]
 
 
-def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+def json_line(record: Mapping[str, Any]) -> str:
+    """Returns a record as a line of `metrics.jsonl`."""
+    return json.dumps(plain_json(record), allow_nan=False) + "\n"
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -221,7 +222,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return found if all(v is None or isinstance(v, (int, float, str)) for v in found.values()) else None
 
 
-def _bar(total: int, done: int) -> tuple[Any, Any]:
+def progress_bar(total: int, done: int) -> tuple[Any, Any]:
     """Starts the progress bar: step, bar and time left, then of the metrics what the line has room for."""
     from rich import progress
     from rich.console import Console
@@ -243,7 +244,7 @@ def _bar(total: int, done: int) -> tuple[Any, Any]:
     return bar, task
 
 
-def _short(values: Mapping[str, float]) -> str:
+def short(values: Mapping[str, float]) -> str:
     """Returns metrics for the end of the progress bar, what matters most first."""
     first = [k for k in ("loss", "accuracy") if k in values]
     rest = [k for k in values if k not in (*first, "seconds", "grad_norm", "images_per_second")]

@@ -24,7 +24,7 @@ import optax
 from jaxtyping import PyTree
 
 from recvis_jax import trees
-from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords
+from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords, shown
 from recvis_jax.training.layer_decay import BLOCK, layer_factors
 from recvis_jax.training.schedules import SCHEDULES, Schedule, in_steps, make_schedule
 
@@ -32,11 +32,28 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "ema_update", "make_optimizer
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation of optax, and the learning rate that it uses."""
+    """A gradient transformation of optax, and the learning rate that it uses; None where that is not known."""
 
     init: Callable[..., Any]  # params -> state
     update: Callable[..., Any]  # (grads, state, params) -> (updates, state); new params are params + updates
-    schedule: Schedule  # number of updates made -> learning rate
+    schedule: Schedule | None  # number of updates made -> learning rate
+
+
+def of_optax(transformation: Any) -> Optimizer:
+    """Returns any transformation of optax as an optimizer.
+
+    Raises:
+      BadRequest: it is none.
+
+    Example:
+      >>> of_optax(optax.adam(1e-3)).schedule is None
+      True
+    """
+    if isinstance(transformation, Optimizer):
+        return transformation
+    if not callable(getattr(transformation, "init", None)) or not callable(getattr(transformation, "update", None)):
+        raise BadRequest(f"the optimizer is {shown(transformation)}; it takes one of optax, as optax.adam(1e-3).")
+    return Optimizer(transformation.init, transformation.update, None)
 
 
 class Rule(NamedTuple):

@@ -114,7 +114,8 @@ def step_body(
             metrics["loss"] = (_weighted(terms, scale) / first, one)
         metrics |= {k: v if isinstance(v, tuple) else (v, examples) for k, v in measured.items()}
         metrics["grad_norm"] = (optax.global_norm(grads), one)
-        metrics["learning_rate"] = (jnp.asarray(optimizer.schedule(state.step), jnp.float32), one)
+        if optimizer.schedule is not None:
+            metrics["learning_rate"] = (jnp.asarray(optimizer.schedule(state.step), jnp.float32), one)
         new = State(state.step + 1, params, model_state, opt_state, state.key, ema)
         return new, metrics
 

@@ -1,0 +1,196 @@
+"""Data sets from numpy arrays: `from_arrays(images, labels, val=0.1)`."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from recvis_jax import errors
+from recvis_jax.data import augment as device_augment
+from recvis_jax.data import info as data_info
+from recvis_jax.data import pipeline, transforms
+from recvis_jax.data.fields import Field, image_and_label
+from recvis_jax.data.opened import Data
+from recvis_jax.data.sources import Indices, NoSplit, Source, parts_of
+
+Held = float | tuple[Any, Any] | None
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    *,
+    val: Held = None,
+    test: Held = None,
+    class_names: Sequence[str] = (),
+    augment: str = "",
+    transform: str = "",
+    eval_transform: str = "",
+    statistics: str | tuple = "measured",
+    seed: int = 0,
+    name: str = "arrays",
+) -> Data:
+    """Makes a data set of arrays, which stay in memory.
+
+    Args:
+      images: (n h w c) or (n h w); uint8, or float in [0, 1].
+      labels: classes (n), integers from 0; or multi-hot (n k) of 0 and 1; or numbers (n), float, for regression.
+      val, test: what is kept for validation and for testing: a share of the examples, drawn by `seed`, or a pair
+        (images, labels); None for nothing.
+      class_names: one name a class.
+      augment: device operations on training batches, as "pad_crop(2)|flip"; see `data.augment.OPERATIONS`.
+      transform, eval_transform: host operations of training and evaluation; see `data.transforms.OPERATIONS`.
+      statistics: mean and standard deviation that images are normalised with, by name (`data.augment.STATISTICS`) or as
+        a pair; "measured" takes those of the training images, a channel each.
+      seed: of the draw of `val` and `test`.
+      name: for messages.
+
+    Raises:
+      BadRequest: shapes, types or values that do not fit, with what would.
+
+    Example:
+      >>> data = from_arrays(np.zeros((100, 8, 8), np.uint8), np.arange(100) % 10, val=0.1)
+      >>> data.train.length, data.val.length, data.info.num_classes, data.info.image_shape
+      (90, 10, 10, (8, 8, 1))
+    """
+    images, labels = _checked(images, labels, "images", "labels")
+    kinds = _kind(labels)
+    count = len(class_names) or (
+        labels.shape[1] if kinds == "multi" else int(labels.max()) + 1 if kinds == "class" else 0
+    )
+    if kinds != "number" and class_names and count < (labels.shape[1] if kinds == "multi" else int(labels.max()) + 1):
+        raise errors.BadRequest(f"labels reach {labels.max()}, and class_names has {len(class_names)} names.")
+    parts, rows = {}, np.random.default_rng(seed).permutation(len(images))
+    for split, held in (("test", test), ("val", val)):
+        if held is None:
+            continue
+        if isinstance(held, tuple) and len(held) == 2:
+            parts[split] = _checked(*held, f"{split} images", f"{split} labels")
+            continue
+        if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < 1:
+            raise errors.BadRequest(
+                f"{split} is {errors.shown(held)}; it takes a share between 0 and 1, or a pair (images, labels)."
+            )
+        cut = round(held * len(images))
+        if not 0 < cut < len(rows):
+            raise errors.BadRequest(f"{split}={held} of {len(images)} examples leaves none on one side.")
+        parts[split] = (images[rows[:cut]], labels[rows[:cut]])
+        rows = rows[cut:]
+    parts["train"] = (images, labels) if len(rows) == len(images) else (images[np.sort(rows)], labels[np.sort(rows)])
+    if statistics == "measured":
+        statistics = _measure(parts["train"][0])
+    sources = {s: _source(f"{name}/{s}", s, *p, count, tuple(class_names), kinds) for s, p in parts.items()}
+    return _assembled(name, sources, transform, eval_transform, augment, statistics)
+
+
+def _checked(images: Any, labels: Any, what: str, of: str) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or 0 in images.shape:
+        raise errors.BadRequest(f"{what} have shape {images.shape}; they must be (n h w c) or (n h w), and some.")
+    if images.dtype.kind == "f":
+        images = images.astype(np.float32, copy=False)
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise errors.BadRequest(
+                f"{what} are {images.dtype} from {low:g} to {high:g}; give uint8 from 0 to 255, or floats from 0 to 1."
+            )
+    elif images.dtype != np.uint8:
+        raise errors.BadRequest(
+            f"{what} are {images.dtype}; give uint8 from 0 to 255 ({what}.astype(np.uint8)), or floats from 0 to 1."
+        )
+    if labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise errors.BadRequest(
+            f"{of} have shape {labels.shape} beside {len(images)} {what}; they must be ({len(images)},) classes or "
+            f"numbers, or ({len(images)}, k) multi-hot."
+        )
+    if labels.dtype.kind not in "iufb":
+        raise errors.BadRequest(
+            f"{of} are {labels.dtype}; they must be integers from 0: names, labels = np.unique(labels, "
+            "return_inverse=True)."
+        )
+    return images, labels
+
+
+def _kind(labels: np.ndarray) -> str:
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise errors.BadRequest("labels of two axes must be multi-hot, of 0 and 1.")
+        return "multi"
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            raise errors.BadRequest("labels hold a number that is not finite.")
+        return "number"
+    if labels.min() < 0:
+        raise errors.BadRequest(f"labels reach down to {labels.min()}; classes are integers from 0.")
+    return "class"
+
+
+def _measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of a channel, on the scale of [0, 1]; at most 10,000 images are looked at."""
+    some = images[:: max(1, len(images) // 10_000)]
+    scale = 255.0 if some.dtype == np.uint8 else 1.0
+    mean, std = (np.asarray(f(some, (0, 1, 2), dtype=np.float64)) / scale for f in (np.mean, np.std))
+    return tuple(np.round(mean, 6).tolist()), tuple(np.maximum(np.round(std, 6), 1e-3).tolist())
+
+
+def _source(
+    name: str, split: str, images: np.ndarray, labels: np.ndarray, count: int, names: tuple[str, ...], kind: str
+) -> Source:
+    labels = labels.astype(np.int32 if kind == "class" else np.float32)
+    shape, n = images.shape[1:], len(images)
+    declared = (Field("image", "image", shape, str(images.dtype)), image_and_label(shape, count, kind == "multi")[1])
+
+    def read(indices: Indices) -> list[dict[str, Any]]:
+        return [{"image": images[i], "label": labels[i]} for i in np.asarray(indices, int)]
+
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    digest.update(labels.tobytes())
+    return Source(
+        name, n, read, shape, count, names, ((split, 0, n),), kind == "multi", digest.hexdigest()[:16], declared
+    )
+
+
+def _assembled(
+    name: str, there: dict[str, Source], transform: str, eval_transform: str, augment: str, statistics: Any
+) -> Data:
+    """Returns the data set of sources that are in memory."""
+    host, eval_host = transforms.parse(transform), transforms.parse(eval_transform)
+    train = there["train"]
+    if eval_host.random:
+        raise errors.BadRequest(f"eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
+    first = train.read([0])[0]
+    shape = host.fn(np.random.default_rng(0), first)["image"].shape if transform else first["image"].shape
+    if "val" in there and there["val"].image_shape[2] != train.image_shape[2]:
+        raise errors.BadRequest(f"val images have {there['val'].image_shape[2]} channels, the others {shape[2]}.")
+    device_augment.statistics(statistics, shape[2])
+    device = device_augment.parse(augment, train.num_classes)
+    splits = {s: data_info.Split(s, source.length, source.digest) for s, source in there.items()}
+    info = data_info.DataInfo(
+        name, train.num_classes, train.class_names, train.multi_label, shape, eval_transform, statistics, splits
+    )
+
+    def normalise(batch: dict) -> dict:
+        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+
+    def opened(expression: str, which: str = "") -> Source:
+        parts = parts_of(expression, {s: source.length for s, source in there.items()}, name)
+        if len(parts) > 1:
+            raise NoSplit(f"{name}: the split {expression!r} is of several parts; arrays are read from one.")
+        split, low, high = parts[0]
+        source = there[split]
+        return source._replace(
+            name=f"{name}/{expression}", length=high - low, read=lambda ix: source.read(np.asarray(ix, int) + low),
+            parts=parts, digest=f"{source.digest}[{low}:{high}]",
+        )  # fmt: skip
+
+    return Data(
+        info=info, train=train, val=there.get("val"), open=opened, named=lambda which: there.get(which),
+        test_split="test" if "test" in there else None, transform=host.fn if transform else None, random=host.random,
+        eval_transform=eval_host.fn if eval_transform else None,
+        augment=lambda key, batch: normalise(device(key, batch)), preprocess=normalise,
+        denormalise=lambda images: device_augment.denormalise(images, statistics), image_shape=shape,
+        cache=pipeline.choose_cache("auto", train, host.random), threads=8, workers=0,
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""An opened data set: its splits, and how their examples are prepared; see `open_data` and `data.arrays`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from recvis_jax import errors
+from recvis_jax.data import augment as device_augment
+from recvis_jax.data import info as data_info
+from recvis_jax.data import pipeline, sources, subset, transforms
+from recvis_jax.data import windows as sliding
+
+
+class Data(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      info: what there is to know of the data without reading them.
+      train, val: sources; val may be None. Both are None in a run that was opened from what it recorded: there
+        `named` opens them.
+      open: split expression -> source of the same data set.
+      named: "train", "val" or "test" -> the source that the config means by it, None where it has no such split.
+      test_split: split expression of the test split, not opened before it is asked for; may be None.
+      transform: `f(rng, example) -> example` of training on the host, or None.
+      random: whether `transform` draws random numbers.
+      eval_transform: the same for evaluation.
+      augment: (key, batch) -> batch on the device, normalised; for training.
+      preprocess: batch -> batch on the device, normalised; for evaluation.
+      denormalise: normalised images -> images in [0, 1], for figures.
+      image_shape: (h, w, c) of what a model is given in training.
+      cache: resolved cache of the training data.
+      threads, workers: for reading.
+      section: the arguments of `open_data` that opened it; None for arrays.
+    """
+
+    info: data_info.DataInfo
+    train: sources.Source | None
+    val: sources.Source | None
+    open: Callable[[str], sources.Source]
+    named: Callable[[str], sources.Source | None]
+    test_split: str | None
+    transform: Callable | None
+    random: bool
+    eval_transform: Callable | None
+    augment: Callable
+    preprocess: Callable
+    denormalise: Callable
+    image_shape: tuple[int, int, int]
+    cache: str
+    threads: int
+    workers: int
+    section: dict[str, Any] | None = None
+
+    def batches(
+        self, batch_size: int, *, steps: int | None = None, epochs: float | None = None, seed: int = 0, start: int = 0
+    ) -> Iterator[pipeline.Batch]:
+        """Yields training batches on the devices, augmented and normalised.
+
+        Batch i is a function of (seed, i) alone: `start` begins anywhere.
+
+        Args:
+          batch_size: examples a batch, over all devices.
+          steps, epochs: how many batches, one of the two; one epoch by default.
+          seed: of the order and of what augmentation draws.
+          start: number of the first batch.
+
+        Returns:
+          Batches {"image": (b h w c), "label": (b), "mask": (b) bool, "slot": (b)}.
+
+        Raises:
+          BadRequest: a length that is none, or a batch that the devices cannot share.
+        """
+        import jax
+
+        from recvis_jax.training import distributed, sharding
+
+        mesh = sharding.make_mesh()
+        distributed.check_batch(batch_size, 1, mesh.size, "batch_size")
+        total = length(self, batch_size, steps, 1 if steps is None and epochs is None else epochs)
+        kept, transform = self.kept()
+        if self.train is None:
+            raise errors.BadRequest("these data were opened from a run's record; open the data set itself.")
+        found = pipeline.train_batches(
+            kept, self.train, batch_size=batch_size, seed=seed, start=start, stop=start + total,
+            placement=distributed.jit_placement(mesh), transform=transform, threads=self.threads, workers=self.workers,
+        )  # fmt: skip
+        augment, key = jax.jit(self.augment), jax.random.key(seed)
+        return (augment(jax.random.fold_in(key, i), batch) for i, batch in enumerate(found, start))
+
+    def kept(self) -> tuple[Any, Callable | None]:
+        """Returns the training data as the cache has them, in numpy, and the transform that is still to be made."""
+        if self.cache == "none" or self.train is None:
+            return self.train, self.transform
+        arrays = pipeline.materialise(self.train, None if self.random else self.transform)
+        return arrays, self.transform if self.random else None
+
+    @property
+    def test(self) -> sources.Source | None:
+        """The test split, opened now; None where there is none."""
+        return open_test(self)
+
+
+def length(data: Data, batch_size: int, steps: int | None, epochs: float | None) -> int:
+    """Returns the number of batches of a training that is so long.
+
+    Raises:
+      BadRequest: not one of `steps` and `epochs`, numbers that are not positive, or a batch larger than the data.
+    """
+    if data.train is None:
+        raise errors.BadRequest("these data were opened from a run's record; to train, open the data set itself.")
+    if (steps is None) == (epochs is None):
+        raise errors.BadRequest("give the length as one of epochs and steps, as epochs=3.")
+    for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12
+        ):
+            raise errors.BadRequest(f"{name} is {errors.shown(value)}; it takes a positive number.")
+    if batch_size > data.train.length:
+        raise errors.BadRequest(
+            f"batch_size={batch_size} is larger than the {data.train.length} training examples of {data.train.name}."
+        )
+    return int(steps) if steps is not None else max(1, round((epochs or 0) * data.train.length / batch_size))
+
+
+def open_data(
+    *,
+    name: str,
+    data_dir: str | None = None,
+    train: str = "train",
+    val: str | None = None,
+    test: str | None = "test",
+    image_key: str = "image",
+    label_key: str = "label",
+    transform: str = "",
+    eval_transform: str = "",
+    augment: str = "",
+    statistics: str | tuple = "none",
+    cache: Literal["none", "host", "device", "auto"] = "auto",
+    threads: int = 8,
+    workers: int = 0,
+    mock: int = 0,
+    classes: Sequence[int | str] = (),
+    per_class: int = 0,
+    subset_seed: int = 0,
+    windows: dict | None = None,
+    recorded: data_info.Recorded | None = None,
+) -> Data:
+    """Opens the data of a run; these are the keys of a config's `data` section.
+
+    Args:
+      name, data_dir, image_key, label_key, mock: see `data.sources.open_split`.
+      train, val, test: tfds split expressions, such as `train[:90%]`; they may not overlap.
+      transform: host operations of training images, one by one, as `random_resized_crop(224)|randaugment(2, 9)`: see
+        `data.transforms.OPERATIONS`.
+      eval_transform: host operations of evaluation images, as `resize_crop(224)`.
+      augment: device operations on training batches, as `pad_crop(4)|flip|mixup(0.2)`: see `data.augment.OPERATIONS`.
+      statistics: mean and standard deviation by name (`data.augment.STATISTICS`), or as a pair.
+      cache: "none" streams, "host" keeps decoded images in memory, "device" on the device, "auto" decides by size.
+      threads: threads that read.
+      workers: processes that read, each with that many threads; 0 reads in this process.
+      mock: that many made-up examples a split instead of the real ones.
+      classes: numbers or names of the only classes kept, in every split; they become 0, 1, ...
+      per_class: training examples of each class, for learning from few labels; 0 for all.
+      subset_seed: of their choice.
+      windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
+      recorded: what a run knows of its data: no split is opened before it is read, and then it is compared. (Not a
+        key of a config.)
+    """
+
+    section = {k: v for k, v in locals().items() if k != "recorded"}
+    if windows:
+        errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
+    if threads < 1 or workers < 0:
+        raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
+    with errors.at("config.data.transform"):
+        host = transforms.parse(transform)
+    with errors.at("config.data.eval_transform"):
+        eval_host = transforms.parse(eval_transform)
+    if eval_host.random:
+        raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
+    expressions = {"train": train, "val": val, "test": test}
+
+    def opened(split: str) -> sources.Source:
+        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
+        found = sliding.labelled(found, **windows) if windows else found
+        with errors.at("config.data.classes"):
+            return subset.subset(found, classes)
+
+    def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
+        return data_info.DataInfo(
+            name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {}
+        )
+
+    def of_run(split: str, which: str = "") -> sources.Source:
+        """Opens a split and compares it with what the run recorded, if it did."""
+        found = opened(split)
+        if which == "train":
+            with errors.at("config.data.per_class"):
+                found = subset.subset(found, (), per_class, subset_seed)
+        if recorded:
+            now = known(found, recorded.info.image_shape).with_split(which, split, found if which else None)
+            data_info.check(recorded, now, going_on=False)
+        return found
+
+    train_source = val_source = None
+    if recorded:
+        info = recorded.info
+    else:
+        train_source = of_run(train, "train")
+        val_source = of_run(val, "val") if val else None
+        if val_source and (shared := sources.overlap(train_source, val_source)):
+            raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
+        first = train_source.read([0])[0]
+        if transform:
+            with errors.at("config.data.transform"):
+                first = host.fn(np.random.default_rng(0), first)
+        info = known(train_source, first["image"].shape)
+        info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
+    there = {"train": train_source, "val": val_source}
+    with errors.at("config.data.augment"):
+        device = device_augment.parse(augment, info.num_classes)
+    with errors.at("config.data.statistics"):  # a wrong name is refused now
+        device_augment.statistics(statistics, info.image_shape[2])
+
+    def normalise(batch: dict) -> dict:
+        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+
+    def named(which: str) -> sources.Source | None:
+        expression = expressions[which]
+        return there.get(which) or (of_run(expression, which) if expression else None)
+
+    return Data(
+        info=info,
+        train=train_source,
+        val=val_source,
+        open=of_run,
+        named=named,
+        test_split=test,
+        transform=host.fn if transform else None,
+        random=host.random,
+        eval_transform=eval_host.fn if eval_transform else None,
+        augment=lambda key, batch: normalise(device(key, batch)),
+        preprocess=normalise,
+        denormalise=lambda images: device_augment.denormalise(images, statistics),
+        image_shape=info.image_shape,
+        cache=pipeline.choose_cache(cache, train_source, host.random) if train_source else "none",
+        threads=threads,
+        workers=workers,
+        section=section,
+    )
+
+
+def open_test(data: Data) -> sources.Source | None:
+    """Opens the test split, which must share no example with training and validation."""
+    test = data.named("test")
+    if test is None:
+        return None
+    for other, name in ((data.train, "train"), (data.val, "val")):
+        if other and (shared := sources.overlap(other, test)):
+            raise errors.BadRequest(
+                f"data.{name}={other.name!r} and data.test={data.test_split!r} share {shared} examples."
+            )
+    return test

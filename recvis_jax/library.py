@@ -1,0 +1,390 @@
+"""The verbs of the library's door: `import recvis_jax as rv; rv.fit(...)`. They are what the programs call, too.
+
+Three levels. `fit` trains and returns a `Model` that evaluates, predicts and shows its features. `init`, `make_step`
+and `data.batches` are for a loop of one's own. Below them, models are plain linen modules: `model.init`, `model.apply`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recvis_jax import build, checks, errors, models, trained
+from recvis_jax.data import info, opened
+from recvis_jax.data.opened import Data
+from recvis_jax.data.sources import Source
+from recvis_jax.evaluation import classify, features
+from recvis_jax.models import probe
+from recvis_jax.tasks import Task
+from recvis_jax.training import checkpoint, distributed, log, loop, memory, optim, sharding, workdir
+from recvis_jax.training import state as states
+from recvis_jax.training import step as steps_of
+
+
+def task(model: Any, data: Data, name: str | None = None, **kw: Any) -> Task:
+    """Pairs a model with the objective that the data ask for: classes with cross entropy, numbers with squared error.
+
+    Args:
+      model: `__call__(image, *, train) -> (output, acts)`, one of `recvis_jax.models` or your own.
+      data: as `recvis_jax.data.open` and `from_arrays` give it.
+      name: of `recvis_jax.tasks.TASKS`; None for the one that fits.
+      **kw: arguments of that task, as `label_smoothing=0.1`.
+
+    Raises:
+      BadRequest: an unknown name or argument, or a model that does not fit.
+    """
+    return build.make_task(data, model, name, **kw)
+
+
+def init(task: Task, optimizer: Any, data: Data | None = None, *, seed: int = 0, ema: bool = False) -> states.State:
+    """Returns the state at step 0, on all devices: parameters, the model's other variables, the optimizer's state.
+
+    Args:
+      task: see `task`.
+      optimizer: any transformation of optax.
+      data: not needed; taken so that the three verbs read alike.
+      seed: of the parameters, and of what steps draw.
+      ema: whether a moving average is kept, for `make_step(..., ema_decay=...)`.
+    """
+    del data
+    optimizer = optim.of_optax(optimizer)
+    begin = states.create(task, optimizer, seed, ema=ema)
+    mesh = build.make_mesh("replicate")[0]
+    return steps_of.place_state(begin, sharding.plan(begin, mesh, "replicate").shardings, "jit")
+
+
+def make_step(
+    task: Task, optimizer: Any, *, accumulate: int = 1, ema_decay: float | None = None
+) -> Callable[[states.State, dict], tuple[states.State, dict[str, float]]]:
+    """Returns the compiled training step `(state, batch) -> (state, metrics)` over all devices; the state is donated.
+
+    Args:
+      task, optimizer: as given to `init`.
+      accumulate: micro-batches a step, whose gradients are summed before the one update.
+      ema_decay: of the moving average of parameters; needs `init(..., ema=True)`.
+
+    Returns:
+      The step. Its metrics are pairs (sum, count) on the devices: a loss is sum / count.
+    """
+    optimizer = optim.of_optax(optimizer)
+    compiled: list[Any] = []
+
+    def step(state: states.State, batch: dict) -> tuple[states.State, dict]:
+        if not compiled:
+            mesh = build.make_mesh("replicate")[0]
+            shardings = sharding.plan(state, mesh, "replicate").shardings
+            distributed.check_batch(len(batch["mask"]), accumulate, mesh.size, "the batch")
+            compiled.append(
+                steps_of.make_train_step(
+                    task,
+                    optimizer,
+                    augment=lambda key, b: b,
+                    accumulate=accumulate,
+                    ema_decay=ema_decay,
+                    shardings=shardings,
+                )
+            )
+        return compiled[0](state, batch)
+
+    return step
+
+
+def fit(
+    model: Any,
+    data: Data,
+    optimizer: Any,
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    task: Task | None = None,
+    seed: int = 0,
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    eval_every: int | float = 1.0,
+    early_stop: int = 0,
+    progress: bool = True,
+) -> "Model":
+    """Trains a model and returns what was learned: the last state, or with validation data the best.
+
+    Args:
+      model: a linen module `__call__(image, *, train) -> (output, acts)`, as `models.create` gives.
+      data: as `data.open` and `data.from_arrays` give it.
+      optimizer: any transformation of optax.
+      epochs, steps: length of the training, one of the two.
+      batch_size: examples a step, over all devices.
+      task: the objective; None for that of `task(model, data)`.
+      seed: of everything random; the same call gives the same numbers.
+      accumulate: micro-batches a step.
+      ema_decay: of the moving average of parameters, which is then what is evaluated.
+      eval_every: how often validation data are evaluated, in steps if an int, in epochs if a float.
+      early_stop: evaluations without a new best after which training ends; 0 for never.
+      progress: whether a bar, or a line for each evaluation, is shown.
+
+    Raises:
+      BadRequest: what does not fit together, before training.
+      Failure: a loss or gradient that is not finite.
+
+    Example:
+      >>> data = recvis_jax.data.from_arrays(images, labels, val=0.1)
+      >>> run = fit(models.create("lenet5", num_classes=10), data, optax.adam(1e-3), epochs=1, progress=False)
+      >>> sorted(run.evaluate(data.val))
+      ['accuracy', 'loss', 'top_5']
+    """
+    total = opened.length(data, batch_size, steps, epochs)
+    objective = task or build.make_task(data, model)
+    mesh, strategy, rules = build.make_mesh("replicate")
+    distributed.check_batch(batch_size, accumulate, mesh.size, "batch_size")
+    run = build.assemble(
+        data, model, objective, optim.of_optax(optimizer), total_steps=total, batch_size=batch_size, seed=seed,
+        ema=ema_decay is not None, mesh=mesh, strategy=strategy, rules=rules,
+    )  # fmt: skip
+    checks.check_run(run, accumulate)
+    often = eval_every if isinstance(eval_every, int) else max(1, round(eval_every * run.steps_per_epoch))
+    step = steps_of.make_train_step(
+        objective, run.optimizer, augment=data.augment, accumulate=accumulate, ema_decay=ema_decay,
+        shardings=run.shardings,
+    )  # fmt: skip
+    checks.check_step(run, accumulate)
+    keeper, records = memory.Memory(), memory.Records(total, progress)
+    evaluate = classify.make_evaluate(objective.predict, objective.metrics, data.preprocess, mesh)
+    val = build.eval_batches(run, data.val, keep=True) if data.val else None
+
+    def validate(state: states.State, stop: Callable[[], bool]) -> dict[str, float] | None:
+        found = evaluate(*state.evaluated, val, stop)
+        return None if found is None else classify.scalars(found)
+
+    try:
+        done = loop.run(
+            steps_of.place_state(run.create(), run.shardings, "jit"), step, lambda at: build.train_batches(run, at),
+            total_steps=total, batch_size=batch_size, checkpointer=keeper, log=records,
+            evaluate=validate if val else None, best=objective.best, log_every=max(1, total // 50), eval_every=often,
+            checkpoint_every=total + 1, early_stop=early_stop,
+        )  # fmt: skip
+    finally:
+        records.close()
+    best = keeper.best_step()
+    state = done.state if best in (None, int(done.state.step)) else keeper.restore("best").state
+    params, model_state = state.evaluated
+    config = {
+        "seed": seed, "steps": total, "batch_size": batch_size, "ema_decay": ema_decay, "optim": None,
+        "dtype": str(jnp.dtype(getattr(model, "dtype", jnp.float32))), "data": _section(data),
+        "model": models.section_of(model), "task": None if task is None else {"name": "own"},
+    }  # fmt: skip
+    kind = "last" if best is None else "best"
+    return Model(run, params, model_state, int(state.step), kind, config, tuple(records.records))
+
+
+def open(folder: str | Path, checkpoint: str | None = None, *, model: Any = None, task: Task | None = None) -> "Model":
+    """Opens a finished run, or one in progress: of a program, or saved by `Model.save`. Its data need not be there.
+
+    Args:
+      folder: of the run; FOLDER@last and FOLDER@1000 name a checkpoint, too.
+      checkpoint: "best", "last" or a step; None takes the best, or the last of a run without validation.
+      model: the linen module, where it is one of your own, which a run cannot know.
+      task: the objective, likewise.
+
+    Raises:
+      BadRequest: there is no such run or checkpoint, or the model does not fit it.
+    """
+    where, which = trained.run_folder(str(folder))
+    config = trained.read_config(where)
+    found = trained.of_run(where, config, checkpoint or which, model=model, task=task)
+    records = tuple(log.read_records(where / "metrics.jsonl"))
+    return Model(found.run, found.params, found.model_state, found.step, found.name, config, records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model with what it knows of its data.
+
+    Attributes:
+      run: its parts: `run.model`, `run.task`, `run.data`.
+      params, model_state: what it learned; of several states the best, or the last without validation data.
+      step: at which that was.
+      name: "best", "last", or which checkpoint was asked for.
+      config: as plain dicts.
+      history: records {"step", "split", metric: value}, in the order of training.
+    """
+
+    run: build.Run
+    params: Any
+    model_state: Any
+    step: int
+    name: str
+    config: dict[str, Any]
+    history: tuple[dict[str, Any], ...] = ()
+
+    def __repr__(self) -> str:
+        known, kind = self.run.data.info, type(self.run.model).__name__
+        return f"<{kind} at step {self.step:,}, of {errors.printable(known.name)}, {known.num_classes} classes>"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All collections of the model, as `model.apply` wants them."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where the data named none."""
+        return self.run.data.info.class_names
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the intermediates, for `features`."""
+        image = jax.ShapeDtypeStruct((1, *self.run.data.image_shape), jnp.float32)
+        shapes = jax.eval_shape(lambda v, x: self.run.model.apply(v, x, train=False)[1], self.variables, image)
+        return tuple(shapes)
+
+    def apply(self, images: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns (output (b k), acts) of images in evaluation mode; JAX differentiates through it.
+
+        Args:
+          images: (b h w c) as the data had them: uint8, or float in [0, 1]. They are normalised here.
+
+        Example: the gradient of a class's score with respect to the image
+          >>> x = images[:1].astype(np.float32) / 255
+          >>> jax.grad(lambda x: run.apply(x)[0][0, 3])(x).shape
+          (1, 28, 28, 1)
+        """
+        batch = self.run.data.preprocess({"image": self._images(images)})
+        return self.run.model.apply(self.variables, batch["image"], train=False)
+
+    def predict(self, images: Any, batch_size: int = 128) -> np.ndarray:
+        """Returns probabilities of the classes (n k), or the predicted numbers (n k), of images (n h w c).
+
+        Args:
+          images: uint8, or float in [0, 1], of the shape of the run's images.
+          batch_size: images computed at a time.
+        """
+
+        def outputs(batch: dict) -> jax.Array:
+            found = self.run.task.predict(self.params, self.model_state, self.run.data.preprocess(batch))
+            if "logits" not in found:
+                return found["prediction"]
+            several = self.run.data.info.multi_label
+            return jax.nn.sigmoid(found["logits"]) if several else jax.nn.softmax(found["logits"])
+
+        if self.run.task.gives == "other":
+            raise errors.BadRequest("this model was trained without labels and predicts no classes: see `features`.")
+        return self._mapped(outputs, images, batch_size)
+
+    def features(self, images: Any, layer: str = "features", pool: str = "mean", batch_size: int = 128) -> np.ndarray:
+        """Returns the features (n d) of images, or of all examples of a split.
+
+        Args:
+          images: (n h w c) uint8 or float in [0, 1]; or a split, as `data.val`.
+          layer: name of an intermediate, see `layers`.
+          pool: how one with positions becomes a vector: "mean", "max", "cls", "flatten".
+          batch_size: images computed at a time.
+
+        Raises:
+          BadRequest: an unknown layer (the others are listed) or pool.
+        """
+        if isinstance(images, Source):
+            compiled = trained.make_layers(self.run, [layer], pool)
+            found, _ = features.collect(
+                build.eval_batches(self.run, images), lambda batch: compiled(self.variables, batch)
+            )
+            return found[layer]
+
+        def outputs(batch: dict) -> jax.Array:
+            acts = self.run.model.apply(self.variables, self.run.data.preprocess(batch)["image"], train=False)[1]
+            return probe.pooled(acts, layer, pool)
+
+        return self._mapped(outputs, images, batch_size)
+
+    def evaluate(self, split: Source | str | None = None) -> dict[str, Any]:
+        """Returns the metrics of the task over all examples of a split.
+
+        Args:
+          split: as `data.test`, or "train", "val" or "test"; by default the test split, or the validation split.
+
+        Raises:
+          BadRequest: there is no such split, or it has other classes.
+        """
+        if split is None:
+            split = trained.default_split(self.run.data, lambda line: None)
+        source = trained.open_named(self.run.data, split) if isinstance(split, str) else split
+        known = self.run.data.info
+        if source.num_classes != known.num_classes:
+            raise errors.BadRequest(
+                f"{source.name} has {source.num_classes} classes, the model was trained on {known.num_classes}."
+            )
+        measure = classify.make_evaluate(
+            self.run.task.predict, self.run.task.metrics, self.run.data.preprocess, self.run.mesh
+        )
+        found = measure(self.params, self.model_state, build.eval_batches(self.run, source)) or {}
+        return {k: float(v) if np.ndim(v) == 0 else np.asarray(v) for k, v in found.items()}
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the model as a run: `recvis_jax.open` and the programs read it; the data are not copied.
+
+        Raises:
+          BadRequest: the folder holds a run already, or cannot be written.
+        """
+        where = Path(workdir.resolve(folder, "folder"))
+        if (where / "config.json").exists():
+            raise errors.BadRequest(f"{errors.printable(where)} holds a run already; choose another folder.")
+        workdir.refuse_unwritable(where, "the folder")
+        workdir.make(where)
+        average = {"params": self.params, "model_state": self.model_state}
+        state = states.State(
+            jnp.asarray(self.step, jnp.int32), self.params, self.model_state, (),
+            jax.random.key_data(jax.random.key(self.run.seed)), average if self.config.get("ema_decay") else None,
+        )  # fmt: skip
+        template = jax.eval_shape(lambda: state)
+        layout = sharding.plan(template, self.run.mesh, "replicate")
+        laid = sharding.laid_out(template, layout.shardings)
+        keeper = checkpoint.Checkpointer(where, laid, root=checkpoint.place(where, None))
+        keeper.save(distributed.onto_devices(distributed.onto_host(state), layout.shardings), {}, best=True)
+        keeper.wait()
+        keeper.close()
+        lines = "".join(log.json_line(record) for record in self.history)
+        log.write_atomically(where / "metrics.jsonl", lines)
+        log.write_json(where / info.FILE, info.as_json(self.run.data.info))
+        log.write_json(where / "config.json", self.config)  # last: what has one is a run
+        return where
+
+    def _images(self, images: Any) -> jax.Array:
+        """Checks images against what the run had."""
+        x, shape = jnp.asarray(images), self.run.data.image_shape
+        if x.ndim == 3 and shape[2] == 1 and x.shape[1:] == shape[:2]:
+            x = x[..., None]
+        if x.ndim != 4 or x.shape[1:] != shape:
+            raise errors.BadRequest(
+                f"images have shape {x.shape}; this model takes (n, {', '.join(map(str, shape))}): one image is "
+                "images[None]."
+            )
+        if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise errors.BadRequest(f"images are {x.dtype}; give uint8 from 0 to 255, or floats from 0 to 1.")
+        return x
+
+    def _mapped(self, function: Callable[[dict], jax.Array], images: Any, batch_size: int) -> np.ndarray:
+        """Applies a function to images, batch by batch of one shape."""
+        x = np.asarray(self._images(images))
+        if not len(x):
+            raise errors.BadRequest("there are no images.")
+        size = min(batch_size, len(x))
+        size += -size % self.run.mesh.size
+        place = distributed.jit_placement(self.run.mesh)
+        compiled = jax.jit(function)
+        out = []
+        for first in range(0, len(x), size):
+            part = x[first : first + size]
+            batch = np.zeros((size, *part.shape[1:]), part.dtype)  # of one shape, so that there is one program
+            batch[: len(part)] = part
+            out.append(np.asarray(compiled(place.put_eval({"image": batch})))[: len(part)])
+        return np.concatenate(out)
+
+
+def _section(data: Data) -> dict[str, Any]:
+    """Returns the config's section that opens the data; of arrays, what says how they are prepared."""
+    known = data.info
+    return data.section or {
+        "name": known.name, "statistics": known.statistics, "eval_transform": known.eval_transform
+    }  # fmt: skip
