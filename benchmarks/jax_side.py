@@ -34,9 +34,9 @@ def gemm(size: int = 2048, least: float = 1.0) -> float:
 
 def onednn() -> bool:
     """Whether large products and convolutions are oneDNN's."""
-    from recvis_jax.models import cpu_onednn
+    from recvis_jax.kernels import onednn
 
-    return cpu_onednn.available()
+    return onednn.available()
 
 
 def prepare(model: dict[str, Any], task: str, optim: str, batch: int, size: int, train: bool) -> dict[str, float]:

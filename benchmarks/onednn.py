@@ -44,7 +44,7 @@ def compare(name: str, train: bool) -> dict[str, Any]:
     work = dict(model=model, task="classify", optim="sgd", batch=batch, size=size, train=train)
     with sides.Side(command, **env) as ours, sides.Side(command, **env, **off) as without:
         if not ours.call("onednn"):
-            raise SystemExit("error: this jaxlib has no oneDNN that we know; see recvis_jax/models/cpu_onednn.py.")
+            raise SystemExit("error: this jaxlib has no oneDNN that we know; see recvis_jax/kernels/onednn.py.")
         ours.call("prepare", **work)
         without.call("prepare", **work)
         a, b = ([m["wall"] for m in found] for found in sides.interleave([ours, without], _ROUNDS.value, 1.0))

@@ -42,7 +42,7 @@ def _all(flag: str = "") -> dict[str, str]:
     return dict.fromkeys(("0.10.", "0.12."), flag)
 
 
-_TRIALS = "recvis_jax.models.cpu_trials"
+_TRIALS = "recvis_jax.kernels.trials"
 FORMS = {
     "reductions": Form(
         "sums and maxima by YNNPACK", _all("--xla_cpu_experimental_ynn_fusion_type=reduce"), f"{_TRIALS}:try_settings"

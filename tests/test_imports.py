@@ -1,6 +1,7 @@
 """Who may import whom, and what starting a program may load."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ GROUND = ("errors", "reading", "ranges", "tried")  # may be imported by everythi
 # What is in no row may import nothing else of ours; the programs, and `build` and `trained` that work for
 # them, everything.
 MAY_IMPORT = {
-    "models": (),
+    "operations": ("kernels",),  # and nothing else imports them
+    "kernels": (),
+    "models": ("operations",),
     "classical": (),
     "vis": (),
     "data": (),
@@ -106,6 +109,12 @@ def test_programs_are_found():
     assert {"train", "evaluate", "prepare"} <= PROGRAMS and not any("." in p for p in PROGRAMS)
 
 
+@pytest.mark.parametrize("module", [name for name in FILES if below(name, "models")])
+def test_models_know_no_fast_forms(module):
+    words = r"\b(cpu_|own_gradient|platform_dependent|optimization_barrier|tried)"
+    assert not re.findall(words, FILES[module].read_text())
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_one_file_draws_and_none_needs_tensorflow(module):
     tops = {name.split(".")[0] for name in imports(FILES[module])}
@@ -146,7 +155,7 @@ def test_all_programs_can_be_imported_together():
 
 def test_training_imports_neither_tensorflow_nor_torch():
     """Everything that a run may need, tfds's reader included."""
-    rooms = ("data", "models", "tasks", "training", "evaluation", "vis", "build")
+    rooms = ("data", "operations", "kernels", "models", "tasks", "training", "evaluation", "vis", "build")
     names = [f"recvis_jax.{m}" for m in FILES if m.split(".")[0] in rooms and not m.endswith("__init__")]
     modules, _ = loaded("-c", f"import {', '.join(names)}; import tensorflow_datasets; tensorflow_datasets.data_source")
     assert "jax" in modules and "tensorflow_datasets" in modules

@@ -10,8 +10,8 @@ import numpy as np
 import programs
 import pytest
 
-from recvis_jax import tried
-from recvis_jax.models import cpu, cpu_onednn, own_gradient
+from recvis_jax import operations, tried
+from recvis_jax.kernels import onednn, own_gradient
 from recvis_jax.training import processes
 
 PLAIN = "jax 0.13.0 is not among those that were tried (0.10, 0.12): plain "
@@ -61,8 +61,8 @@ def test_a_plain_version_computes_the_same_by_plain_operations(monkeypatch):
     numbers = jax.lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
 
     def loss(x, kernel):
-        y = cpu.convolve(x, kernel, (1, 1), "SAME", dimension_numbers=numbers).reshape(8, 81, 16)
-        return jnp.sin(0.05 * cpu.dot_rows(y, kernel[0, 0].T, (((2,), (0,)), ((), ())))).sum()
+        y = operations.convolve(x, kernel, (1, 1), "SAME", dimension_numbers=numbers).reshape(8, 81, 16)
+        return jnp.sin(0.05 * operations.dot_rows(y, kernel[0, 0].T, (((2,), (0,)), ((), ())))).sum()
 
     def gradients():
         grad = jax.grad(lambda *a: loss(*a), (0, 1))  # a new function, traced anew
@@ -163,7 +163,7 @@ def test_trials_are_processes_of_their_own(monkeypatch, tmp_path, code, why, cer
 
 def test_onednn_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("RECVIS_JAX_ONEDNN", "0")
-    assert not cpu_onednn.available.__wrapped__()
+    assert not onednn.available.__wrapped__()
 
 
 def test_a_version_that_nobody_tried_trains_and_debug_says_so(tmp_path):

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, dense_head, torch_bias, torch_dense, torch_kernel
-from recvis_jax.models.layers import Acts, Conv, flatten, max_pool
+from recvis_jax.models.layers import Acts, Conv, flatten
+from recvis_jax.operations import max_pool
 
 
 class AlexNet(nn.Module):

@@ -1,55 +1,16 @@
-"""Scaled dot-product attention, and the multi-head layer around it."""
+"""The multi-head layer around scaled dot-product attention."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models import cpu_attention, cpu_products
-from recvis_jax.models.cpu import held
 from recvis_jax.models.layers import Dense
-
-# True where a query may attend to a key; of a shape that broadcasts to (b k n m).
-Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
+from recvis_jax.operations import Mask, attention
 
 xavier_uniform = nn.initializers.xavier_uniform()
-
-
-def attention(
-    q: Float[Array, "b n k d"],
-    k: Float[Array, "b m k d"],
-    v: Float[Array, "b m k e"],
-    mask: Mask | None = None,
-) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
-    """softmax(Q K^T / sqrt(d)) V in every head; the softmax is computed in float32.
-
-    Args:
-      q: queries, of n tokens and k heads.
-      k, v: keys and values, of m tokens.
-      mask: true where a query may attend to a key; of a shape that broadcasts to (b k n m). A masked key has no
-        influence at all, and a query without any key gets zeros.
-
-    Returns:
-      out: per head, the weighted mean of the values.
-      weights: the softmax, rows of which sum to 1.
-
-    Reference: Vaswani et al. 2017, "Attention is all you need", section 3.2.1.
-    """
-    if mask is None and cpu_products.pay(len(q), q.size * k.shape[1], q, k, v):
-        return cpu_attention.attention(q, k, v)
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("bnkd,bmkd->bknm", q, k, preferred_element_type=jnp.float32)
-    if mask is None:
-        weights = held(nn.softmax(scores))
-    else:
-        scores = jnp.where(mask, scores, -jnp.inf)
-        peak = scores.max(-1, keepdims=True)
-        e = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
-        weights = e / jnp.maximum(e.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    return jnp.einsum("bknm,bmke->bnke", weights.astype(v.dtype), v), weights
 
 
 class MultiHeadAttention(nn.Module):

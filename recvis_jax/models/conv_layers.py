@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models.layers import Acts, max_pool
+from recvis_jax.models.layers import Acts
+from recvis_jax.operations import max_pool
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14: normal with variance 2 / fan_out, kept in the backward pass.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

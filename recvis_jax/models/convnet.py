@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, Conv, activation, flatten, linear_head, max_pool
+from recvis_jax.models.layers import Acts, Conv, activation, flatten, linear_head
+from recvis_jax.operations import max_pool
 
 
 class ConvNet(nn.Module):

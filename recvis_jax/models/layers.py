@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.models import cpu, cpu_pool
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.operations import avg_pool, convolve, convolve_and_pool, dot_rows, layer_norm, max_pool
 
 Acts = dict[str, Array]
 
@@ -29,7 +28,7 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def gelu(x: Array) -> Array:
-    """x Phi(x), with the distribution function of the normal from erf: one piece of arithmetic, where erfc is three."""
+    """x Phi(x), Phi the distribution function of the normal: exact GELU by erf, cheaper than erfc."""
     return 0.5 * x * (1 + lax.erf(x * (0.5**0.5)))
 
 
@@ -53,10 +52,15 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 # A dense layer on tokens (b n d); use it wherever there is more than a batch axis.
-Dense = partial(nn.Dense, dot_general=cpu.dot_rows)
+Dense = partial(nn.Dense, dot_general=dot_rows)
 
 # A convolution (b h w c); use it instead of flax's.
-Conv = partial(nn.Conv, conv_general_dilated=cpu.convolve)
+Conv = partial(nn.Conv, conv_general_dilated=convolve)
+
+# A convolution and the maximum over windows of 2x2 of its outputs; the bias comes after both, with the same result.
+ConvMaxPool = partial(nn.Conv, conv_general_dilated=convolve_and_pool)
+
+POOLS = {"avg": avg_pool, "max": max_pool}
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -183,9 +187,6 @@ def data_axis_size() -> int:
 class LayerNorm(nn.Module):
     """Normalises every token over its numbers: (x - mean) / sqrt(var + epsilon) * scale + bias, in float32.
 
-    The variance takes two passes: E[x^2] - E[x]^2 loses the small ones that the epsilon is there for. The gradient is
-    written out, from the input and its two statistics, and reads the activations half as often as that of the formula.
-
     Attributes:
       epsilon: added to the variance.
       dtype: of the output.
@@ -201,33 +202,7 @@ class LayerNorm(nn.Module):
         d = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (d,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
-        return _layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
-
-
-@partial(own_gradient, static=(3,))
-def _layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    return _layer_norm_forward(x, scale, bias, epsilon)[0]
-
-
-def _layer_norm_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Any]:
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True)
-    inverse = lax.rsqrt(jnp.square(y - mean).mean(-1, keepdims=True) + epsilon)
-    return (y - mean) * (inverse * scale) + bias, (x, scale, mean, inverse)
-
-
-def _layer_norm_backward(epsilon: float, kept: Any, d_y: Array) -> tuple[Array, Array, Array]:
-    del epsilon
-    x, scale, mean, inverse = kept
-    tokens = tuple(range(x.ndim - 1))
-    normal = (x.astype(jnp.float32) - mean) * inverse
-    d_normal = d_y * scale
-    along = (d_normal * normal).mean(-1, keepdims=True)
-    d_x = (d_normal - d_normal.mean(-1, keepdims=True) - normal * along) * inverse
-    return d_x.astype(x.dtype), (d_y * normal).sum(tokens), d_y.sum(tokens)
-
-
-_layer_norm.define(_layer_norm_forward, _layer_norm_backward)
+        return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -302,67 +277,6 @@ def make_norm(
         "layer": partial(GroupNorm, groups=1, dtype=dtype),
     }
     return choose(table | {"none": None}, kind, "norm")
-
-
-def _windows(x: Array, window: int, stride: int, reduce: Callable[[Array, Array], Array]) -> Array:
-    """Reduces sliding windows over axes 1 and 2 by combining strided slices, rows first, then columns."""
-    for axis in (1, 2):
-        size = (x.shape[axis] - window) // stride + 1
-        slices = [lax.slice_in_dim(x, i, i + (size - 1) * stride + 1, stride, axis) for i in range(window)]
-        out = slices[0]
-        for s in slices[1:]:
-            out = reduce(out, s)
-        x = out
-    return x
-
-
-def _check_pool(x: Array, window: int, stride: int | None, padding: int) -> int:
-    stride = window if stride is None else stride
-    if min(x.shape[1:3]) + 2 * padding < window:
-        raise BadRequest(f"a {window}x{window} pooling window does not fit a {x.shape[1]}x{x.shape[2]} feature map.")
-    return stride
-
-
-def max_pool(
-    x: Float[Array, "b h w c"], window: int, stride: int | None = None, padding: int = 0
-) -> Float[Array, "b i j c"]:
-    """Maximum over windows; incomplete windows at the right and bottom are left out.
-
-    Strided slices instead of `lax.reduce_window`, whose gradient is several times slower on CPU. Where several
-    elements are the maximum, they share the gradient.
-
-    Args:
-      x: feature maps.
-      window: rows and columns of a window.
-      stride: step between windows, `window` by default.
-      padding: rows and columns of -infinity added on every side.
-
-    Raises:
-      BadRequest: the window does not fit.
-    """
-    stride = _check_pool(x, window, stride, padding)
-    if padding:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
-    plain = partial(_windows, window=window, stride=stride, reduce=jnp.maximum)
-    if window == stride == 2:
-        return lax.platform_dependent(x, cpu=cpu_pool.max_pool_2x2, default=plain)
-    return plain(x)
-
-
-def avg_pool(
-    x: Float[Array, "b h w c"], window: int, stride: int | None = None, padding: int = 0
-) -> Float[Array, "b i j c"]:
-    """Mean over windows, with the conventions of `max_pool`; padding counts as zeros."""
-    stride = _check_pool(x, window, stride, padding)
-    if padding:
-        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    return _windows(x, window, stride, jnp.add) * (1.0 / window**2)
-
-
-# A convolution and the maximum over windows of 2x2 of its outputs (b h w c); the bias, which may come after, does.
-ConvMaxPool = partial(nn.Conv, conv_general_dilated=partial(cpu.convolve_and_pool, pool=partial(max_pool, window=2)))
-
-POOLS = {"avg": avg_pool, "max": max_pool}
 
 
 def global_avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:

@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.attention import Mask, MultiHeadAttention, check_heads
+from recvis_jax.models.attention import MultiHeadAttention, check_heads
 from recvis_jax.models.attention_patterns import causal
 from recvis_jax.models.layers import Acts, LayerNorm, activation
 from recvis_jax.models.tokens import Mlp, check_rates
+from recvis_jax.operations import Mask
 
 
 def sinusoidal(n: int, width: int) -> Float[np.ndarray, "n d"]:

@@ -7,8 +7,9 @@ import pytest
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models import attention_patterns as patterns
-from recvis_jax.models.attention import MultiHeadAttention, attention
+from recvis_jax.models.attention import MultiHeadAttention
 from recvis_jax.models.transformer import Transformer, sinusoidal
+from recvis_jax.operations import attention
 
 
 def tokens(seed, *shape):

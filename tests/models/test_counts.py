@@ -6,7 +6,7 @@ import pytest
 
 from recvis_jax import models, trees
 from recvis_jax.errors import keywords
-from recvis_jax.models import cpu
+from recvis_jax.kernels import convolutions
 
 # For 28x28x1 and for 32x32x3 images, 10 classes.
 SMALL_IMAGES = {
@@ -182,7 +182,7 @@ OTHERS = [
 @pytest.fixture(autouse=True)
 def plain_convolutions(monkeypatch):
     """Leaves out the forms for CPUs: they have no parameters of their own, and take long to trace."""
-    monkeypatch.setattr(cpu, "_pads", lambda *args, **kw: None)
+    monkeypatch.setattr(convolutions, "_pads", lambda *args, **kw: None)
 
 
 def count(name, shape, **kw):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import models
-from recvis_jax.models.layers import avg_pool, max_pool
+from recvis_jax.operations import avg_pool, max_pool
 from recvis_jax.vis import structure
 
 

@@ -10,21 +10,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models import cpu_onednn, cpu_pool
-from recvis_jax.models.cpu_blocks import in_blocks, one_device, padded, turned_pads
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels import onednn, pool
+from recvis_jax.kernels.blocks import in_blocks, one_device, padded, turned_pads
+from recvis_jax.kernels.own_gradient import own_gradient
 
-# Bytes of a block's activations, by XLA's products and by oneDNN's: what one loop wrote and the next one reads is then
-# in the second or third cache.
+# Bytes of a block's activations, with XLA's products and with oneDNN's: the next loop then reads them from the second
+# or third cache.
 _BLOCKS = (4 << 20, 2 << 20)
 
-# Multiplications of the plain sum from which on it is worth its compilation.
+# Smallest number of the plain sum's multiplications that is worth the compilation.
 _LEAST = 2**28
 
-# Outputs on a side of a tile that there are: more of them, more rounding errors.
+# Outputs on a side of a tile to choose from; larger tiles have larger rounding errors.
 _SIZES = (3, 4)
 
-# How many times fewer products than the plain sum's make up for the transforms.
+# How many times fewer products there must be than in the plain sum, to make up for the transforms.
 _FEWER = 2.5
 
 
@@ -43,12 +43,12 @@ class _Tiling(NamedTuple):
 
     @property
     def products(self) -> int:
-        """How many of an input by an entry of the kernel there are, for all pixels of one channel."""
+        """Multiplications of an input by an entry of the kernel, for all pixels of one channel."""
         return self.rows * self.columns * (self.m + 2) ** 2
 
 
 def _tiling(rows: int, columns: int) -> _Tiling:
-    """Returns the tiling of so many outputs that has the fewest products."""
+    """Returns the tiling of so many rows and columns of outputs that has the fewest products."""
     return min((_Tiling(m, -(-rows // m), -(-columns // m)) for m in _SIZES), key=lambda tiling: tiling.products)
 
 
@@ -56,7 +56,7 @@ def _tiling(rows: int, columns: int) -> _Tiling:
 def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns B, G and A: the tile of outputs is A^T ((G k G^T) * (B^T x B)) A, of a kernel k and a tile x of inputs.
 
-    From the algorithm of Toom and Cook with the points 0, 1, -1, 2, -2, as many as it takes, and infinity.
+    By the algorithm of Toom and Cook with the first m + 1 of the points 0, 1, -1, 2, -2, and infinity.
     """
     points = np.array([0, 1, -1, 2, -2][: m + 1], np.float64)
     others = [np.delete(points, i) for i in range(len(points))]
@@ -74,35 +74,35 @@ def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
     rows, columns = _outputs(image, pads)
     if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
         return False
-    tiling, outputs = _tiling(rows, columns), rows * columns  # not all that tiles compute
-    tiles = image[0] * tiling.rows * tiling.columns  # which the kernel's own transform has to pay for
+    tiling, outputs = _tiling(rows, columns), rows * columns  # without those that tiles compute beyond the border
+    tiles = image[0] * tiling.rows * tiling.columns  # enough of them to make up for the kernel's transform
     fewer = 9 * outputs > _FEWER * tiling.products
     return tiles >= 128 and fewer and image[0] * outputs * math.prod(kernel) > _LEAST and one_device()
 
 
 @partial(own_gradient, static=(2,))
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
-    """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, and gradients alike;
-    or 3x3 with 25 instead of 81.
+    """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, or 3x3 outputs with
+    25 instead of 81; its gradients likewise.
 
-    Rounding errors are some five times those of the plain sum. What the tiles add to the work is done where it is
-    cheap: they are sums of shifted images, in blocks of examples that stay in the cache.
+    Rounding errors are some five times those of the plain sum. The transforms of the tiles are cheap: they are sums of
+    shifted images, in blocks of examples that stay in the cache.
     """
     return in_blocks(_of_block(x.shape, kernel, pads), max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
 
 
 def _of_block(image: tuple[int, ...], kernel: Float[Array, "3 3 c d"], pads: Any) -> Callable[[Array], Array]:
-    """Returns a function from a block of images to their outputs; all of them together are of shape `image`."""
+    """Returns a function from a block of images to their outputs; the whole batch is of shape `image`."""
     tiling = _tiling(*_outputs(image, pads))
     _, g, _ = _matrices(tiling.m)
     down = lax.optimization_barrier(jnp.stack(_combined(g, list(kernel))))
     tile = _combined(g, [down[:, j] for j in range(3)])
-    onednn = _by_onednn(image[0])
-    whole = _together(tile) if onednn else None
+    large = _by_onednn(image[0])
+    whole = _together(tile) if large else None
 
     def products(tiles: list[Array]) -> list[Array]:
-        if onednn:
-            found = cpu_onednn.matmul(_together(tiles), whole)
+        if large:
+            found = onednn.matmul(_together(tiles), whole)
             return list(found.reshape(len(tiles), len(tiles), *found.shape[1:]))
         return [lax.optimization_barrier(_rows(x) @ k) for x, k in zip(tiles, tile, strict=True)]
 
@@ -115,7 +115,7 @@ def _winograd_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[
 
 def _winograd_backward(pads: Any, kept: tuple[Array, Array], d_y: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    d_x = winograd(d_y, _in_memory(kernel[::-1, ::-1].swapaxes(2, 3)), turned_pads(kernel.shape, pads))
+    d_x = winograd(d_y, _in_order(kernel[::-1, ::-1].swapaxes(2, 3)), turned_pads(kernel.shape, pads))
     return d_x, kernel_gradient(x, d_y, pads)
 
 
@@ -124,14 +124,14 @@ winograd.define(_winograd_forward, _winograd_backward)
 
 @partial(own_gradient, static=(2,))
 def winograd_pooled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
-    """The maximum over windows of 2x2 of `winograd`'s outputs, of an even number of rows and columns.
+    """The maximum over windows of 2x2 of `winograd`'s outputs, whose rows and columns must be even in number.
 
-    The outputs themselves are never in memory, only what each of a window has of the gradient, in a byte.
+    The outputs are never in memory, only each one's share of the gradient, in a byte.
     """
     of_block = _of_block(x.shape, kernel, pads)
 
     def work(block: Array) -> Array:
-        return cpu_pool.max_pool_2x2(of_block(block))
+        return pool.max_pool_2x2(of_block(block))
 
     return in_blocks(work, max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
 
@@ -141,7 +141,7 @@ def _pooled_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Ar
 
     def work(block: Array) -> tuple[Array, Array]:
         y = of_block(block)
-        return cpu_pool.max_pool_2x2(y), (4 * cpu_pool.shares(y)).astype(jnp.int8)
+        return pool.max_pool_2x2(y), (4 * pool.shares(y)).astype(jnp.int8)
 
     y, quarters = in_blocks(work, max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
     return y, (x, kernel, quarters)
@@ -149,18 +149,18 @@ def _pooled_forward(x: Array, kernel: Array, pads: Any) -> tuple[Array, tuple[Ar
 
 def _pooled_backward(pads: Any, kept: tuple[Array, Array, Array], d_y: Array) -> tuple[Array, Array]:
     (x, kernel, quarters), (b, p, q, d) = kept, d_y.shape
-    turned = _in_memory(kernel[::-1, ::-1].swapaxes(2, 3))
+    turned = _in_order(kernel[::-1, ::-1].swapaxes(2, 3))
     of_block = _of_block((b, 2 * p, 2 * q, d), turned, turned_pads(kernel.shape, pads))
 
     def of_windows(d_y: Array, quarters: Array) -> Array:
-        return lax.optimization_barrier(cpu_pool.shared(d_y, quarters.astype(jnp.float32) / 4))
+        return lax.optimization_barrier(pool.shared(d_y, quarters.astype(jnp.float32) / 4))
 
     def to_kernel(x: Array, *windows: Array) -> Array:
         return _tiled_kernel_gradient(x, of_windows(*windows), pads, _by_onednn(b))
 
     how = dict(size=_block(b), least=1)
     channels = max(kernel.shape[2:])
-    # Of pooled images, which are of a quarter of the size.
+    # Four times the channels: the pooled images have a quarter of the pixels.
     d_x = in_blocks(lambda *windows: of_block(of_windows(*windows)), 4 * channels, d_y, quarters, **how)
     return d_x, in_blocks(to_kernel, channels, x, d_y, quarters, total=True, **how)
 
@@ -169,14 +169,14 @@ winograd_pooled.define(_pooled_forward, _pooled_backward)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any) -> Float[Array, "3 3 c d"]:
-    """The gradient to the kernel of a convolution of 3x3, from its input and that to its output."""
-    work = partial(_tiled_kernel_gradient, pads=pads, onednn=_by_onednn(len(x)))
+    """The gradient to the kernel of a convolution of 3x3, from its input and its output's gradient."""
+    work = partial(_tiled_kernel_gradient, pads=pads, large=_by_onednn(len(x)))
     return in_blocks(work, max(x.shape[-1], d_y.shape[-1]), x, d_y, size=_block(len(x)), least=1, total=True)
 
 
 def _by_onednn(examples: int) -> bool:
-    """Whether the products are oneDNN's, in a convolution for which tiles pay."""
-    return cpu_onednn.large(examples, _LEAST)
+    """Whether a convolution that `tiles_pay` for has oneDNN's products."""
+    return onednn.large(examples, _LEAST)
 
 
 def _block(examples: int) -> int:
@@ -205,7 +205,7 @@ def _tiled(
 
 
 def _tiled_kernel_gradient(
-    x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any, onednn: bool
+    x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any, large: bool
 ) -> Float[Array, "3 3 c d"]:
     p, q = d_y.shape[1:3]
     tiling = m, rows, columns = _tiling(p, q)
@@ -217,11 +217,11 @@ def _tiled_kernel_gradient(
     def product(c: Array, d: Array) -> Float[Array, "n c d"]:
         if c.shape[-1] > d.shape[-1]:
             return product(d, c).swapaxes(1, 2)
-        # The fewer channels' side is transposed as it is computed; a product that does it is up to 1.4 times as slow.
+        # The operand of fewer channels is transposed where it is computed: up to 1.4 times as fast as in the product.
         return lax.optimization_barrier(c.reshape(len(c), -1, c.shape[-1]).swapaxes(1, 2)) @ _rows(d)
 
-    if onednn:
-        found = cpu_onednn.matmul(_together(tiles), _together(of_outputs), transpose_a=True)
+    if large:
+        found = onednn.matmul(_together(tiles), _together(of_outputs), transpose_a=True)
         products = list(found.reshape(m + 2, m + 2, *found.shape[1:]))
     else:
         products = [product(of_input, of_output) for of_input, of_output in zip(tiles, of_outputs, strict=True)]
@@ -230,7 +230,7 @@ def _tiled_kernel_gradient(
 
 
 def _input_tiles(x: Float[Array, "b h w c"], pads: Any, tiling: _Tiling) -> list[Float[Array, "n b _ _ c"]]:
-    """Returns B^T x B of all tiles; the columns of tiles are the list's, their rows the first axis."""
+    """Returns B^T x B of all tiles: a list over the columns in a tile, of arrays whose first axis is its rows."""
     (top, _), (left, _) = pads
     (h, w), (m, rows, columns) = x.shape[1:3], tiling
     moved = padded(x, ((top, m * rows + 2 - h - top), (left, m * columns + 2 - w - left)))
@@ -239,7 +239,7 @@ def _input_tiles(x: Float[Array, "b h w c"], pads: Any, tiling: _Tiling) -> list
 
 
 def _both_sides(matrix: np.ndarray, x: Float[Array, "b _ _ c"], tiling: _Tiling) -> list[Array]:
-    """Returns matrix @ tile @ matrix.T of tiles that begin at every m-th pixel."""
+    """Returns matrix @ tile @ matrix.T of the tiles that begin at every m-th pixel."""
     size, (m, rows, columns) = matrix.shape[1], tiling
     parts = _combined(matrix, [x[:, i : i + m * (rows - 1) + 1 : m] for i in range(size)])
     down = lax.optimization_barrier(jnp.stack(parts))
@@ -256,17 +256,17 @@ def _combined(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
     return [entry(row) for row in matrix]
 
 
-def _in_memory(x: Array) -> Array:
-    """Returns x with its axes in order; of two only, as XLA would keep a transposed array as it lies, and gather."""
+def _in_order(x: Array) -> Array:
+    """Returns x with its axes in order in memory. As two axes: XLA would leave a transposed array of four as it is."""
     return lax.optimization_barrier(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def _rows(x: Float[Array, "k *_ c"]) -> Float[Array, "k n c"]:
-    """Returns the pixels of images as rows that are in memory, for matrix products."""
+    """Returns the pixels of images as rows, kept in memory, for matrix products."""
     return lax.optimization_barrier(x.reshape(len(x), -1, x.shape[-1]))
 
 
 def _together(tiles: list[Float[Array, "k *_ c"]]) -> Float[Array, "_ n c"]:
-    """Returns the rows of all images in one array, for one call of oneDNN's."""
+    """Returns the rows of all images in one array, for one call of oneDNN."""
     rows = jnp.stack([x.reshape(len(x), -1, x.shape[-1]) for x in tiles])
     return lax.optimization_barrier(rows).reshape(-1, *rows.shape[2:])

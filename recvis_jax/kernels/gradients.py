@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models import cpu_onednn
-from recvis_jax.models.cpu_blocks import in_blocks
+from recvis_jax.kernels import onednn
+from recvis_jax.kernels.blocks import in_blocks
 
-# Bytes of a block's images: copies of them are then in the second or third cache when the product reads them.
+# Bytes of a block's images: the product then reads their copies from the second or third cache.
 _BLOCK = 2 << 20
 
 
 def pays(image: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """Whether it is the fastest form for (b h w c) and (i j c d) of stride 1, as measured: for narrow layers."""
+    """Whether it is the fastest form for (b h w c) and (i j c d) of stride 1, as measured: it is for narrow layers."""
     fits = all(n >= k for n, k in zip(image[1:3], kernel[:2], strict=True))
     return fits and min(kernel[2:]) >= 8 and max(kernel[2:]) < 64
 
@@ -26,9 +26,9 @@ def kernel_gradient(
 ) -> Float[Array, "i j c d"]:
     """The gradient to a kernel of `size` (i j) and stride 1, from the input and the gradient to the output.
 
-    Beside each pixel of the input are laid those that are under the kernel's other columns where its middle one is
-    over it, beside each pixel of the other those under its rows; one product of the two then has all pairs: of the i j
-    copies that patches are made of, it makes i + j.
+    The channels of j copies of the input, each shifted by one more column, lie side by side, and those of i copies of
+    the output's gradient, each shifted by one more row. One product of the two has all pairs of shifts. That takes
+    i + j copies, where patches would take i j.
     """
     channels = max(x.shape[-1], d_y.shape[-1])
     return in_blocks(partial(_of_block, size=size, pads=pads), channels, x, d_y, size=_BLOCK, least=1, total=True)
@@ -45,7 +45,7 @@ def _of_block(
 
 
 def _moved(x: Array, axis: int, low: int, high: int) -> Array:
-    """Pads an axis with zeros, or cuts where negative; as XLA computes it fast beside others of its kind."""
+    """Pads an axis with zeros, or cuts where negative; written so that XLA concatenates several of them fast."""
     x = lax.slice_in_dim(x, max(0, -low), x.shape[axis] - max(0, -high), axis=axis)
     shape = list(x.shape)
 
@@ -61,7 +61,7 @@ def _side_by_side(images: list[Float[Array, "b h w _"]]) -> Float[Array, "b h w 
 
 
 def _product(x: Float[Array, "b h w c"], y: Float[Array, "b h w d"]) -> Float[Array, "c d"]:
-    # In a few parts, which are spread over the processors; one sum of so many terms would be cut up by all of them.
+    # As a batch of a few products, which the processors share; of one product with such long sums each would do a part.
     n = math.gcd(len(x), 8)
-    parts = cpu_onednn.matmul(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), transpose_a=True)
+    parts = onednn.matmul(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), transpose_a=True)
     return parts.sum(0)

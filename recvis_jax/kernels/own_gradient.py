@@ -1,8 +1,9 @@
 """Functions with a gradient written by hand that JAX can still differentiate forwards.
 
-`jax.custom_vjp` forbids `jax.jvp`, and with it Hessians times vectors, `jax.linearize` and tangent kernels of every
-model that has one such function in it. The operation behind it leans on how JAX transforms operations: with versions
-that nobody has tried (`recvis_jax.tried`) JAX differentiates the function itself.
+`jax.custom_vjp` forbids `jax.jvp`, and thus Hessian-vector products, `jax.linearize` and tangent kernels of every model
+that contains such a function. `own_gradient` adds an operation of its own to JAX instead. It depends on how JAX
+transforms operations: with a version of JAX that it was not tested with (`recvis_jax.tried`), JAX differentiates the
+function itself.
 """
 
 import functools
@@ -17,12 +18,12 @@ from recvis_jax import tried
 
 
 class own_gradient:  # a decorator, named as `jax.custom_vjp` is
-    """As `jax.custom_vjp` for functions of arrays, but forward mode differentiates the function as it is written.
+    """As `jax.custom_vjp`, but forward mode differentiates the function as it is written.
 
     Args:
-      fun: maps arrays, floating-point ones, to an array or several.
-      static: places of arguments that are no arrays.
-      plain: has the derivatives of `fun` where JAX cannot differentiate that; takes the same arguments.
+      fun: maps floating-point arrays to an array or several.
+      static: positions of arguments that are not arrays.
+      plain: the same function in operations that JAX can differentiate, where `fun` is not; takes the same arguments.
     """
 
     def __init__(self, fun: Callable[..., Any], static: tuple[int, ...] = (), plain: Callable[..., Any] | None = None):
@@ -34,9 +35,9 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
         """Sets the gradient.
 
         Args:
-          forward: takes what `fun` does; returns its result and what `backward` needs.
-          backward: maps the static arguments, what it needs and the gradients to the outputs to those to the arrays;
-            of several outputs, one that has no gradient has a `SymbolicZero`.
+          forward: takes the arguments of `fun`; returns its result and the residuals for `backward`.
+          backward: maps the static arguments, the residuals and the outputs' gradients to a tuple of the arrays'
+            gradients. An output without a gradient has a `SymbolicZero` instead.
         """
         self.forward, self.backward = forward, backward
 
@@ -54,7 +55,7 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
         def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
             out, kept = call(self.forward, primals)
             (residuals, tree), (outputs, of_outputs) = jax.tree.flatten(kept), jax.tree.flatten(out)
-            # Arguments that are kept anyway are not kept twice.
+            # Arguments that are residuals already are not stored twice.
             known = {id(x): i for i, x in enumerate(residuals)}
             others = [x for x in primals if id(x) not in known]
             known |= {id(x): len(residuals) + i for i, x in enumerate(others)}
@@ -79,15 +80,15 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
 
 
 class _Derivative(NamedTuple):
-    """The derivative of a function at a point: an operation on residuals and, linear in them, tangents.
+    """The derivative of a function at a point: an operation on residuals and tangents, linear in the tangents.
 
     Attributes:
       plain: maps the function's arguments to a list of outputs.
-      backward: maps what was kept and the gradients to the outputs, both in lists, to those to the arguments.
-      kept: how many of the residuals `backward` takes, the first ones.
-      places: which residual an argument is.
-      residuals: how many there are.
-      moving: the arguments whose tangents are not zero; only they are given.
+      backward: maps a list of residuals and a list of the outputs' gradients to the arguments' gradients.
+      kept: how many of the residuals `backward` takes: the first ones.
+      places: for each argument, the index of the residual that holds it.
+      residuals: number of residuals.
+      moving: indices of the arguments whose tangents are not zero; only these tangents are given.
       avals: types of the outputs' tangents.
     """
 
@@ -159,7 +160,7 @@ def _batch(args: tuple, axes: tuple, *, derivative: _Derivative) -> tuple[list, 
         given = [x for i, x in enumerate(d_out) if i not in missing]
         return jax.vmap(one, (of_residuals[: derivative.kept], 0), axis_size=size)(kept, given)
 
-    # An argument that is the same for all examples may still have a tangent for each.
+    # An argument that is the same for all examples may still have a different tangent for each.
     places = list(derivative.places)
     for i in derivative.moving:
         if of_arguments[i] != 0:
@@ -177,7 +178,7 @@ def _batch(args: tuple, axes: tuple, *, derivative: _Derivative) -> tuple[list, 
 
 @functools.cache
 def _primitive() -> Any:
-    """Returns the operation that a `_Derivative` is to JAX."""
+    """Returns the JAX operation that computes a `_Derivative`."""
     from jax.extend.core import Primitive
     from jax.interpreters import ad, batching, mlir
 

@@ -1,5 +1,6 @@
-"""Attention whose passes over the scores of all pairs of tokens are as few as can be: on CPUs it waits for memory."""
+"""Attention with few passes over the scores of all pairs of tokens: on CPUs it is limited by the memory's bandwidth."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,20 +8,27 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from recvis_jax.models.cpu_products import mixtures, scores
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels.own_gradient import own_gradient
+from recvis_jax.kernels.products import mixtures, pay, scores
 
 _Kept = tuple[Array, Array, Array, Array, Array, Array]
 
 
+def attention(plain: Callable, q: Array, k: Array, v: Array, mask: Any = None) -> tuple[Array, Array]:
+    """The form of `operations.attention`."""
+    if mask is None and pay(len(q), q.size * k.shape[1], q, k, v):
+        return unmasked(q, k, v)
+    return plain(q, k, v, mask)
+
+
 @own_gradient
-def attention(
+def unmasked(
     q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k e"]
 ) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
-    """`attention.attention` without a mask, in float32.
+    """`operations.attention` without a mask, in float32.
 
-    The softmax is not divided by its sums; the tokens that come out of it are. Its gradient needs one scalar product
-    for each of these tokens, of what came out and its gradient, instead of a sum over all pairs (Dao et al. 2022,
+    The output tokens, instead of the scores, are divided by the softmax's sums. The softmax's gradient needs one scalar
+    product for each output token, of the token and its gradient, instead of a sum over all pairs (Dao et al. 2022,
     "FlashAttention", appendix B.2).
     """
     return _forward(q, k, v)[0]
@@ -61,4 +69,4 @@ def _of_tokens(x: Float[Array, "b k n"]) -> Float[Array, "b n k 1"]:
     return x.swapaxes(1, 2)[..., None]
 
 
-attention.define(_forward, _backward)
+unmasked.define(_forward, _backward)

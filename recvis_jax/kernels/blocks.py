@@ -1,4 +1,4 @@
-"""What convolutions in forms for CPUs are made of: blocks of examples that stay in the cache, images with a border."""
+"""What forms are made of: blocks of examples that fit into the cache, images with a border, arrays kept in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,16 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 
+def in_memory(x: Array) -> Array:
+    """Identity; on CPUs it stops XLA from recomputing x for each consumer."""
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
+def softmax(plain: Callable, scores: Array) -> Array:
+    """The form of `operations.softmax`."""
+    return in_memory(plain(scores))
+
+
 def in_blocks(
     work: Callable[..., Any],
     channels: int,
@@ -19,14 +29,15 @@ def in_blocks(
     least: int,
     total: bool = False,
 ) -> Any:
-    """Returns work(images, *more), done for one block of examples after the other, where one device has all of them.
+    """Returns work(images, *more), computed one block of examples at a time, where all of them are on one device.
 
     Args:
-      work: maps as many examples to arrays with a row an example, or to a sum over the examples.
+      work: maps any number of examples to arrays with a row an example, or to a sum over the examples.
       channels: of the largest array that it reads or writes, of about the images' size.
-      images, more: whose examples are cut into equal blocks, of `size` bytes or down to half of that, if the images
-        are of at least `least` times as many.
-      total: whether it is a sum.
+      images, more: arrays with a row an example.
+      size: largest number of bytes of a block; equal blocks are at least half as large, or nothing is cut.
+      least: smallest number of such blocks that is worth it.
+      total: whether the result is a sum.
     """
     (b, h, w, _), arrays = images.shape, (images, *more)
     most = max(1, size // (4 * h * w * channels))
@@ -34,7 +45,7 @@ def in_blocks(
     if n == b or b < least * most or 2 * n < most or not one_device():
         return work(*arrays)
     blocks = [x.reshape(-1, n, *x.shape[1:]) for x in arrays]
-    if total:  # added up as they come: the sum of all of them at the end takes a tenth of the time of the work itself
+    if total:  # a running sum: adding up all blocks at the end would take a tenth of the time of the work itself
         one = jax.eval_shape(work, *(x[0] for x in blocks))
         return lax.scan(lambda found, block: (found + work(*block), None), jnp.zeros(one.shape, one.dtype), blocks)[0]
     parts = lax.map(lambda block: work(*block), blocks)
@@ -42,12 +53,13 @@ def in_blocks(
 
 
 def one_device() -> bool:
-    """Whether the program being traced is for one device, or for each alone."""
+    """Whether the program being traced is for one device, or for each device alone."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
 
 def padded(x: Float[Array, "b h w c"], pads: Any) -> Float[Array, "b p q c"]:
+    """Returns the images in float32 with a border of zeros, negative widths cut; kept in memory."""
     config = [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)]
     return lax.optimization_barrier(lax.pad(x.astype(jnp.float32), np.float32(0), config))
 

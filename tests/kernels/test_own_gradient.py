@@ -7,16 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import (
-    cpu_attention,
-    cpu_onednn,
-    cpu_pool,
-    cpu_products,
-    cpu_shifted,
-    cpu_winograd,
-    layers,
-)
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels import attention, layer_norm, onednn, pool, products, shifted, winograd
+from recvis_jax.kernels.own_gradient import own_gradient
 
 PADS = ((1, 1), (1, 1))
 
@@ -26,16 +18,16 @@ def convolution(x, kernel, groups=1):
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), PADS, dimension_numbers=numbers, feature_group_count=groups)
 
 
-def pool(x):
+def maxima(x):
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
 
 
-def layer_norm(x, scale, bias):
+def normal(x, scale, bias):
     return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + bias
 
 
-def attention(q, k, v):
+def weighted(q, k, v):
     weights = jax.nn.softmax(jnp.einsum("bnkd,bmkd->bknm", q, k) / q.shape[-1] ** 0.5)
     return jnp.einsum("bknm,bmke->bnke", weights, v), weights
 
@@ -43,29 +35,29 @@ def attention(q, k, v):
 X, D = (3, 6, 4, 5), (2, 5, 3, 4)
 # name -> function, what it is, shapes of its arguments.
 SIBLINGS = {
-    "dense": (lambda x, k: cpu_products.dense(x, k, None, False), jnp.dot, [(7, 5), (5, 3)]),
-    "layer norm": (lambda *a: layers._layer_norm(*a, 1e-6), layer_norm, [(3, 4, 5), (5,), (5,)]),
-    "attention": (cpu_attention.attention, attention, [D, (2, 6, 3, 4), (2, 6, 3, 2)]),
-    "maximum": (cpu_pool.max_pool_2x2, pool, [X]),
+    "dense": (lambda x, k: products.dense(x, k, None, False), jnp.dot, [(7, 5), (5, 3)]),
+    "layer norm": (lambda *a: layer_norm.normalised(*a, 1e-6), normal, [(3, 4, 5), (5,), (5,)]),
+    "attention": (attention.unmasked, weighted, [D, (2, 6, 3, 4), (2, 6, 3, 2)]),
+    "maximum": (pool.max_pool_2x2, maxima, [X]),
     "sum of products": (
-        lambda x, k: cpu_shifted._by_products(x, k, PADS, convolution),
+        lambda x, k: shifted._by_products(x, k, PADS, convolution),
         convolution,
         [X, (3, 3, 5, 8)],
     ),
     "depthwise": (
-        lambda x, k: cpu_shifted.depthwise(x, k, PADS),
+        lambda x, k: shifted.depthwise(x, k, PADS),
         partial(convolution, groups=5),
         [X, (3, 3, 1, 5)],
     ),
-    "Winograd's": (lambda x, k: cpu_winograd.winograd(x, k, PADS), convolution, [X, (3, 3, 5, 3)]),
+    "Winograd's": (lambda x, k: winograd.winograd(x, k, PADS), convolution, [X, (3, 3, 5, 3)]),
     "Winograd's, pooled": (
-        lambda x, k: cpu_winograd.winograd_pooled(x, k, PADS),
-        lambda x, k: pool(convolution(x, k)),
+        lambda x, k: winograd.winograd_pooled(x, k, PADS),
+        lambda x, k: maxima(convolution(x, k)),
         [X, (3, 3, 5, 3)],
     ),
-    "oneDNN's": (lambda x, k: cpu_onednn.convolution(x, k, (1, 1), PADS, None), convolution, [X, (3, 3, 5, 3)]),
+    "oneDNN's": (lambda x, k: onednn.convolution(x, k, (1, 1), PADS, None), convolution, [X, (3, 3, 5, 3)]),
     "oneDNN's product": (
-        lambda a, b: cpu_onednn.matmul(a, b, transpose_b=True),
+        lambda a, b: onednn.matmul(a, b, transpose_b=True),
         lambda a, b: a @ b.mT,
         [(3, 4, 5), (3, 2, 5)],
     ),
@@ -74,7 +66,7 @@ SIBLINGS = {
 
 @pytest.fixture(params=SIBLINGS)
 def sibling(request):
-    if "oneDNN" in request.param and not cpu_onednn.available():
+    if "oneDNN" in request.param and not onednn.available():
         pytest.skip("this jaxlib has no oneDNN")
     fun, plain, shapes = SIBLINGS[request.param]
     keys = jax.random.split(jax.random.key(0), len(shapes))

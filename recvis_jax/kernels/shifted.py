@@ -1,4 +1,4 @@
-"""Convolutions of few channels, or of one a group, as sums of shifted images; products would be wasted on them."""
+"""Convolutions of few channels, and depthwise ones, as sums of shifted images: faster there than matrix products."""
 
 import itertools
 from collections.abc import Callable
@@ -10,19 +10,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models.cpu_blocks import in_blocks, padded, turned_pads
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels.blocks import in_blocks, padded, turned_pads
+from recvis_jax.kernels.own_gradient import own_gradient
 
-# Products that one loop adds up: with more of them the operands would no longer stay in the first cache.
+# Number of products that one loop adds up; the operands of more would not stay in the first cache.
 _TERMS = 16
 
-# Bytes of a block's activations: what one loop wrote and the next one reads is then in the second or third cache; and
-# from how many blocks on it matters: sums of shifted images are better in long loops until then.
+# Bytes of a block's activations: the next loop then reads them from the second or third cache. And the number of blocks
+# from which on this is faster; for less data, long loops are.
 _SHIFTED = dict(size=2 << 20, least=4)
 
 
 def of_few_channels(image: tuple, kernel: tuple, pads: Any, plain: Callable, precision: Any) -> Callable:
-    """Returns a form of the convolution `plain` of shapes (b h w c) and (i j c d), stride 1: itself or a faster one."""
+    """Returns the fastest form of the convolution `plain` of shapes (b h w c) and (i j c d) and stride 1."""
     form, (across, c, d) = plain, kernel[1:]
     out = image[2] + sum(pads[1]) - across + 1
     if c < 8 and across >= 5 and out > 0:
@@ -42,9 +42,9 @@ def _by_neighbours(
 ) -> Float[Array, "b p q d"]:
     """A convolution that computes n neighbours of a row at once, as n d channels from n c: 1 to 3 times as fast.
 
-    A pixel's channels fill no vector register where they are fewer than 8, the outputs' only with luck. In memory n
-    neighbours are one pixel of n c channels; the kernel is repeated, shifted by one for each of the n outputs, with
-    zeros for what an output does not see. Of wide kernels the zeros are few.
+    Fewer than 8 channels do not fill a vector register. In memory, n neighbours are one pixel of n c channels. The
+    kernel is repeated n times, shifted by one pixel for each output, with zeros where an output does not depend on an
+    input. The zeros of wide kernels are few.
     """
     rows, across, c, d = kernel.shape
     left, right = pads[1]
@@ -70,10 +70,11 @@ def _by_neighbours(
 def _by_products(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], pads: Any, other: Callable
 ) -> Float[Array, "b p q d"]:
-    """A convolution as a sum over pixels and channels of x times a row of the kernel: outputs lie along registers.
+    """A convolution as a sum over pixels and channels of x times a row of the kernel, vectorised over the outputs.
 
-    XLA's copies patches for a matrix product, and a narrow one does not pay for them: from 3 channels to 16 this is
-    five times as fast. `other` is the same convolution, for the gradients where it is better.
+    XLA's form copies patches for a matrix product; for narrow layers the copies cost more than the product. From 3
+    channels to 16 this form is five times as fast. `other` is the same convolution in another form, whose gradients
+    are used where they are faster.
     """
     del other
     channels = [slice(k, k + 1) for k in range(kernel.shape[2])]
@@ -98,9 +99,9 @@ _by_products.define(_by_products_forward, _by_products_backward)
 
 @partial(own_gradient, static=(2,))
 def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "i j 1 c"], pads: Any) -> Float[Array, "b p q c"]:
-    """A depthwise convolution as a sum of shifted images, each times its row of the kernel, and gradients alike.
+    """A depthwise convolution as a sum of shifted images, each times its row of the kernel; gradients likewise.
 
-    XLA's own takes the channels one by one: on CPUs this is some 25 times as fast, a kernel of 9x9 on 256 channels.
+    XLA's form computes one channel after the other; with a kernel of 9x9 on 256 channels this is some 25 times as fast.
     """
     return in_blocks(lambda x: _sum_of_products(x, kernel, pads, [slice(None)]), x.shape[-1], x, **_SHIFTED)
 
@@ -123,7 +124,7 @@ depthwise.define(_depthwise_forward, _depthwise_backward)
 def _depthwise_kernel_gradient(
     x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"], size: tuple[int, int], pads: Any
 ) -> Float[Array, "i j c"]:
-    """Sums over a row's pixels first; what they leave is small."""
+    """Returns the gradient to the kernel; sums over the pixels of a row come first, as their result is small."""
     (rows, across), (h, w) = size, d_y.shape[1:3]
     moved, d_y = padded(x, pads), lax.optimization_barrier(d_y.astype(jnp.float32))
     d_kernel = []
@@ -142,11 +143,11 @@ def _sum_of_products(
 ) -> Float[Array, "b p q d"]:
     """Returns the sum over i, j, k of x, padded and moved by (-i, -j), its channels[k], times kernel[i, j, k].
 
-    In float32, in loops of `_TERMS` products each. What they read is in memory, or it would be made anew for each.
+    In float32, in loops of `_TERMS` products each. XLA would recompute operands that are not in memory.
     """
     rows, across, _, d = kernel.shape
     moved = padded(x, pads)
-    # Two axes, as XLA would keep a transposed kernel as it lies, and gather what it multiplies by.
+    # Two axes: XLA would leave a transposed kernel of four axes as it is, and gather its entries.
     vectors = lax.optimization_barrier(kernel.reshape(-1, d).astype(jnp.float32))
     h, w = moved.shape[1] - rows + 1, moved.shape[2] - across + 1
     places = list(itertools.product(range(rows), range(across), channels))
@@ -159,5 +160,5 @@ def _sum_of_products(
 
 
 def _sum(terms: list[Array]) -> Array:
-    """Two sums side by side: each of a processor's additions would wait for the one before."""
+    """Returns the sum of the terms as two independent sums: a processor's addition waits for the one before it."""
     return sum(terms[2::2], terms[0]) + sum(terms[3::2], terms[1]) if len(terms) > 1 else terms[0]

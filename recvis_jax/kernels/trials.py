@@ -1,18 +1,20 @@
-"""Trials of what may end a process: small programs with all that models are made of, against numpy.
+"""Trials of settings and forms that could crash a process: small programs like parts of models, compared with numpy.
 
-`recvis_jax.tried` runs them in processes of their own, with the settings that are tried.
+`recvis_jax.tried` runs them in processes of their own, with the settings in question.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from recvis_jax.models import cpu, cpu_onednn
+from recvis_jax.kernels import blocks, convolutions, onednn
 
 
 def try_settings() -> None:
-    """Raises where a net with convolutions, barriers and loops, or its gradient, is not what numpy says."""
+    """Raises if a net with convolutions, barriers and loops, or its gradient, differs from numpy's."""
     draw = np.random.default_rng(0).normal
     x, kernel, weight = (draw(size=s) for s in ((8, 12, 12, 3), (3, 3, 3, 16), (16, 16)))
     along = [draw(size=a.shape) for a in (kernel, weight)]
@@ -25,8 +27,9 @@ def try_settings() -> None:
 
 def _loss(kernel: jax.Array, weight: jax.Array, x: jax.Array) -> jax.Array:
     numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
-    y = jnp.tanh(cpu.convolve(x, kernel, (2, 2), "VALID", dimension_numbers=numbers))
-    y = cpu.held((y - y.mean((0, 1, 2))) * lax.rsqrt(jnp.square(y).mean((0, 1, 2)) + 1)).mean((1, 2))
+    convolve = partial(convolutions.convolve, lax.conv_general_dilated)
+    y = jnp.tanh(convolve(x, kernel, (2, 2), "VALID", dimension_numbers=numbers))
+    y = blocks.in_memory((y - y.mean((0, 1, 2))) * lax.rsqrt(jnp.square(y).mean((0, 1, 2)) + 1)).mean((1, 2))
 
     def block(carried: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
         carried = lax.optimization_barrier(jnp.tanh(carried @ weight + row))
@@ -54,17 +57,17 @@ def _expected(kernel: np.ndarray, weight: np.ndarray, x: np.ndarray) -> float:
 
 
 def try_onednn() -> None:
-    """Raises where oneDNN's convolution or product, by its custom call, is not what numpy says."""
+    """Raises if oneDNN's convolution or product, by its custom call, differs from numpy's."""
     draw = np.random.default_rng(0).normal
     images, kernel, heads = (draw(size=s).astype(np.float32) for s in ((2, 7, 5, 8), (3, 3, 8, 16), (2, 4, 3, 6)))
 
     def product(x: jax.Array) -> jax.Array:
         x = x.swapaxes(1, 2)
         swapped = (0, 2, 1, 3)
-        return cpu_onednn.matmul(x, x, transpose_a=True, layouts=(swapped, swapped, None))
+        return onednn.matmul(x, x, transpose_a=True, layouts=(swapped, swapped, None))
 
     def both(images: jax.Array, kernel: jax.Array, heads: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = cpu_onednn.convolution(images, kernel, strides=(2, 1), pads=((1, 0), (2, 1)), gradient=None)
+        y = onednn.convolution(images, kernel, strides=(2, 1), pads=((1, 0), (2, 1)), gradient=None)
         return y, product(heads)
 
     found = jax.jit(both)(images, kernel, heads)
@@ -74,11 +77,11 @@ def try_onednn() -> None:
     _check(found[1], np.einsum("bnkd,bnke->bkde", heads, heads), 1e-4)
 
     a, b = draw(size=(16, 32, 24)).astype(np.float32), draw(size=(16, 24, 40)).astype(np.float32)
-    d_a, d_b = jax.jit(jax.grad(lambda a, b: jnp.square(cpu_onednn.matmul(a, b)).sum(), (0, 1)))(a, b)
+    d_a, d_b = jax.jit(jax.grad(lambda a, b: jnp.square(onednn.matmul(a, b)).sum(), (0, 1)))(a, b)
     _check(d_a, 2 * (a @ b) @ b.swapaxes(1, 2))
     _check(d_b, 2 * a.swapaxes(1, 2) @ (a @ b))
 
 
 def _check(found: jax.Array, expected: np.ndarray | float, tolerance: float = 2e-3) -> None:
-    # An exception, not an assertion: those may be turned off.
+    # Not an assertion: those may be turned off.
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

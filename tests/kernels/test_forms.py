@@ -1,4 +1,4 @@
-"""Products and convolutions in their forms for CPUs against flax's and XLA's."""
+"""Products and convolutions in their fast forms against flax's and XLA's."""
 
 import os
 import subprocess
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recvis_jax.models import cpu_gradients, cpu_onednn, cpu_shifted, cpu_trials, cpu_winograd, layers
+from recvis_jax.kernels import gradients, onednn, shifted, trials, winograd
+from recvis_jax.models import layers
 from recvis_jax.models.attention import MultiHeadAttention
 
 
@@ -74,7 +75,7 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
     check_convolution((3, *image), kernel, padding)
 
 
-@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
     "image, outputs, padding",
     [
@@ -87,14 +88,14 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
         ((40, 5, 6), 3, ((2, 1), (1, 1))),
     ],
 )
-def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding, onednn):
-    monkeypatch.setattr(cpu_winograd, "tiles_pay", lambda image, kernel, pads: True)
-    monkeypatch.setattr(cpu_winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
-    monkeypatch.setattr(cpu_onednn, "large", lambda examples, multiplications: onednn and cpu_onednn.available())
+def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding, large):
+    monkeypatch.setattr(winograd, "tiles_pay", lambda image, kernel, pads: True)
+    monkeypatch.setattr(winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
+    monkeypatch.setattr(onednn, "large", lambda examples, multiplications: large and onednn.available())
     check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 
-@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize(
     "image, outputs, padding",
     [
@@ -105,9 +106,9 @@ def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, pa
         ((4, 6, 6), 6, ((2, 2), (0, 1))),
     ],
 )
-def test_a_convolution_with_max_pooling_is_one_after_the_other(monkeypatch, image, outputs, padding, winograd):
-    monkeypatch.setattr(cpu_winograd, "tiles_pay", lambda image, kernel, pads: winograd)
-    monkeypatch.setattr(cpu_winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
+def test_a_convolution_with_max_pooling_is_one_after_the_other(monkeypatch, image, outputs, padding, tiled):
+    monkeypatch.setattr(winograd, "tiles_pay", lambda image, kernel, pads: tiled)
+    monkeypatch.setattr(winograd, "_BLOCKS", (4 * 10 * 6 * 8 * 5,) * 2)
     x = jax.random.normal(jax.random.key(1), (*image, 4))
     together, apart = (kind(outputs, (3, 3), 1, padding) for kind in (layers.ConvMaxPool, nn.Conv))
     params = apart.init(jax.random.key(0), x)
@@ -127,7 +128,7 @@ def test_a_convolution_with_max_pooling_is_one_after_the_other(monkeypatch, imag
 
 def test_winograds_convolutions_are_for_large_ones_on_one_device():
     def pays(image, kernel, pad=1):
-        return cpu_winograd.tiles_pay(image, kernel, ((pad, pad),) * 2)
+        return winograd.tiles_pay(image, kernel, ((pad, pad),) * 2)
 
     assert pays((16, 56, 56, 64), (3, 3, 64, 64)) and pays((100, 14, 14, 128), (3, 3, 128, 64), 0)
     assert not pays((16, 56, 56, 64), (3, 3, 64, 32))
@@ -152,7 +153,7 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
 )
 def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, padding, strides):
     asked = []
-    monkeypatch.setattr(cpu_onednn, "pays", lambda *shapes: not asked.append(shapes) and cpu_onednn.available())
+    monkeypatch.setattr(onednn, "pays", lambda *shapes: not asked.append(shapes) and onednn.available())
     check_convolution((3, *image), kernel, padding, strides)
     assert asked
 
@@ -168,29 +169,29 @@ def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, pad
 )
 @pytest.mark.parametrize("block", [1, 2 << 20], ids=["blocks", "whole"])
 def test_a_kernels_gradient_by_one_product_is_the_gradient(monkeypatch, image, kernel, padding, block):
-    monkeypatch.setattr(cpu_onednn, "pays", lambda *shapes: cpu_onednn.available())
-    monkeypatch.setattr(cpu_gradients, "_BLOCK", block)
-    assert cpu_gradients.pays((4, *image), kernel)
+    monkeypatch.setattr(onednn, "pays", lambda *shapes: onednn.available())
+    monkeypatch.setattr(gradients, "_BLOCK", block)
+    assert gradients.pays((4, *image), kernel)
     check_convolution((4, *image), kernel, padding)
 
 
 def test_convolutions_by_onednn_are_for_large_ones_that_this_jaxlib_computes(monkeypatch):
     def pays(image, kernel, stride=1, pad=1):
-        return cpu_onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
+        return onednn.pays(image, kernel, (stride,) * 2, ((pad, pad),) * 2)
 
-    monkeypatch.setattr(cpu_onednn, "available", lambda: True)
+    monkeypatch.setattr(onednn, "available", lambda: True)
     assert pays((128, 32, 32, 16), (3, 3, 16, 16)) and pays((16, 224, 224, 3), (7, 7, 3, 64), 2, 3)
     assert not pays((16, 224, 224, 3), (16, 16, 3, 384), 16, 0)  # patches
     assert not pays((1, 56, 56, 64), (3, 3, 64, 64))  # one image is answered sooner by a program from the cache
     assert not pays((256, 28, 28, 1), (5, 5, 1, 6))
-    monkeypatch.setattr(cpu_onednn, "available", lambda: False)
+    monkeypatch.setattr(onednn, "available", lambda: False)
     assert not pays((128, 32, 32, 16), (3, 3, 16, 16))
 
 
 @pytest.mark.parametrize("turned", range(4))
 @pytest.mark.parametrize("layout", [None, (0, 2, 1, 3), (1, 0, 2, 3)])
 def test_products_by_onednn_and_their_gradients_of_any_order_are_those_of_numpy(turned, layout):
-    if not cpu_onednn.available():
+    if not onednn.available():
         pytest.skip("this jaxlib has no oneDNN that we know.")
     turn_a, turn_b = turned % 2 == 1, turned > 1
     draw = np.random.default_rng(0).standard_normal
@@ -198,7 +199,7 @@ def test_products_by_onednn_and_their_gradients_of_any_order_are_those_of_numpy(
 
     def ours(a, b):
         how = dict(transpose_a=turn_a, transpose_b=turn_b, layouts=(layout,) * 3)
-        return cpu_onednn.matmul(a, b, **how)
+        return onednn.matmul(a, b, **how)
 
     def plain(a, b):
         return (a.swapaxes(2, 3) if turn_a else a) @ (b.swapaxes(2, 3) if turn_b else b)
@@ -224,13 +225,13 @@ def test_a_large_dense_layer_and_attention_are_onednns_and_what_they_were(monkey
         return jnp.sin(out).sum() + of_weights * jnp.square(weights).sum(), (out, weights)
 
     def run(least, of_weights):
-        monkeypatch.setattr(cpu_onednn, "_LEAST", least)
+        monkeypatch.setattr(onednn, "_LEAST", least)
         step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         return step(params, x, of_weights), step.lower(params, x, of_weights).as_text()
 
     for of_weights in (0.0, 3.0):
         (found, text), (expected, plain_text) = run(1, of_weights), run(2**60, of_weights)
-        assert "onednn" not in plain_text and ("onednn$matmul" in text) == cpu_onednn.available()
+        assert "onednn" not in plain_text and ("onednn$matmul" in text) == onednn.available()
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
 
 
@@ -242,11 +243,11 @@ warnings.simplefilter("error")
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-from recvis_jax.models import cpu_onednn
-cpu_onednn.available()
+from recvis_jax.kernels import onednn
+onednn.available()
 x = jnp.ones((8, 8))
-if cpu_onednn.available():
-    jax.jit(lambda given: cpu_onednn.matmul(given, given))(x).block_until_ready()
+if onednn.available():
+    jax.jit(lambda given: onednn.matmul(given, given))(x).block_until_ready()
 jax.jit(lambda kept: kept @ kept + 1)(x).block_until_ready()
 """
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -257,16 +258,16 @@ jax.jit(lambda kept: kept @ kept + 1)(x).block_until_ready()
 @pytest.mark.parametrize("failure", [RuntimeError("no such call"), None])
 @pytest.mark.parametrize("name", ["_call", "matmul"])
 def test_a_jaxlib_without_onednns_calls_or_with_others_is_found_out(monkeypatch, name, failure):
-    right = getattr(cpu_onednn, name)
+    right = getattr(onednn, name)
 
     def other(*args, **kw):
         if failure:
             raise failure
         return 1.001 * right(*args, **kw)
 
-    monkeypatch.setattr(cpu_onednn, name, other)
+    monkeypatch.setattr(onednn, name, other)
     with pytest.raises((RuntimeError, AssertionError)):  # in a process of its own; see `recvis_jax.tried`
-        cpu_trials.try_onednn()
+        trials.try_onednn()
 
 
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
@@ -283,7 +284,7 @@ def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, s
         return str(jax.make_jaxpr(lambda x, k: pulled(x, k))(x, k)).count("scan[")  # traced anew
 
     expected, whole = pulled(x, k), blocks(x, k)
-    monkeypatch.setitem(cpu_shifted._SHIFTED, "size", 4 * 4 * 6 * 5 * outputs)  # four examples
+    monkeypatch.setitem(shifted._SHIFTED, "size", 4 * 4 * 6 * 5 * outputs)  # four examples
     assert whole == 0 and blocks(x, k) > 1 and blocks(x[:23], k) == 0
     for ours, theirs in zip(pulled(x, k), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)

@@ -1,9 +1,9 @@
-"""Convolutions and matrix products by oneDNN, which jaxlib brings along for CPUs.
+"""Convolutions and matrix products by oneDNN, which jaxlib contains for CPUs.
 
-Its convolutions copy no patches: XLA's own ones multiply matrices of them, which narrow layers do not pay for: of 16 to
-64 channels oneDNN's are twice as fast. Its products read transposed matrices and heads of attention where they lie.
-They are custom calls of XLA that only this file knows; where a jaxlib has them not, or they compute something else,
-everything is the plain operation.
+oneDNN's convolutions copy no patches. XLA's own ones multiply matrices of copied patches, which is slow for narrow
+layers: oneDNN's are twice as fast for 16 to 64 channels. Its products read transposed matrices and heads of attention
+without copying them. They are custom calls of XLA, and only this file knows their format. Where a jaxlib does not have
+them, or they compute something else, the plain operation is used.
 """
 
 import json
@@ -20,51 +20,51 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from recvis_jax import tried
-from recvis_jax.models.cpu_blocks import turned_pads
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels.blocks import turned_pads
+from recvis_jax.kernels.own_gradient import own_gradient
 
 _CONVOLUTION, _MATMUL = "__onednn$convolution", "__onednn$matmul"
 
-# Examples and multiplications from which on they gain more than their programs lose, which no compilation cache keeps:
-# throughput, not the answer for one image.
+# Smallest numbers of examples and multiplications for which they are used. No compilation cache can keep a program with
+# these calls, so that they pay off for throughput, not for the answer for one image.
 _LEAST_EXAMPLES, _LEAST = 8, 2**25
 
 
 def large(examples: int, multiplications: int) -> bool:
-    """Whether a product or convolution of so many multiplications is worth a call, as measured (AVX-512)."""
+    """Whether oneDNN is faster for so many examples and multiplications, as measured (AVX-512)."""
     return examples >= _LEAST_EXAMPLES and multiplications >= _LEAST and available()
 
 
 def pays(image: tuple[int, ...], kernel: tuple[int, ...], strides: Any, pads: Any) -> bool:
-    """Whether `convolution` of shapes (b h w c) and (i j c d) is worth it here, as measured (AVX-512)."""
+    """Whether `convolution` is faster for shapes (b h w c) and (i j c d), as measured (AVX-512)."""
     outputs = image[0] * math.prod(_sizes(image, kernel, strides, pads))
-    patches = all(s >= k for s, k in zip(strides, kernel, strict=False))  # a matrix product as it is
+    patches = all(s >= k for s, k in zip(strides, kernel, strict=False))  # which are a matrix product already
     fits = not patches and kernel[3] >= 16 and min(map(min, pads)) >= 0
     return fits and large(image[0], outputs * math.prod(kernel))
 
 
 @cache
 def available() -> bool:
-    """Whether this process computes on a CPU with a jaxlib whose oneDNN gives what XLA does; tried once.
+    """Whether this process computes on a CPU with a jaxlib whose oneDNN passed its trial.
 
-    `RECVIS_JAX_ONEDNN=0` in the environment leaves everything to XLA, and programs to the compilation cache.
+    `RECVIS_JAX_ONEDNN=0` in the environment turns oneDNN off; all programs are then kept in the compilation cache.
     """
     if os.environ.get("RECVIS_JAX_ONEDNN") == "0" or jax.default_backend() != "cpu" or not tried.usable("onednn"):
         return False
     try:
         _keep_from_cache()
-    except Exception as e:  # of any kind: there is the plain operation
-        logging.getLogger(__name__).debug("nothing by oneDNN: %s", e)
+    except Exception as e:  # of any kind: the plain operation still works
+        logging.getLogger(__name__).debug("oneDNN is not used: %s", e)
         return False
     return True
 
 
 def _keep_from_cache() -> None:
-    """Lets no program with these calls be written to JAX's compilation cache.
+    """Keeps programs with these calls out of JAX's compilation cache.
 
-    jaxlib takes them for calls of another kind there, and reads what is not there.
+    When it writes them, jaxlib mistakes them for another kind of call and reads fields that they do not have.
     """
-    from jax._src import compilation_cache  # JAX has no public way; where this one is gone, `available` says no
+    from jax._src import compilation_cache  # not public: if it is gone, oneDNN is not used
 
     put = compilation_cache.put_executable_and_time
 
@@ -94,7 +94,7 @@ def matmul(
       b: as many (*b c d).
       transpose_a: a is (*b c r).
       transpose_b: b is (*b d c).
-      layouts: how a, b and the product lie in memory: their axes from major to minor; None for in order.
+      layouts: of a, b and the product in memory: their axes from major to minor; None is the usual order.
     """
     return _matmul(a, b, transpose_a, transpose_b, layouts)
 

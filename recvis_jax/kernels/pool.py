@@ -1,17 +1,29 @@
-"""The maximum over windows of 2x2, with a gradient that one loop computes."""
+"""The maximum over windows of 2x2, with a gradient that is computed in one loop."""
+
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from recvis_jax.models.own_gradient import own_gradient
+from recvis_jax.kernels.own_gradient import own_gradient
+
+
+def max_pool(plain: Callable, x: Array, window: int, stride: int | None = None, padding: int = 0) -> Array:
+    """The form of `operations.max_pool`."""
+    plain = partial(plain, window=window, stride=stride, padding=padding)
+    if window == 2 and stride in (None, 2) and not padding and min(x.shape[1:3]) >= 2:
+        return lax.platform_dependent(x, cpu=max_pool_2x2, default=plain)
+    return plain(x)
 
 
 @own_gradient
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     """Maximum over windows of 2x2, rows first; a last odd row or column is left out.
 
-    Where two rows or columns are the maximum, they share the gradient, as `jnp.maximum` has it. That of the slices is
-    the same, but XLA writes its steps to memory one after the other, with zeros between them.
+    Equal maxima share the gradient, as with `jnp.maximum`. JAX's gradient of the slices has the same numbers, but XLA
+    writes every one of its steps to memory, with zeros between the elements.
     """
     p, q = x.shape[1] // 2, x.shape[2] // 2
     rows = jnp.maximum(x[:, : 2 * p : 2], x[:, 1 : 2 * p : 2])
@@ -19,7 +31,7 @@ def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
 
 
 def shares(x: Float[Array, "b h w c"]) -> Float[Array, "b p 2 q 2 c"]:
-    """Returns what of the gradient to the maximum of a window its elements have: 0, 1/4, 1/2 or 1."""
+    """Returns the share of each element in the gradient to its window's maximum: 0, 1/4, 1/2 or 1."""
     b, p, q, c = len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3]
     pairs = x[:, : 2 * p, : 2 * q].reshape(b, p, 2, q, 2, c)
     rows = jnp.maximum(pairs, jnp.flip(pairs, 2))
@@ -39,9 +51,9 @@ def _backward(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"]) -> tuple
 
 
 def _share(x: Array, axis: int) -> Array:
-    """Returns what of the gradient to the maximum of each two neighbours is theirs."""
+    """Returns the share of each of two neighbours along an axis in the gradient to their maximum."""
     other = jnp.flip(x, axis)
-    # No numbers to select from: differentiated, a loop over blocks would read them from arrays.
+    # Arithmetic, not `jnp.where`: differentiated, a loop over blocks would read its constants from arrays.
     return ((x > other).astype(x.dtype) + (x >= other).astype(x.dtype)) / 2
 
 
