@@ -143,6 +143,9 @@ def _passed(name: str) -> bool:
 def _try_together(names: list[str]) -> None:
     """Tries forms of which nothing is known yet: all of one kind in one process, and each alone where that fails."""
     for name in names:
+        if not _code(name).exists():  # without `kernels` there are no trials, and what needs one is not used
+            _outcomes[name] = f"{_code(name).name} of its trial is not there"
+    for name in names:
         if name not in _outcomes and (why := _read(name)) is not None:
             _outcomes[name] = why
     for trial in {FORMS[name].trial for name in names}:
@@ -187,11 +190,16 @@ def _try(names: list[str]) -> tuple[str, bool]:
 
 def _file(name: str) -> Path:
     """Returns where the outcome of a trial is kept: a name for all that it depends on."""
-    trial = FORMS[name].trial.partition(":")[0].removeprefix("recvis_jax.")
-    code = Path(__file__).parent.joinpath(*trial.split(".")).with_suffix(".py").read_bytes()
+    code = _code(name).read_bytes()
     where = (*versions(), platform.python_version(), platform.machine(), _processor(), _flag(name), FORMS[name].trial)
     key = hashlib.sha256(json.dumps([name, *where]).encode() + code).hexdigest()[:24]
     return Path.home() / ".cache/recvis_jax/tried" / f"{name}-{key}.json"
+
+
+def _code(name: str) -> Path:
+    """Returns the file of a form's trial."""
+    module = FORMS[name].trial.partition(":")[0].removeprefix("recvis_jax.")
+    return Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
 @cache

@@ -118,6 +118,13 @@ def test_flags_of_the_user_stay_as_they_are(trials):
     assert trials.started == [["reductions"]]
 
 
+def test_without_the_folder_of_trials_what_needs_one_is_not_used_and_nothing_is_started(trials, monkeypatch):
+    gone = tried.Form("a form", {"0.": ""}, "recvis_jax.nowhere.trials:attempt")
+    monkeypatch.setitem(tried.FORMS, "gone", gone)
+    assert not tried.usable("gone") and trials.started == []
+    assert "gone not used: trials.py of its trial is not there" in tried.remarks()
+
+
 @pytest.mark.parametrize(
     "damage", [b"", b"{", b"\xff\x00", b"[]", b'{"form": "onednn"}', b'{"form": "x", "failed": ""}']
 )
