@@ -68,7 +68,7 @@ FORMS = {
 
 # In a process that tries forms: their names.
 _TRYING = "RECVIS_JAX_TRYING"
-_SECONDS = 300
+_SECONDS = 120
 
 # Signals that a process sends itself by what it does; others come from outside and prove nothing.
 _FATAL = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS}

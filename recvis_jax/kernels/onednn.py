@@ -104,8 +104,27 @@ def _numpys(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _
     return (a.mT if transpose_a else a) @ (b.mT if transpose_b else b)
 
 
+# Largest number of terms of a sum in a batch of products. Of longer ones oneDNN lets several threads compute parts and
+# wait for each other, which XLA's threads cannot do: on processors without AVX-512 the process hung or died.
+_LONGEST_SUM = 512
+
+
+def _in_pieces(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
+    """A batch of products with sums longer than `_LONGEST_SUM`: sums of shorter ones where they lie so, else XLA's."""
+    terms = a.shape[-2]
+    pieces = next((n for n in range(2, terms) if terms % n == 0 and terms // n <= _LONGEST_SUM), terms)
+    if not transpose_a or transpose_b or any(layouts) or terms // pieces < 64:
+        return _numpys(a, b, transpose_a, transpose_b, layouts)
+    a, b = (x.reshape(-1, terms // pieces, x.shape[-1]) for x in (a, b))
+    out = _matmul(a, b, True, False, (None, None, None))
+    return out.reshape(-1, pieces, *out.shape[1:]).sum(1)
+
+
 @partial(own_gradient, static=(2, 3, 4), plain=_numpys)
 def _matmul(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
+    if a.shape[-2 if transpose_a else -1] > _LONGEST_SUM and math.prod(a.shape[:-2]) > 1:
+        out = _in_pieces(a, b, transpose_a, transpose_b, layouts)
+        return out.reshape(*a.shape[:-2], *out.shape[-2:])
     rows, columns = a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1]
     *read, written = (tuple(range(a.ndim)) if layout is None else layout for layout in layouts)
     call = jax.ffi.ffi_call(

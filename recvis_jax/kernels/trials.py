@@ -81,6 +81,14 @@ def try_onednn() -> None:
     _check(d_a, 2 * (a @ b) @ b.swapaxes(1, 2))
     _check(d_b, 2 * a.swapaxes(1, 2) @ (a @ b))
 
+    # Long sums, several times: what threads do to each other does not show at once.
+    for shape in ((8, 2048, 96), (3, 512, 96), (1, 16384, 48)):
+        x = draw(size=shape).astype(np.float32)
+        long = jax.jit(lambda x: onednn.matmul(x, x, transpose_a=True))
+        expected = x.swapaxes(1, 2) @ x
+        for _ in range(10):
+            _check(long(x) / shape[1], expected / shape[1])
+
 
 def _check(found: jax.Array, expected: np.ndarray | float, tolerance: float = 2e-3) -> None:
     # Not an assertion: those may be turned off.
