@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import build, errors
+from recvis_jax.data import pipeline
 
 
 def check_run(run: build.Run, accumulate: int = 1) -> None:
@@ -58,8 +59,7 @@ def check_step(run: build.Run, accumulate: int = 1, step: Any = None, batch: Any
             return
         except Exception:  # which part it is shows below
             pass
-    label = run.data.train.read([0])[0]["label"]
-    _check_training(run, _batch(run, run.batch_size // accumulate, label))
+    _check_training(run, _batch(run, run.batch_size // accumulate))
     if step is not None:
         _traced("the training step", step, run.template, batch)
 
@@ -96,16 +96,16 @@ def _memory_of(device: Any) -> int:
         return 0
 
 
-def _batch(run: build.Run, b: int, label: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch of b examples."""
-    shape = np.shape(label)
-    kind = jnp.int32 if run.data.info.num_classes and not shape else jnp.float32
-    return {
-        "image": jax.ShapeDtypeStruct((b, *run.data.image_shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((b, *shape), kind),
-        "slot": jax.ShapeDtypeStruct((b,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((b,), jnp.bool_),
-    }
+def _batch(run: build.Run, b: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a training batch of b examples, by the first one."""
+    data = run.data
+    assert data.train is not None
+    example = data.train.read([0])[0]
+    if data.transform:
+        example = data.transform(np.random.default_rng(0), example)
+    one = pipeline.stack([example], data.train, data.transform is not None)
+    one |= {"slot": np.zeros(1, np.int32), "mask": np.ones(1, bool)}
+    return {name: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for name, x in one.items()}
 
 
 def _check_training(run: build.Run, batch: dict[str, jax.ShapeDtypeStruct]) -> None:

@@ -8,14 +8,21 @@ import ml_collections
 import programs
 import pytest
 
-from recvis_jax import build, config, errors, train
+from recvis_jax import build, checks, config, errors, train
 from recvis_jax.data import DATASETS
+from recvis_jax.training.step import make_train_step
 
 CONFIGS = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
 # A variant of a sibling by one argument, whose smoke run would be the sibling's once more.
 VARIANTS = [p for p in CONFIGS if "config.like(__file__" in (programs.ROOT / p).read_text()]
 # Networks that take long to compile.
 SLOW = ("imagenet", "folder", "resnet", "depth", "speedrun")
+# Whose like is run already: of these the first step is traced, and not compiled.
+TRACED = (
+    "configs/fashion_mnist/depth.py", "configs/fashion_mnist/five_classes.py", "configs/fashion_mnist/resnet20.py",
+    "configs/imagenet/mae_vit_b16_finetune.py", "configs/imagenet/mae_vit_b16_linear_probe.py",
+    "configs/imagenet/mae_vit_b16_pretrain.py", "configs/imagenet/resnet50.py",
+)  # fmt: skip
 
 
 def load(path, arg=None):
@@ -45,7 +52,21 @@ def marked(path):
     return pytest.param(path, marks=[pytest.mark.slow] if any(name in path for name in SLOW) else [])
 
 
-@pytest.mark.parametrize("path", [marked(p) for p in CONFIGS if p not in VARIANTS])
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p in TRACED])
+def test_smoke_run_fits_together(path):
+    sections = load(path, "smoke")[0].copy_and_resolve_references().to_dict()  # with tuples, which types ask for
+    run = build.make_run(**{k: v for k, v in sections.items() if k in errors.keywords(build.make_run)})
+    accumulate = sections.get("accumulate", 1)
+    checks.check_run(run, accumulate)
+    step = make_train_step(
+        run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, shardings=run.shardings
+    )
+    checks.check_step(run, accumulate, step, next(build.train_batches(run, 0)))
+    image = next(iter(build.eval_batches(run, run.data.val or run.data.train)))["image"]
+    assert image.shape == (run.eval_batch_size, *run.data.image_shape)
+
+
+@pytest.mark.parametrize("path", [marked(p) for p in CONFIGS if p not in (*VARIANTS, *TRACED)])
 def test_smoke_run(path, program, tmp_path):
     ended = program("train", f"--config={programs.ROOT / path}:smoke", f"--workdir={tmp_path / 'run'}")
     assert ended.code == 0, ended.err

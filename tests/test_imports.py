@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "cli": ("training.processes", "overrides"),
     "config": ("overrides",),
     "build": ("",),
-    "checks": ("build",),
+    "checks": ("build", "data.pipeline"),
     "trained": (
         "build",
         "data.info",

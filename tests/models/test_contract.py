@@ -24,7 +24,7 @@ SMALL = {
     "convnet": ({}, 28),
     "speednet": ({"widths": (4, 8, 8), "blocks": (1, 0)}, 28),
     "resnet20": ({"depth": 8, "width": 4}, 28),
-    "alexnet": ({}, 64),
+    "alexnet": ({"hidden": 64}, 64),
     "vgg_m": ({"hidden": 64}, 64),
     "vgg11": ({"width": 8, "blocks": (1, 1, 1, 1, 2), "hidden": 64}, 32),
     "googlenet": ({}, 64),

@@ -88,8 +88,16 @@ def trained(name, way):
     return train({"name": name, "num_classes": 10, **SMALL.get(name, {})}, **WAYS[way], **EXTRA.get(name, {}))
 
 
-@pytest.mark.parametrize("way", [w for w in WAYS if w != "jit on 1"])
-@pytest.mark.parametrize("name", ["lenet5", "resnet20", "convnet", "vit_s16"])  # convnet: dropout
+# Each way by a model with random layers; what batch norm, dropout and plain layers may change by each kind of them.
+FEW = ("jit on 8", "pmap on 8", "4 x accumulation")
+PAIRS = [
+    *(("vit_s16", way) for way in WAYS if way != "jit on 1"),
+    *(("resnet20", way) for way in (*FEW, "4 x accumulation, pmap on 8", "fsdp on 8", "tensor on 4")),
+    *((name, way) for name in ("lenet5", "convnet") for way in FEW),  # convnet: dropout
+]
+
+
+@pytest.mark.parametrize("name, way", PAIRS)
 @pytest.mark.slow
 def test_every_way_gives_the_same_parameters(name, way):
     expected, losses = trained(name, "jit on 1")
