@@ -236,9 +236,13 @@ class Model:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the intermediates, for `features`."""
-        image = jax.ShapeDtypeStruct((1, *self.run.data.image_shape), jnp.float32)
-        shapes = jax.eval_shape(lambda v, x: self.run.model.apply(v, x, train=False)[1], self.variables, image)
-        return tuple(shapes)
+        names: list[str] = []
+
+        def forward(variables: Any, image: jax.Array) -> None:
+            names.extend(self.run.model.apply(variables, image, train=False)[1])  # in the model's order
+
+        jax.eval_shape(forward, self.variables, jax.ShapeDtypeStruct((1, *self.run.data.image_shape), jnp.float32))
+        return tuple(names)
 
     def apply(self, images: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns (output (b k), acts) of images in evaluation mode; JAX differentiates through it.

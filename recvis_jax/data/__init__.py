@@ -28,7 +28,7 @@ DATASETS: dict[str, Row] = {
 }
 
 
-def open(name: str, **kw: Any) -> Any:
+def open(name: Any, **kw: Any) -> Any:
     """Opens a data set: one known by name, one that is prepared, or a folder of images.
 
     Args:

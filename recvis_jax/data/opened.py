@@ -135,7 +135,7 @@ def open_data(
     transform: str = "",
     eval_transform: str = "",
     augment: str = "",
-    statistics: str | tuple = "none",
+    statistics: str | tuple | list = "none",
     cache: Literal["none", "host", "device", "auto"] = "auto",
     threads: int = 8,
     workers: int = 0,

@@ -13,6 +13,7 @@ stays until the run has come by there again, at most aside in `checkpoints/ahead
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
@@ -329,18 +330,23 @@ class Checkpointer:
             self._compare(saved, meta)
             if saved.kind not in self._managers:
                 self._managers[saved.kind] = _manager(self.root / saved.kind, keep=1, read_only=True)
-            shaped = ocp.checkpoint_utils.construct_restore_args(self.template)
-            state = ocp.args.PyTreeRestore(self.template, restore_args=shaped, partial_restore=bool(self._without))
-            found = self._managers[saved.kind].restore(saved.step, args=ocp.args.Composite(state=state))
+            wanted = self.template
+            if self._without:
+                wanted = {f.name: getattr(wanted, f.name) for f in dataclasses.fields(wanted)}
+                del wanted[self._without]
+            shaped = ocp.checkpoint_utils.construct_restore_args(wanted)
+            args = ocp.args.PyTreeRestore(wanted, restore_args=shaped, partial_restore=bool(self._without))
+            found = self._managers[saved.kind].restore(saved.step, args=ocp.args.Composite(state=args)).state
+            state = State(**found, **{self._without: ()}) if self._without else found
         except Mismatch:
             raise
         except Exception as e:
             raise errors.Failure(f"the checkpoint {path} cannot be read ({_line(e)})") from e
-        given, expected = trees.fingerprint(found.state), meta["fingerprint"]
+        given, expected = trees.fingerprint(state), meta["fingerprint"]
         wrong = [k for k in given if given[k] != expected.get(k)]
         if wrong:
             raise errors.Failure(f"the checkpoint {path} is corrupt: {len(wrong)} array(s) changed, such as {wrong[0]}")
-        return Restored(saved.step, found.state, meta)
+        return Restored(saved.step, state, meta)
 
     def _guard(self, action: Callable[[], Any]) -> None:
         try:

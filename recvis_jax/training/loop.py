@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from recvis_jax import errors, trees
-from recvis_jax.training import lock, processes
+from recvis_jax.training import lock, memory, processes
 from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log, plain_json
 from recvis_jax.training.state import State
@@ -53,8 +53,8 @@ def run(
     *,
     total_steps: int,
     batch_size: int,
-    checkpointer: Checkpointer,
-    log: Log,
+    checkpointer: Checkpointer | memory.Memory,
+    log: Log | memory.Records,
     resumed: dict[str, Any] | None = None,
     data_state: Callable[[int], dict[str, Any]] = lambda step: {"next_batch": step},
     evaluate: Evaluate | None = None,
