@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recvis_jax import build, checks, errors, models, trained
+from recvis_jax import build, errors, fitting, models, trained
 from recvis_jax.data import info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import classify, features
 from recvis_jax.models import probe
 from recvis_jax.tasks import Task
-from recvis_jax.training import checkpoint, distributed, log, loop, memory, optim, sharding, workdir
+from recvis_jax.training import checkpoint, distributed, log, memory, optim, sharding, workdir
 from recvis_jax.training import state as states
 from recvis_jax.training import step as steps_of
 
@@ -143,28 +143,12 @@ def fit(
         data, model, objective, optim.of_optax(optimizer), total_steps=total, batch_size=batch_size, seed=seed,
         ema=ema_decay is not None, mesh=mesh, strategy=strategy, rules=rules,
     )  # fmt: skip
-    checks.check_run(run, accumulate)
+    training = fitting.prepare(run, accumulate=accumulate, ema_decay=ema_decay)
     often = eval_every if isinstance(eval_every, int) else max(1, round(eval_every * run.steps_per_epoch))
-    step = steps_of.make_train_step(
-        objective, run.optimizer, augment=data.augment, accumulate=accumulate, ema_decay=ema_decay,
-        shardings=run.shardings,
-    )  # fmt: skip
-    checks.check_step(run, accumulate)
+    every = {"log_every": max(1, total // 50), "eval_every": often, "checkpoint_every": total + 1}
     keeper, records = memory.Memory(), memory.Records(total, progress)
-    evaluate = classify.make_evaluate(objective.predict, objective.metrics, data.preprocess, mesh)
-    val = build.eval_batches(run, data.val, keep=True) if data.val else None
-
-    def validate(state: states.State, stop: Callable[[], bool]) -> dict[str, float] | None:
-        found = evaluate(*state.evaluated, val, stop)
-        return None if found is None else classify.scalars(found)
-
     try:
-        done = loop.run(
-            steps_of.place_state(run.create(), run.shardings, "jit"), step, lambda at: build.train_batches(run, at),
-            total_steps=total, batch_size=batch_size, checkpointer=keeper, log=records,
-            evaluate=validate if val else None, best=objective.best, log_every=max(1, total // 50), eval_every=often,
-            checkpoint_every=total + 1, early_stop=early_stop,
-        )  # fmt: skip
+        done = fitting.fit(training, run.create(), keeper, records, every=every, early_stop=early_stop)
     finally:
         records.close()
     best = keeper.best_step()

@@ -8,10 +8,9 @@ The same command given again goes on where the run stopped, and ends bit for bit
 
 import contextlib
 import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,68 +92,37 @@ def train(
       checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
       probe: probes of the features during training; see `trained.make_prober`.
     """
-    from recvis_jax import build, checks, trained
+    given = locals()
+    from recvis_jax import build, fitting
     from recvis_jax.evaluation import classify
-    from recvis_jax.training import checkpoint, distributed, log, loop, processes
-    from recvis_jax.training import optim as optimisers
-    from recvis_jax.training import step as steps_of
-    from recvis_jax.training import workdir as workdirs
+    from recvis_jax.training import checkpoint, distributed, log, loop
+    from recvis_jax.training.workdir import Workdir, absolute, refuse_unwritable
 
-    began = time.monotonic()
-    tell = print if distributed.is_main() else (lambda text: None)
-    paths = workdirs.absolute({"data": data, "init_from": init_from, "checkpoint_dir": checkpoint_dir})
-    config = workdirs.absolute(config or paths)
-    home = workdirs.Workdir(workdir, config, configs.differences, tell, distributed.is_main())
+    began, tell = time.monotonic(), print if distributed.is_main() else (lambda text: None)
+    paths = absolute({"data": data, "init_from": init_from, "checkpoint_dir": checkpoint_dir})
+    home = Workdir(workdir, absolute(config or paths), configs.differences, tell, distributed.is_main())
     folder, root = home.folder, checkpoint.place(home.folder, paths["checkpoint_dir"])
     if "://" not in str(root):
-        workdirs.refuse_unwritable(Path(root), "config.checkpoint_dir")
-
-    run = build.make_run(
-        data=paths["data"], model=model, optim=optim, task=task, seed=seed, epochs=epochs, steps=steps,
-        batch_size=batch_size, eval_batch_size=eval_batch_size, accumulate=accumulate, dtype=dtype,
-        ema_decay=ema_decay, sharding=sharding,
-    )  # fmt: skip
-    if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
-        raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
-    checks.check_run(run, accumulate)
+        refuse_unwritable(Path(root), "config.checkpoint_dir")
+    run = build.make_run(**{k: (given | paths)[k] for k in errors.keywords(build.make_run) if k in given})
     with errors.at("config.metrics"):
-        measured = {**run.task.metrics, **classify.build_metrics(metrics, run.data.info.num_classes)}
-    every = {"log_every": log_every, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
-    every = {name: _steps(name, value, run.steps_per_epoch) for name, value in every.items()}
-    if every["log_every"] > run.total_steps:  # else its curve would be a point
-        every["log_every"] = max(1, run.total_steps // 10)
+        measured = classify.build_metrics(metrics, run.data.info.num_classes)
+    every = _every(run, log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
     test = run.data.test
     info = run.data.info.with_split("test", run.data.test_split or "", test)
     recorded = _compare_data(folder, info)
-    prober = None
-    if probe:
-        errors.check_kwargs(trained.make_prober, probe, "config.probe", extra=("every",), given=("run",))
-        probe_every = _steps("probe.every", probe.get("every", eval_every), run.steps_per_epoch)
-        prober = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"}), probe_every
+    after = _make_after(run, probe, eval_every, every["eval_every"])
 
     # What can be refused is refused by now or by the first batch and step; nothing has been written yet.
     reader = checkpoint.Checkpointer(folder, run.template, read_only=True, root=root)
     reader.refuse_mismatch()
-    longer, done_before = None, reader.newest_step()
-    if home.old:
-        longer = workdirs.check_length(
-            folder, build.length_in_steps(home.old.get("epochs"), home.old.get("steps"), run.steps_per_epoch),
-            run.total_steps, done_before, lambda total: optimisers.schedule_of(
-                total_steps=total, batch_size=batch_size, steps_per_epoch=run.steps_per_epoch, **optim
-            ), optim.get("schedule", "cosine"),
-        )  # fmt: skip
-    step_fn = steps_of.make_train_step(
-        run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
-        compile=compile, shardings=run.shardings,
-    )  # fmt: skip
-    val_batches = build.eval_batches(run, run.data.val, keep=True) if run.data.val else None
-    traceable = step_fn if compile == "jit" and not processes.several() else None
-    batches = _rehearse(run, traceable, accumulate, done_before, compile, val_batches)
+    longer, done_before = _check_length(home, run, optim, reader.newest_step()), reader.newest_step()
+    training = fitting.prepare(
+        run, accumulate=accumulate, compile=compile, ema_decay=ema_decay, metrics=measured, first=done_before
+    )
     fresh = None if any(reader.kept().values()) else build.initial_state(run, paths["init_from"], tell)
     reader.close()
-    evaluate = classify.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
-    draw = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else None
-    validate = _make_validate(run, evaluate, val_batches, draw, prober, every["eval_every"]) if run.data.val else None
+    figure = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else lambda state: {}
 
     with home.taken(), loop.StopSignal() as stop:
         keeper = checkpoint.Checkpointer(folder, run.template, say=tell, root=root, held=home.held)
@@ -171,11 +139,9 @@ def train(
             writer.say(longer)
         writer.say(f"{'resuming from step ' + format(at, ',') if restored else 'starting'} in {folder}")
         try:
-            done = loop.run(
-                steps_of.place_state(state, run.shardings, compile), step_fn, batches,
-                total_steps=run.total_steps, batch_size=batch_size, checkpointer=keeper, log=writer, resumed=resumed,
-                evaluate=validate, best=run.task.best, early_stop=early_stop, **every,
-                fetch=lambda x: steps_of.fetch_state(x, run.shardings, compile), stop=stop,
+            done = fitting.fit(
+                training, state, keeper, writer, every=every, early_stop=early_stop, resumed=resumed,
+                after=lambda state: figure(state) | after(state), stop=stop,
             )  # fmt: skip
         except BaseException:
             with contextlib.suppress(errors.Failure):
@@ -184,23 +150,71 @@ def train(
         finally:
             writer.close()
             _draw_curves(writer.path, folder / "curves.png")
-        done = done._replace(state=steps_of.fetch_state(done.state, run.shardings, compile))
         if done.reason == "interrupted":
-            keeper.close()
-            kept = ", ".join(f"{kind} {', '.join(map(str, s))}" for kind, s in keeper.kept().items() if s)
-            tell(
-                f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command goes on. "
-                f"Kept in {keeper.root}: {kept}."
-            )
-            if stop.name == "Ctrl-C":
-                raise KeyboardInterrupt
-            return {}
-        summary = _summarise(run, done, keeper, evaluate, test, tell)
+            return _interrupted(done, keeper, stop, tell)
+        summary = _summarise(run, done, keeper, training.evaluate, test, tell)
         keeper.close()
         if distributed.is_main():
             _write_summary(folder / "summary.json", summary, tell)
             print(_report(summary, folder, time.monotonic() - began), flush=True)
         return summary
+
+
+def _every(run: Any, **given: int | float) -> dict[str, int]:
+    """Returns how often the loop logs, evaluates and saves, in steps."""
+    every = {name: _steps(name, value, run.steps_per_epoch) for name, value in given.items()}
+    if every["log_every"] > run.total_steps:  # else its curve would be a point
+        every["log_every"] = max(1, run.total_steps // 10)
+    return every
+
+
+def _make_after(run: Any, probe: dict | None, default: int | float, each: int) -> Callable[[Any], dict[str, float]]:
+    """Returns state -> metrics of the probes that are due after an evaluation, which comes every `each` steps."""
+    from recvis_jax import trained
+
+    if not probe:
+        return lambda state: {}
+    errors.check_kwargs(trained.make_prober, probe, "config.probe", extra=("every",), given=("run",))
+    often = _steps("probe.every", probe.get("every", default), run.steps_per_epoch)
+    measure = trained.make_prober(run, **{k: v for k, v in probe.items() if k != "every"})
+
+    def after(state: Any) -> dict[str, float]:
+        step = int(state.step)
+        due = step // often > max(0, step - each) // often or step == run.total_steps
+        return measure(*state.evaluated) if due else {}
+
+    return after
+
+
+def _check_length(home: Any, run: Any, optim: dict, done: int) -> str | None:
+    """Refuses another length than the run began with where its steps would have been others; returns what changes."""
+    from recvis_jax import build
+    from recvis_jax.training import optim as optimisers
+    from recvis_jax.training.workdir import check_length
+
+    if not home.old:
+        return None
+
+    def rates(total: int) -> Callable[[Any], Any]:
+        return optimisers.schedule_of(
+            total_steps=total, batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, **optim
+        )
+
+    before = build.length_in_steps(home.old.get("epochs"), home.old.get("steps"), run.steps_per_epoch)
+    return check_length(home.folder, before, run.total_steps, done, rates, optim.get("schedule", "cosine"))
+
+
+def _interrupted(done: Any, keeper: Any, stop: Any, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Says what was saved of a run that was told to stop."""
+    keeper.close()
+    kept = ", ".join(f"{kind} {', '.join(map(str, s))}" for kind, s in keeper.kept().items() if s)
+    tell(
+        f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command goes on. "
+        f"Kept in {keeper.root}: {kept}."
+    )
+    if stop.name == "Ctrl-C":
+        raise KeyboardInterrupt
+    return {}
 
 
 def _compare_data(folder: Path, info: Any) -> bool:
@@ -219,48 +233,6 @@ def _record_data(folder: Path, info: Any) -> None:
     from recvis_jax.training import log
 
     log.write_json(folder / data_info.FILE, data_info.as_json(info))
-
-
-def _rehearse(
-    run: Any, step_fn: Any, accumulate: int, first: int, compile: str, val_batches: Any
-) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Reads the first batches and traces the step, so that what is wrong with them is found before the run begins.
-
-    Returns:
-      A function from the number of a step to the batches from there on.
-    """
-    from recvis_jax import build, checks
-
-    stream = build.train_batches(run, first, compile)
-    batch = next(stream, None)
-    if batch is not None:
-        checks.check_step(run, accumulate, step_fn, batch)
-    if val_batches is not None:
-        next(iter(val_batches))
-    ready = {} if batch is None else {first: itertools.chain([batch], stream)}
-    return lambda at: ready.pop(at, None) or build.train_batches(run, at, compile)
-
-
-def _make_validate(
-    run: Any, evaluate: Any, batches: Any, draw: Any, prober: tuple[Any, int] | None, each: int
-) -> Callable[[Any, Callable[[], bool]], dict[str, float] | None]:
-    """Returns `(state, stop) -> metrics` on validation data, with the figure and the probes that are due."""
-    from recvis_jax.evaluation import classify
-
-    def validate(state: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
-        found = evaluate(*state.evaluated, batches, stop)
-        if found is None:
-            return None
-        found = classify.scalars(found)
-        if draw:
-            draw(*state.evaluated)
-        if prober:
-            step, (measure, often) = int(state.step), prober
-            if step // often > max(0, step - each) // often or step == run.total_steps:
-                found |= measure(*state.evaluated)
-        return found
-
-    return validate
 
 
 def _draw_curves(records: Path, path: Path) -> None:
@@ -318,8 +290,8 @@ def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], No
         log.write_json(path, summary)
 
 
-def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], None]:
-    """Returns `(params, model_state) -> None`, which draws the task's figure of the first validation examples."""
+def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any], dict[str, float]]:
+    """Returns `state -> {}`, which draws the task's figure of the first validation examples."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -341,11 +313,12 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any, Any], 
         titles[:] = images
         return [run.data.denormalise(x) for x in images.values()]
 
-    def draw(params: Any, model_state: Any) -> None:
-        images = jax.device_get(columns(params, model_state, batch))
+    def draw(state: Any) -> dict[str, float]:
+        images = jax.device_get(columns(*state.evaluated, batch))
         if distributed.is_main():
             with contextlib.suppress(OSError):  # as for the curves
                 plot.image_rows(dict(zip(titles, images, strict=True)), path)
+        return {}
 
     return draw
 

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
     "library": ("",),
+    "fitting": ("",),
     "planning": ("build", "data", "models", "training", "vis.structure"),
     "planning.devices": (),
     "planning.topology": ("planning.devices",),
