@@ -205,11 +205,11 @@ def accuracy() -> tuple[float, float]:
     import time
 
     from recvis_jax import build
-    from recvis_jax.evaluation import classify
+    from recvis_jax.evaluation import evaluator
 
     start, run = time.perf_counter(), _STATE["run"]
     metrics = {name: run.task.metrics[name] for name in ("loss", "accuracy")}
-    evaluate = classify.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
+    evaluate = evaluator.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
     found = evaluate(*_STATE["state"].evaluated, build.eval_batches(run, _STATE["test"]))
     assert found
     return float(found["accuracy"]), time.perf_counter() - start
@@ -232,14 +232,14 @@ def _file(source: Any) -> str:
 def prepare_evaluation(model: dict[str, Any]) -> str:
     """Evaluates a net on the test images of Fashion-MNIST, all of them a piece of work; returns a file with them."""
     from recvis_jax import build
-    from recvis_jax.evaluation import classify
+    from recvis_jax.evaluation import evaluator
 
     data = dict(name="fashion_mnist", train="train[:1000]", test="test", statistics="fashion_mnist")
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model=model, optim=optim, steps=10**6, batch_size=100, eval_batch_size=500)
     source, state = run.data.test, run.create()
     metrics = {name: run.task.metrics[name] for name in ("loss", "accuracy")}
-    evaluate = classify.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
+    evaluate = evaluator.make_evaluate(run.task.predict, metrics, run.data.preprocess, run.mesh)
 
     def work() -> None:
         evaluate(state.params, state.model_state, build.eval_batches(run, source))

@@ -86,7 +86,7 @@ class Run(NamedTuple):
     mesh: Mesh
     create: Callable[[], states.State]
     template: states.State
-    layout: layouts.Plan
+    layout: layouts.Layout
     seed: int
     total_steps: int
     steps_per_epoch: float
@@ -197,9 +197,9 @@ def assemble(
     mesh = make_mesh(strategy)[0] if mesh is None else mesh
     drawn = task
     if mesh.size == 1 and tried.usable("loops of draws"):
-        from recvis_jax.training import draws  # which leans on how JAX writes programs down
+        from recvis_jax.training import initialisers  # which leans on how JAX writes programs down
 
-        drawn = task._replace(init=draws.looped(task.init))
+        drawn = task._replace(init=initialisers.looped(task.init))
 
     def initial() -> states.State:
         return states.create(drawn, optimizer, seed, ema=ema)

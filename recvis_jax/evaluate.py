@@ -93,7 +93,7 @@ def evaluate(
       say: is told (name of the split, examples done, examples in all).
     """
     from recvis_jax import build, trained
-    from recvis_jax.evaluation import classify
+    from recvis_jax.evaluation import evaluator
     from recvis_jax.training import distributed
 
     _check_summary(folder)
@@ -101,10 +101,10 @@ def evaluate(
         config = {**config, "eval_batch_size": batch_size}
     model = trained.of_run(folder, config, which)
     run = model.run
-    measured = {**run.task.metrics, **classify.build_metrics(metrics, run.data.info.num_classes)}
+    measured = {**run.task.metrics, **evaluator.build_metrics(metrics, run.data.info.num_classes)}
     split = trained.canonical(split) if split else trained.default_split(run.data)
     source = trained.open_named(run.data, split)
-    measure = classify.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
+    measure = evaluator.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
     batches = _counted(build.eval_batches(run, source), source.name, source.length, run.eval_batch_size, say)
     values = measure(model.params, model.model_state, batches) or {}
     _report(folder, model, f"{source.name}, {source.length:,} examples", split, values, source.class_names)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from recvis_jax import build, checks, errors
-from recvis_jax.evaluation import classify
+from recvis_jax.evaluation import evaluator
 from recvis_jax.evaluation.metrics import Metric
 from recvis_jax.training import loop, processes
 from recvis_jax.training import step as steps
@@ -66,7 +66,7 @@ def prepare(
     traceable = step if compile == "jit" and not processes.several() else None
     batches = _rehearse(run, traceable, accumulate, first, compile, val)
     measured = {**run.task.metrics, **(metrics or {})}
-    evaluate = classify.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
+    evaluate = evaluator.make_evaluate(run.task.predict, measured, run.data.preprocess, run.mesh)
     return Training(run, step, compile, batches, evaluate, val)
 
 
@@ -101,7 +101,7 @@ def fit(
 
     def validate(state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
         found = evaluate(*state.evaluated, training.val, stop)
-        return None if found is None else classify.scalars(found) | after(state)
+        return None if found is None else evaluator.scalars(found) | after(state)
 
     placed = steps.place_state(state, run.shardings, training.compile)
     done = loop.run(

@@ -17,7 +17,7 @@ from recvis_jax import build, errors, fitting, models, trained
 from recvis_jax.data import info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
-from recvis_jax.evaluation import classify, features
+from recvis_jax.evaluation import evaluator, features
 from recvis_jax.models import probe
 from recvis_jax.tasks import Task
 from recvis_jax.training import checkpoint, distributed, log, memory, optim, sharding, workdir
@@ -303,7 +303,7 @@ class Model:
             raise errors.BadRequest(
                 f"{source.name} has {source.num_classes} classes, the model was trained on {known.num_classes}."
             )
-        measure = classify.make_evaluate(
+        measure = evaluator.make_evaluate(
             self.run.task.predict, self.run.task.metrics, self.run.data.preprocess, self.run.mesh
         )
         found = measure(self.params, self.model_state, build.eval_batches(self.run, source)) or {}

@@ -94,7 +94,7 @@ def train(
     """
     given = locals()
     from recvis_jax import build, fitting
-    from recvis_jax.evaluation import classify
+    from recvis_jax.evaluation import evaluator
     from recvis_jax.training import checkpoint, distributed, log, loop
     from recvis_jax.training.workdir import Workdir, absolute, refuse_unwritable
 
@@ -106,7 +106,7 @@ def train(
         refuse_unwritable(Path(root), "config.checkpoint_dir")
     run = build.make_run(**{k: (given | paths)[k] for k in errors.keywords(build.make_run) if k in given})
     with errors.at("config.metrics"):
-        measured = classify.build_metrics(metrics, run.data.info.num_classes)
+        measured = evaluator.build_metrics(metrics, run.data.info.num_classes)
     every = _every(run, log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every)
     test = run.data.test
     info = run.data.info.with_split("test", run.data.test_split or "", test)
@@ -249,7 +249,7 @@ def _summarise(
 ) -> dict[str, Any]:
     """Evaluates the last and the best checkpoint on the test split, and returns the run's summary."""
     from recvis_jax import build, trees
-    from recvis_jax.evaluation import classify
+    from recvis_jax.evaluation import evaluator
 
     end = int(done.state.step)
     summary: dict[str, Any] = {
@@ -262,11 +262,11 @@ def _summarise(
         summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
     if test:
         batches = build.eval_batches(run, test, keep=True)
-        summary["final"]["test"] = classify.scalars(evaluate(*done.state.evaluated, batches))
+        summary["final"]["test"] = evaluator.scalars(evaluate(*done.state.evaluated, batches))
         if done.best:
             try:
                 best = done.state if done.best["step"] == end else keeper.restore(done.best["step"]).state
-                summary["best"]["test"] = classify.scalars(evaluate(*best.evaluated, batches))
+                summary["best"]["test"] = evaluator.scalars(evaluate(*best.evaluated, batches))
             except (errors.BadRequest, errors.Failure) as e:
                 tell(f"warning: the best checkpoint was not evaluated on test data: {e}")
     return summary

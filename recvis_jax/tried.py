@@ -31,11 +31,13 @@ class Form(NamedTuple):
       versions: beginnings of the versions of jax and jaxlib with which it was tried -> a flag of XLA, or "" where it
         takes none.
       trial: function `module:name` that raises where the form is wrong; "" where it could not end a process.
+      processor: what the processor must be able to do, as Linux names it; "" for nothing special.
     """
 
     what: str
     versions: dict[str, str]
     trial: str = ""
+    processor: str = ""
 
 
 def _all(flag: str = "") -> dict[str, str]:
@@ -56,7 +58,11 @@ FORMS = {
         _all("--xla_disable_hlo_passes=cse_barrier_expander,small-while-loop-hoisting"),
         f"{_TRIALS}:try_settings",
     ),
-    "onednn": Form("products and convolutions by oneDNN's custom calls", _all(), f"{_TRIALS}:try_onednn"),
+    # Without AVX-512 oneDNN lets several threads wait for each other in batches of products, which XLA's threads cannot
+    # do: some shapes hung or ended the process, others not, which no trial of a few of them would find.
+    "onednn": Form(
+        "products and convolutions by oneDNN's custom calls", _all(), f"{_TRIALS}:try_onednn", processor="avx512f"
+    ),
     "forms": Form("convolutions and products in forms that suit XLA's fusion", _all()),
     "own gradients": Form("gradients written by hand, as an operation of ours", _all()),
     "loops of draws": Form("initial parameters of equal layers drawn in one loop", _all()),
@@ -88,7 +94,7 @@ def _installed() -> tuple[str, str]:
 
 def usable(name: str) -> bool:
     """Whether a form of the table may be used here: it is known to work with these versions, and passed its trial."""
-    if _flag(name) is None:
+    if _flag(name) is None or not _able(name):
         return False
     if not FORMS[name].trial:
         return True
@@ -121,6 +127,7 @@ def remarks() -> list[str]:
         jax, jaxlib = versions()
         where = f"jax {jax}" + (f" with jaxlib {jaxlib}" if jaxlib != jax else "")
         out.append(f"{where} is not among those that were tried ({', '.join(known)}): plain {', '.join(plain)}")
+    out += [f"{name} not used: the processor has no {FORMS[name].processor}" for name in FORMS if not _able(name)]
     return out + [f"{name} not used: {why}" for name, why in _outcomes.items() if why]
 
 
@@ -129,6 +136,11 @@ def _flag(name: str) -> str | None:
     known = FORMS[name].versions
     found = [next((known[start] for start in known if version.startswith(start)), None) for version in versions()]
     return found[1] if None not in found else None  # XLA is jaxlib's
+
+
+def _able(name: str) -> bool:
+    """Whether the processor can do what a form needs."""
+    return not (needed := FORMS[name].processor) or needed in _processor().split()
 
 
 _outcomes: dict[str, str] = {}  # form -> why it is not used here, "" if it is

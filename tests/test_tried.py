@@ -29,6 +29,7 @@ def trials(monkeypatch, tmp_path):
 
     monkeypatch.setattr(tried, "_try", start)
     monkeypatch.setattr(tried, "_outcomes", {})
+    monkeypatch.setattr(tried, "_processor", lambda: "flags : avx2 avx512f")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("RECVIS_JAX_TRYING", raising=False)
     return found
@@ -39,7 +40,15 @@ def of(version, monkeypatch):
 
 
 def test_this_version_was_tried_and_uses_all_of_its_forms():
-    assert tried.remarks() == [] and len(tried.xla_flags()) == 3
+    lacks = [] if "avx512f" in tried._processor().split() else ["onednn not used: the processor has no avx512f"]
+    assert tried.remarks() == lacks and len(tried.xla_flags()) == 3
+
+
+def test_what_the_processor_cannot_do_is_not_used_and_not_tried(monkeypatch, trials):
+    monkeypatch.setattr(tried, "_processor", lambda: "flags : avx avx2")
+    assert not tried.usable("onednn") and trials.started == []
+    assert "onednn not used: the processor has no avx512f" in tried.remarks()
+    assert tried.usable("forms")
 
 
 def test_a_version_that_nobody_tried_runs_plainly(monkeypatch, trials):

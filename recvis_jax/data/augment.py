@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
 
-from recvis_jax.data import augment_images as images_
+from recvis_jax.data import augment_images
 from recvis_jax.data import spec as specs
 from recvis_jax.errors import BadRequest, choose
 
@@ -55,7 +55,7 @@ def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKey
     mixing = [step.name for step in steps if step.name in PAIR_OPERATIONS]
 
     def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
-        batch = {**batch, "image": images_.rounded(to_float(batch["image"]))}
+        batch = {**batch, "image": augment_images.rounded(to_float(batch["image"]))}
         if not steps:
             return batch
         if "slot" not in batch:
@@ -175,7 +175,7 @@ PAIR_OPERATIONS: dict[str, Callable[..., PairOperation]] = {
     "cutmix": cutmix,
     "mixup_cutmix": mixup_cutmix,
 }
-OPERATIONS: dict[str, Callable[..., Any]] = {**images_.OPERATIONS, **PAIR_OPERATIONS}
+OPERATIONS: dict[str, Callable[..., Any]] = {**augment_images.OPERATIONS, **PAIR_OPERATIONS}
 _HOST_ONLY = dict.fromkeys(
     ("randaugment", "resize", "resize_crop", "central_crop", "random_crop", "grayscale", "to_rgb"),
     "it works on single uint8 images on the host; put it into the host pipeline (data/transforms).",
@@ -186,14 +186,14 @@ def _mix(keys: Key[Array, "pairs"], batch: Batch, mixup_alpha: float, cutmix_alp
     """Mixes neighbours: a pair is cut with probability `switch`, else blended."""
     images, labels = batch["image"], batch["label"]
     b, h, w, _ = images.shape
-    u = images_.uniforms(keys, 4)
+    u = augment_images.uniforms(keys, 4)
     cut = u[:, 0] < switch
     keep = jnp.where(cut, _beta(u[:, 1], cutmix_alpha), _beta(u[:, 1], mixup_alpha))
     if "mask" in batch:
         keep = jnp.where(batch["mask"].reshape(b // 2, 2).all(axis=1), keep, 1.0)
 
     pasted = _cut_boxes(keep, u[:, 2], u[:, 3], h, w) & cut[:, None, None, None]
-    kept = images_.rounded((h * w - pasted.sum(axis=(1, 2, 3))).astype(jnp.float32) / (h * w))
+    kept = augment_images.rounded((h * w - pasted.sum(axis=(1, 2, 3))).astype(jnp.float32) / (h * w))
     mixed = _blend(images, jnp.where(cut, 1.0, keep))
     mixed = jnp.where(jnp.repeat(pasted, 2, axis=0), _partner(images), mixed)
     return {**batch, "image": mixed, "label": _blend(labels, jnp.where(cut, kept, keep))}
@@ -207,7 +207,7 @@ def _partner(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 def _blend(x: Float[Array, "b ..."], keep: Float[Array, "pairs"]) -> Float[Array, "b ..."]:
     """Returns keep x + (1 - keep) x_partner, and x itself, to the bit, where keep is 1."""
     keep = jnp.repeat(keep, 2).reshape(-1, *[1] * (x.ndim - 1))
-    return x + images_.rounded((1 - keep) * (_partner(x) - x))
+    return x + augment_images.rounded((1 - keep) * (_partner(x) - x))
 
 
 def _cut_boxes(
@@ -217,7 +217,7 @@ def _cut_boxes(
     side = jnp.sqrt(1 - keep)
     half_h, half_w = ((n * side / 2).astype(jnp.int32) for n in (h, w))
     row, column = (u_row * h).astype(jnp.int32), (u_column * w).astype(jnp.int32)
-    return images_.box_mask(row - half_h, row + half_h, column - half_w, column + half_w, h, w)
+    return augment_images.box_mask(row - half_h, row + half_h, column - half_w, column + half_w, h, w)
 
 
 def _beta(u: Float[Array, "n"], alpha: float) -> Float[Array, "n"]:

@@ -173,13 +173,10 @@ def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
         there = ", ".join(map(printable, example))
         raise BadRequest(f"{where}: an example has no field {field.name!r}; it has {there or 'none'}.")
     value = np.asarray(example[field.name])
-    if field.shape is None:
-        field = field._replace(shape=(None,) * value.ndim)
-    if value.size == 0 and value.ndim == 1 < len(field.shape) and field.shape[0] is None:
-        value = value.reshape(0, *(n or 0 for n in field.shape[1:]))  # an empty list says nothing of the other axes
-    fits = value.ndim == len(field.shape) and all(
-        d is None or n == d for n, d in zip(value.shape, field.shape, strict=True)
-    )
+    shape = (None,) * value.ndim if field.shape is None else field.shape
+    if value.size == 0 and value.ndim == 1 < len(shape) and shape[0] is None:
+        value = value.reshape(0, *(n or 0 for n in shape[1:]))  # an empty list says nothing of the other axes
+    fits = value.ndim == len(shape) and all(d is None or n == d for n, d in zip(value.shape, shape, strict=True))
     if not fits:
         raise BadRequest(f"{where}: {field.name} has shape {value.shape}, where {field.shape} is declared.")
     if value.dtype.kind == "f" and not np.isfinite(value).all():

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.evaluation import examples
-from recvis_jax.evaluation.examples import Features, Labels
+from recvis_jax.evaluation import cached
+from recvis_jax.evaluation.cached import Features, Labels
 
 SHOTS = (1, 5, 10, 25)
 
@@ -28,7 +28,7 @@ def fewshot(
     seeds: int | Sequence[int] = 3,
     l2: float | Sequence[float] = 2.0**10,
     val: tuple[Features, Labels] | None = None,
-    say: examples.Progress = examples.silent,
+    say: cached.Progress = cached.silent,
 ) -> dict[int, list[float]]:
     """Returns the test accuracy of ridge regression on few examples a class, for numbers of them and random draws.
 
@@ -65,15 +65,15 @@ def fewshot(
       The protocol and its l2 are those of Dosovitskiy et al., 2020, "An image is worth 16x16 words", section 4.1, as in
       google-research/big_vision, whose bias is penalised a little.
     """
-    train, train_labels = examples.check(train, train_labels, num_classes)
+    train, train_labels = cached.check(train, train_labels, num_classes)
     width = train.shape[1]
-    test, test_labels = examples.check(test, test_labels, num_classes, "test", width)
+    test, test_labels = cached.check(test, test_labels, num_classes, "test", width)
     l2s = sorted({float(x) for x in np.ravel(l2)}, reverse=True)
     if not l2s or not all(np.isfinite(x) and x > 0 for x in l2s):
         raise BadRequest(f"l2 is {l2}; it takes finite numbers above 0.")
     if len(l2s) > 1 and val is None:
         raise BadRequest(f"l2 has {len(l2s)} values; give `val`, features and labels, to choose among them.")
-    chosen_on = None if val is None else examples.check(*val, num_classes, "validation", width)
+    chosen_on = None if val is None else cached.check(*val, num_classes, "validation", width)
     seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
     if not len(seeds) or not len(shots):
         raise BadRequest(f"seeds is {seeds} and shots is {shots}; there must be at least one of either.")
@@ -84,7 +84,7 @@ def fewshot(
         out[count] = []
         for seed in seeds:
             few = draw(train_labels, count, seed, num_classes=num_classes)
-            x, y = examples.block(train[few], 0, len(few)), train_labels[few]
+            x, y = cached.block(train[few], 0, len(few)), train_labels[few]
             kernels, biases = ridge(jnp.asarray(x), jnp.asarray(y), jnp.asarray(l2s, jnp.float32), num_classes)
             best = 0
             if chosen_on is not None and len(l2s) > 1:
@@ -153,7 +153,7 @@ def _accuracies(kernels: Array, biases: Array, features: np.ndarray, labels: np.
     starts = range(0, len(features), size)
     right = np.zeros(len(kernels), np.int64)
     for at in starts:
-        x, y = examples.block(features, at, size, pad=True), examples.block(labels, at, size, -1, pad=True)
+        x, y = cached.block(features, at, size, pad=True), cached.block(labels, at, size, -1, pad=True)
         right += np.asarray(_count_right(kernels, biases, jnp.asarray(x), jnp.asarray(y)))
     return right / len(labels)
 

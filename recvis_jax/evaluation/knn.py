@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.evaluation import examples
-from recvis_jax.evaluation.examples import Features, Labels
+from recvis_jax.evaluation import cached
+from recvis_jax.evaluation.cached import Features, Labels
 
 KS = (1, 5, 10, 20, 100, 200)
 Metric = Literal["cosine", "l2"]
@@ -29,7 +29,7 @@ def classify(
     temperature: float | None = 0.07,
     metric: Metric = "cosine",
     chunk: int = 1024,
-    say: examples.Progress = examples.silent,
+    say: cached.Progress = cached.silent,
 ) -> dict[int, np.ndarray]:
     """Predicts the class for which the k nearest training examples vote, for every k of `ks`.
 
@@ -66,7 +66,7 @@ def classify(
     Reference:
       Wu et al., 2018, "Unsupervised feature learning via non-parametric instance discrimination", section 3.4.
     """
-    train, train_labels = examples.check(train, train_labels, num_classes)
+    train, train_labels = cached.check(train, train_labels, num_classes)
     test = examples.check_features(test, "test", train.shape[1])
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1 or ks[-1] > len(train):
@@ -80,16 +80,16 @@ def classify(
 
     chunk, size, most = min(chunk, len(test)), min(_BLOCK, len(train)), ks[-1]
     # Distances do not depend on the origin; near the data's middle their squares lose least to rounding.
-    origin = examples.block(train, 0, size).mean(axis=0) if metric == "l2" else np.zeros(train.shape[1], np.float32)
+    origin = cached.block(train, 0, size).mean(axis=0) if metric == "l2" else np.zeros(train.shape[1], np.float32)
     starts = range(0, len(test), chunk)
     nobody = (jnp.full((chunk, most), -jnp.inf), jnp.zeros((chunk, most), jnp.int32))
     nearest = dict.fromkeys(starts, nobody)
     say(0, len(train) * len(test))
     for at in range(0, len(train), size):
-        there = jnp.asarray(examples.block(train, at, size, pad=True))
-        classes = jnp.asarray(examples.block(train_labels, at, size, -1, pad=True))
+        there = jnp.asarray(cached.block(train, at, size, pad=True))
+        classes = jnp.asarray(cached.block(train_labels, at, size, -1, pad=True))
         for start in starts:
-            here = jnp.asarray(examples.block(test, start, chunk, pad=True))
+            here = jnp.asarray(cached.block(test, start, chunk, pad=True))
             nearest[start] = _nearer(nearest[start], here, there, classes, jnp.asarray(origin), metric)
         jax.block_until_ready(nearest)
         say(min(at + size, len(train)) * len(test), len(train) * len(test))
@@ -108,7 +108,7 @@ def choose(
     temperature: float | None = 0.07,
     metric: Metric = "cosine",
     chunk: int = 1024,
-    say: examples.Progress = examples.silent,
+    say: cached.Progress = cached.silent,
 ) -> dict[int, float]:
     """Returns the accuracy of every k on validation data, so that k need not be chosen on the test data.
 

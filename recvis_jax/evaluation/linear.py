@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.evaluation import examples
-from recvis_jax.evaluation import softmax_regression as regression
-from recvis_jax.evaluation.examples import Features, Labels
+from recvis_jax.evaluation import cached, softmax_regression
+from recvis_jax.evaluation.cached import Features, Labels
 
 L2S = tuple(10.0**i for i in range(1, -7, -1))  # strongest first: from nearly no use of the features to nearly free
 
@@ -103,7 +102,7 @@ def fit(
     Reference:
       Liu and Nocedal, 1989, "On the limited memory BFGS method for large scale optimization".
     """
-    features, labels = examples.check(features, labels, num_classes)
+    features, labels = cached.check(features, labels, num_classes)
     _check_numbers([l2], max_iter, tol)
     problem = _Problem([(features, labels)], num_classes, standardise)
     return problem.solve(l2, init, max_iter, tol)
@@ -122,7 +121,7 @@ def fit_path(
     patience: int | None = 2,
     max_iter: int = 1000,
     tol: float = 1e-5,
-    say: examples.Progress = examples.silent,
+    say: cached.Progress = cached.silent,
 ) -> Chosen:
     """Fits along a path of penalties, each from the one before, and picks the best on validation data.
 
@@ -147,8 +146,8 @@ def fit_path(
       >>> chosen.l2, chosen.val_accuracy[chosen.l2], accuracy(chosen.classifier, x, labels)
       (0.1, 1.0, 1.0)
     """
-    features, labels = examples.check(features, labels, num_classes)
-    val = examples.check(val_features, val_labels, num_classes, "validation", features.shape[1])
+    features, labels = cached.check(features, labels, num_classes)
+    val = cached.check(val_features, val_labels, num_classes, "validation", features.shape[1])
     path = sorted(set(L2S if l2s is None else map(float, l2s)), reverse=True)
     _check_numbers(path, max_iter, tol)
     if patience is not None and patience < 1:
@@ -201,23 +200,21 @@ def accuracy(classifier: Classifier, features: Features, labels: Labels) -> floa
       >>> accuracy(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([1, 1]))
       0.5
     """
-    return _accuracy(
-        classifier, *examples.check(features, labels, len(classifier.bias), "given", len(classifier.kernel))
-    )
+    return _accuracy(classifier, *cached.check(features, labels, len(classifier.bias), "given", len(classifier.kernel)))
 
 
 class _Problem:
     """Examples on the device with the standardisation that leads to them and back."""
 
     def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int, standardise: bool):
-        self.mean, std = examples.moments([x for x, _ in parts])
+        self.mean, std = cached.moments([x for x, _ in parts])
         # A constant feature becomes 0, but for the rounding of its mean, which no scale is to blow up. Without
         # standardisation one scale for all keeps the problem as it is, and tolerances meaningful.
         std = np.where(std > 1e-6 * np.abs(self.mean), std, 0)
         scale = std if standardise else np.full_like(std, np.sqrt(np.mean(std**2)))
         self.scale = np.where(scale > 0, scale, 1.0)
         self.penalty = 1.0 if standardise else self.scale[0] ** -2
-        self.data = regression.load(parts, self.mean, self.scale)
+        self.data = softmax_regression.load(parts, self.mean, self.scale)
         self.num_classes = num_classes
 
     def solve(self, l2: float, init: Classifier | None, max_iter: int, tol: float) -> Classifier:
@@ -228,11 +225,11 @@ class _Problem:
                 f"init has a kernel {kernel.shape} and a bias {bias.shape}; they must be {(d, k)}, {(k,)}."
             )
         kernel, bias = kernel.astype(np.float64), bias.astype(np.float64)
-        start = regression.Parameters(
+        start = softmax_regression.Parameters(
             jnp.asarray((kernel * self.scale[:, None]).T, jnp.float32),
             jnp.asarray(bias + self.mean @ kernel, jnp.float32),
         )
-        end = jax.device_get(regression.minimise(self.data, start, l2 * self.penalty, tol, max_iter))
+        end = jax.device_get(softmax_regression.minimise(self.data, start, l2 * self.penalty, tol, max_iter))
         kernel = end.parameters.kernel.T.astype(np.float64) / self.scale[:, None]
         bias = end.parameters.bias - self.mean @ kernel
         gradient, iterations, warning = float(end.gradient), int(end.iterations), ""
@@ -258,7 +255,7 @@ def _accuracy(classifier: Classifier, features: np.ndarray, labels: np.ndarray) 
 def _predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
     size = min(_ROWS, len(features))
     kernel, bias = jnp.asarray(classifier.kernel), jnp.asarray(classifier.bias)
-    blocks = (examples.block(features, at, size, pad=True) for at in range(0, len(features), size))
+    blocks = (cached.block(features, at, size, pad=True) for at in range(0, len(features), size))
     return np.concatenate([np.asarray(_argmax(x, kernel, bias)) for x in blocks])[: len(features)]
 
 

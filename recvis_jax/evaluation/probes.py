@@ -11,10 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.evaluation import examples
-from recvis_jax.evaluation import fewshot as few
-from recvis_jax.evaluation import knn as neighbours
-from recvis_jax.evaluation import linear as regression
+from recvis_jax.evaluation import cached, fewshot, knn, linear
 
 
 class Set(NamedTuple):
@@ -40,40 +37,44 @@ class Result(NamedTuple):
     details: dict[str, Any]
 
 
-def linear(
-    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+def linear_probe(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
     """Logistic regression, its penalty chosen on validation data, refitted on both."""
-    found = regression.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
+    found = linear.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
     details = {"l2": found.l2, "val_accuracy": found.val_accuracy[found.l2], "warning": found.warning}
-    return [Result("linear", regression.accuracy(found.classifier, *test), seed, details)]
+    return [Result("linear", linear.accuracy(found.classifier, *test), seed, details)]
 
 
-def knn(
-    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+def nearest_neighbours(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
     """Votes of the nearest training examples, their number chosen on validation data."""
-    ks = [k for k in neighbours.KS if k <= len(train.values)]
-    by_k = neighbours.choose(*train, *val, num_classes=num_classes, ks=ks, say=say)
+    ks = [k for k in knn.KS if k <= len(train.values)]
+    by_k = knn.choose(*train, *val, num_classes=num_classes, ks=ks, say=say)
     best = max(by_k, key=lambda k: by_k[k])
-    predicted = neighbours.classify(*train, test.values, num_classes=num_classes, ks=ks, say=say)
+    predicted = knn.classify(*train, test.values, num_classes=num_classes, ks=ks, say=say)
     accuracies = {k: float(np.mean(p == test.labels)) for k, p in predicted.items()}
     details = {"k": best, "val_accuracy": by_k[best], "test_accuracy_by_k": accuracies}
     return [Result("knn", accuracies[best], seed, details)]
 
 
-def fewshot(
-    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: examples.Progress = examples.silent
+def few_shot_probe(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
     """Ridge regression on 1, 5, 10 and 25 examples a class, as many as there are; three draws."""
     least = np.bincount(train.labels, minlength=num_classes).min()
-    shots = [n for n in few.SHOTS if n <= least]
+    shots = [n for n in fewshot.SHOTS if n <= least]
     seeds = range(3) if seed is None else (seed,)
-    found = few.fewshot(*train, *test, num_classes=num_classes, shots=shots, seeds=tuple(seeds), say=say)
+    found = fewshot.fewshot(*train, *test, num_classes=num_classes, shots=shots, seeds=tuple(seeds), say=say)
     return [Result(f"{n}-shot", a, s, {}) for n in shots for s, a in zip(seeds, found[n], strict=True)]
 
 
-PROTOCOLS: dict[str, Callable[..., list[Result]]] = {"linear": linear, "knn": knn, "fewshot": fewshot}
+PROTOCOLS: dict[str, Callable[..., list[Result]]] = {
+    "linear": linear_probe,
+    "knn": nearest_neighbours,
+    "fewshot": few_shot_probe,
+}
 
 
 def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
@@ -158,7 +159,7 @@ def run(
     for seed in range(seeds) if per_class else (None,):
         part = train
         if seed is not None:
-            rows = np.sort(few.draw(train.labels, per_class, seed, num_classes=num_classes))
+            rows = np.sort(fewshot.draw(train.labels, per_class, seed, num_classes=num_classes))
             part = Set(np.asarray(train.values[rows]), train.labels[rows])
         for name in dict.fromkeys(protocols):
             tell = partial(say, name)

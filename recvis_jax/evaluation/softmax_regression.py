@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from recvis_jax.evaluation import examples
+from recvis_jax.evaluation import cached
 
 _BLOCK = 256  # examples a block: with 1,024 numbers each it stays in the cache between its two products
 _ROWS = 8192  # examples read at a time
@@ -74,7 +74,7 @@ def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale
     filled = 0
     for features, _ in parts:
         for start in range(0, len(features), _ROWS):
-            rows = examples.block(features, start, _ROWS)
+            rows = cached.block(features, start, _ROWS)
             x[filled : filled + len(rows)] = (rows - mean) / scale
             filled += len(rows)
     if n < d:

@@ -105,7 +105,7 @@ def _numpys(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _
 
 
 # Largest number of terms of a sum in a batch of products. Of longer ones oneDNN lets several threads compute parts and
-# wait for each other, which XLA's threads cannot do: on processors without AVX-512 the process hung or died.
+# wait for each other, which XLA's threads cannot do (seen without AVX-512, where oneDNN is not used at all).
 _LONGEST_SUM = 512
 
 

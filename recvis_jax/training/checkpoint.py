@@ -314,9 +314,8 @@ class Checkpointer:
                 with ocp.StandardCheckpointer() as reader:
                     have = describe(reader.metadata(self._path(saved) / "state").item_metadata.tree)
         if self._without:
-            have, wanted = (
-                {k: v for k, v in d.items() if k.partition("/")[0] != self._without} for d in (have, wanted)
-            )
+            wanted = {k: v for k, v in wanted.items() if k.partition("/")[0] != self._without}
+            have = {k: v for k, v in have.items() if k.partition("/")[0] != self._without}
         if have != wanted:
             raise Mismatch(
                 f"the checkpoint {self._path(saved)} is whole, but of another model or optimizer than this code and "
@@ -330,10 +329,8 @@ class Checkpointer:
             self._compare(saved, meta)
             if saved.kind not in self._managers:
                 self._managers[saved.kind] = _manager(self.root / saved.kind, keep=1, read_only=True)
-            wanted = self.template
-            if self._without:
-                wanted = {f.name: getattr(wanted, f.name) for f in dataclasses.fields(wanted)}
-                del wanted[self._without]
+            names = [f.name for f in dataclasses.fields(self.template) if f.name != self._without]
+            wanted: Any = {n: getattr(self.template, n) for n in names} if self._without else self.template
             shaped = ocp.checkpoint_utils.construct_restore_args(wanted)
             args = ocp.args.PyTreeRestore(wanted, restore_args=shaped, partial_restore=bool(self._without))
             found = self._managers[saved.kind].restore(saved.step, args=ocp.args.Composite(state=args)).state

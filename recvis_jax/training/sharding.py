@@ -48,7 +48,7 @@ RULES: tuple[Rule, ...] = (
 MIN_SIZE = 1024
 
 
-class Plan(NamedTuple):
+class Layout(NamedTuple):
     """How a state lies on a mesh.
 
     Attributes:
@@ -171,7 +171,7 @@ def check_rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
     return tuple(out)
 
 
-def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence[Rule] = ()) -> Plan:
+def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence[Rule] = ()) -> Layout:
     """Decides for every array of a state how it is split.
 
     Args:
@@ -214,10 +214,10 @@ def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence
         return PartitionSpec(*spec)
 
     specs = [spec_of(name, leaf) for name, leaf in trees.flatten(template).items()]
-    return Plan(mesh, jax.tree.unflatten(jax.tree.structure(template), specs), tuple(whole))
+    return Layout(mesh, jax.tree.unflatten(jax.tree.structure(template), specs), tuple(whole))
 
 
-def describe(found: Plan, template: Any) -> str:
+def describe(found: Layout, template: Any) -> str:
     """Returns a line about a plan: what a device keeps of the state, and what is not split."""
     total = local = 0
     for leaf, sharding in zip(jax.tree.leaves(template), jax.tree.leaves(found.shardings), strict=True):

@@ -7,7 +7,7 @@ import pytest
 
 from recvis_jax import models
 from recvis_jax.tasks.applying import initialiser
-from recvis_jax.training import draws
+from recvis_jax.training import initialisers
 
 KINDS = {
     "vit": dict(name="vit_ti8", depth=3, width=24),
@@ -25,14 +25,14 @@ def make(name, **kw):
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_to_the_bit(kind):
     init, key = make(**KINDS[kind]), jax.random.key(5)
-    plain, looped = init(key), jax.jit(draws.looped(init))(key)
+    plain, looped = init(key), jax.jit(initialisers.looped(init))(key)
     jax.tree.map(np.testing.assert_array_equal, looped, plain)
     assert jax.tree.structure(plain) == jax.tree.structure(looped)
 
 
 def test_program_does_not_grow_with_depth():
     shallow, deep = (make(**KINDS["vit"] | {"depth": depth}) for depth in (3, 9))
-    few, many = (str(jax.make_jaxpr(draws.looped(init))(jax.random.key(0))) for init in (shallow, deep))
+    few, many = (str(jax.make_jaxpr(initialisers.looped(init))(jax.random.key(0))) for init in (shallow, deep))
     assert few.count("while") == many.count("while") and few.count("scan[") == many.count("scan[") > 0
 
 
@@ -52,4 +52,4 @@ def test_what_is_alike_but_for_its_distribution_keeps_it():
         )
 
     key = jax.random.key(1)
-    jax.tree.map(np.testing.assert_array_equal, draws.looped(init)(key), init(key))
+    jax.tree.map(np.testing.assert_array_equal, initialisers.looped(init)(key), init(key))

@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors
-from recvis_jax.evaluation import metrics as m
+from recvis_jax.evaluation import metrics
 from recvis_jax.training import processes
 
 
-def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]:
+def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, metrics.Metric]:
     """Builds metrics by name: a name of `metrics.METRICS`, or `top_3`, `top_5`, ...
 
     Args:
@@ -28,9 +28,11 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]
                 raise errors.BadRequest(f"metric {name[:16]} needs at least {least} classes; there are {num_classes}.")
             if int(name[4:]) < 1:
                 raise errors.BadRequest(f"metric {name}: the true class is among the first 1 or more, as top_1.")
-            out[name] = m.top_k(int(name[4:]), name=name)
+            out[name] = metrics.top_k(int(name[4:]), name=name)
         else:
-            make = errors.choose({k: v for k, v in m.METRICS.items() if k not in ("loss", "top_k")}, name, "metric")
+            make = errors.choose(
+                {k: v for k, v in metrics.METRICS.items() if k not in ("loss", "top_k")}, name, "metric"
+            )
             if name in by_class and not num_classes:
                 raise errors.BadRequest(f"metric {name} is of classes; the labels of these data are numbers.")
             out[name] = make(num_classes) if name in by_class else make()
@@ -39,7 +41,7 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, m.Metric]
 
 def make_evaluate(
     predict: Callable[[Any, Any, dict], dict],
-    metrics: Mapping[str, m.Metric],
+    measured: Mapping[str, metrics.Metric],
     preprocess: Callable[[dict], dict],
     mesh: Mesh,
 ) -> Callable[..., dict[str, Any] | None]:
@@ -50,7 +52,7 @@ def make_evaluate(
 
     Args:
       predict: of a `Task`.
-      metrics: by name, those of the task among them.
+      measured: metrics by name, those of the task among them.
       preprocess: batch -> batch as the model takes it, without augmentation.
       mesh: devices; the sums are replicated over it.
     """
@@ -59,7 +61,7 @@ def make_evaluate(
         batch = preprocess(batch)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             outputs = predict(params, model_state, batch)
-        return {name: metric.update(outputs, batch) for name, metric in metrics.items()}
+        return {name: metric.update(outputs, batch) for name, metric in measured.items()}
 
     compiled = processes.compiled_together(jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec())))
     # Sums over devices that are dispatched together may block each other on CPUs.
@@ -78,7 +80,7 @@ def make_evaluate(
                 yield found
 
         try:
-            return m.accumulate(metrics, states())
+            return metrics.accumulate(measured, states())
         except _Stopped:
             return None
 
