@@ -3,7 +3,7 @@
 import config_values
 import pytest
 
-from recvis_jax import errors, train
+from recvis_jax import errors, fitting, train
 
 SLICES = 12  # of which one is tried every time
 PARTS = [pytest.param(i, marks=[pytest.mark.slow] if i else []) for i in range(SLICES)]
@@ -18,7 +18,7 @@ def test_wrong_values(part, monkeypatch, tmp_path):
     def first_step(*args, **kwargs):
         raise Taken
 
-    monkeypatch.setattr(train, "_rehearse", first_step)
+    monkeypatch.setattr(fitting, "_rehearse", first_step)
     found = []
     for i, case in enumerate(config_values.cases()):
         if i % SLICES != part:
@@ -42,6 +42,6 @@ def test_the_base_is_taken(monkeypatch, tmp_path):
     def first_step(*args, **kwargs):
         raise Taken
 
-    monkeypatch.setattr(train, "_rehearse", first_step)
+    monkeypatch.setattr(fitting, "_rehearse", first_step)
     with pytest.raises(Taken):
         train.train(workdir=str(tmp_path / "run"), config=config_values.BASE, **config_values.BASE)
