@@ -68,7 +68,7 @@ class Plan(NamedTuple):
 
 def check_config(config: dict[str, Any]) -> None:
     """Refuses what is no config of `train`, or cannot be planned."""
-    errors.check_kwargs(build.make_run, config, "config", extra=_OTHER, given=("devices",))
+    errors.check_kwargs(build.make_run, config, "config", extra=_OTHER, given=("devices", "recorded", "built"))
     if config.get("compile", "jit") != "jit":
         raise errors.BadRequest("plan compiles what compile='jit' runs; add --config.compile=jit.")
 
