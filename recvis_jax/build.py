@@ -23,6 +23,9 @@ from recvis_jax.training import state as states
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+# A section, of a run that is opened and not trained, of what no config can describe: an object of its author's own.
+OWN = {"name": "own"}
+
 
 def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     """Builds the model of a config's `model` section; the number of classes comes from the data unless given."""
@@ -49,7 +52,7 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
             f"{data.info.name} has one class only, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
             "to tell apart. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
         )
-    if name == "own":
+    if name == OWN["name"]:
         raise errors.BadRequest("the run's objective is one of its author's own: give it, as open(folder, task=...).")
     with errors.at("config.task.name"):
         make = errors.choose(TASKS, name, "task")
@@ -103,7 +106,7 @@ def make_run(
     *,
     data: dict,
     model: dict | None,
-    optim: dict | None,
+    optim: dict,
     task: dict | None = None,
     seed: int = 0,
     epochs: float | None = None,
@@ -153,7 +156,7 @@ def make_run(
     _check_length(total)
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
-    if optim is None:  # of a run whose optimizer was an object
+    if recorded and optim == OWN:
         optimizer = optimisers.Optimizer(lambda params: (), lambda grads, state, params: (grads, state), None)
     else:
         errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)

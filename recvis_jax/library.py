@@ -155,9 +155,9 @@ def fit(
     state = done.state if best in (None, int(done.state.step)) else keeper.restore("best").state
     params, model_state = state.evaluated
     config = {
-        "seed": seed, "steps": total, "batch_size": batch_size, "ema_decay": ema_decay, "optim": None,
+        "seed": seed, "steps": total, "batch_size": batch_size, "ema_decay": ema_decay, "optim": build.OWN,
         "dtype": str(jnp.dtype(getattr(model, "dtype", jnp.float32))), "data": _section(data),
-        "model": models.section_of(model), "task": None if task is None else {"name": "own"},
+        "model": models.section_of(model), "task": None if task is None else build.OWN,
     }  # fmt: skip
     kind = "last" if best is None else "best"
     return Model(run, params, model_state, int(state.step), kind, config, tuple(records.records))

@@ -14,6 +14,7 @@ from recvis_jax.data.sources import NoSplit, Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import probe
 from recvis_jax.training import checkpoint
+from recvis_jax.training import optim as optimisers
 
 
 class Trained(NamedTuple):
@@ -100,7 +101,13 @@ def of_run(
     Raises:
       BadRequest: there is no such checkpoint.
     """
-    run = make_run({**config, "optim": None}, info.read(folder), (model, task))
+    recorded, optim = info.read(folder), config.get("optim")
+    if recorded and isinstance(optim, dict):
+        if optim != build.OWN:  # it is checked, and not built
+            given = ("params", "total_steps", "batch_size", "steps_per_epoch")
+            errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=given)
+        config = {**config, "optim": build.OWN}
+    run = make_run(config, recorded, (model, task))
     if which == "random":
         state = run.create()
         return Trained(run, state.params, state.model_state, 0, "random", config)

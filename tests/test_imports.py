@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "data.given",
         "trees",
         "training.checkpoint",
+        "training.optim",
         "data.sources",
         "evaluation",
         "models.probe",
