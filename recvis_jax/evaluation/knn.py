@@ -67,7 +67,7 @@ def classify(
       Wu et al., 2018, "Unsupervised feature learning via non-parametric instance discrimination", section 3.4.
     """
     train, train_labels = cached.check(train, train_labels, num_classes)
-    test = examples.check_features(test, "test", train.shape[1])
+    test = cached.check_features(test, "test", train.shape[1])
     ks = tuple(sorted(set(ks)))
     if not ks or ks[0] < 1 or ks[-1] > len(train):
         raise BadRequest(f"ks is {ks}; it takes numbers of neighbours from 1 to the {len(train)} training examples.")
@@ -121,7 +121,7 @@ def choose(
       >>> k, accuracies[k]
       (1, 1.0)
     """
-    val_labels = examples.check_labels(val_labels, len(val), num_classes, "validation")
+    val_labels = cached.check_labels(val_labels, len(val), num_classes, "validation")
     kw = dict(num_classes=num_classes, ks=ks, temperature=temperature, metric=metric, chunk=chunk, say=say)
     predicted = classify(train, train_labels, val, **kw)
     return {k: float(np.mean(classes == val_labels)) for k, classes in predicted.items()}

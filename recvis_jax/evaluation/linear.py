@@ -187,7 +187,7 @@ def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]
       >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
       array([1, 0], dtype=int32)
     """
-    return _predict(classifier, examples.check_features(features, "given", len(classifier.kernel)))
+    return _predict(classifier, cached.check_features(features, "given", len(classifier.kernel)))
 
 
 def accuracy(classifier: Classifier, features: Features, labels: Labels) -> float:

@@ -186,7 +186,7 @@ def test_what_cannot_be_batched_is_said():
         with pytest.raises(errors.BadRequest, match=r"made up/train: label 4 is outside 0\.\.3"):
             batches(cache, data=wrong)
     target = good._replace(num_classes=0, read=lambda ix: [{**e, "label": float("nan")} for e in good.read(ix)])
-    with pytest.raises(errors.BadRequest, match="a label is not finite"):
+    with pytest.raises(errors.BadRequest, match="label holds a number that is not finite"):
         batches(data=target)
     with pytest.raises(errors.BadRequest, match=r"data.cache='device' keeps images that are ready"):
         pipeline.choose_cache("device", good, random_transform=True)
