@@ -31,10 +31,6 @@ def stock(name: str, root: Path):
     return tfds.data_source(name, data_dir=str(root), builder_kwargs=kwargs, download=False)
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 @pytest.fixture
 def lines():
     """Collects what `prepare` says."""
