@@ -136,6 +136,7 @@ def test_a_run_may_go_on_with_other_devices_and_under_pmap(program, tmp_path):
             np.testing.assert_allclose(value, expected[key], atol=1e-5, err_msg=f"{name} {key}")
 
 
+@pytest.mark.full
 def test_bfloat16(program, tmp_path):
     accuracy = {}
     for dtype in ("float32", "bfloat16"):

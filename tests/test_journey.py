@@ -45,6 +45,7 @@ def weights(path):
     return path
 
 
+@pytest.mark.full
 def test_from_a_folder_of_photographs_to_a_probe(program, home):
     env = {"RECVIS_DATA_DIR": str(home / "Daten für alle")}
     said = []

@@ -116,6 +116,7 @@ def test_it_is_the_loop_of_the_programs(data):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.full
 def test_one_device_gives_the_numbers_of_eight(tmp_path):
     """The same lines in processes of one and of eight devices."""
     script = """
@@ -203,6 +204,7 @@ def test_a_run_of_the_program_is_opened(program, tmp_path):
     assert rv.open(f"{tmp_path / 'run'}@last").step == 20 and run.classes == tuple("0123456789")
 
 
+@pytest.mark.full
 def test_numbers_and_several_labels():
     rng = np.random.default_rng(0)
     images = rng.random((64, 4, 4)).astype(np.float32)

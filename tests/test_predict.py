@@ -190,6 +190,7 @@ def test_images_of_another_kind_are_made_to_fit(program, trained, digits, tmp_pa
         agree(lines, p, "0123456789")
 
 
+@pytest.mark.full
 def test_outputs_that_are_no_softmax(program, digits, tmp_path):
     folder, images = digits
     for loss, scale in (("sigmoid", lambda x: 1 / (1 + np.exp(-x))), ("l2", lambda x: x)):
@@ -233,6 +234,7 @@ def test_a_number(program, tmp_path):
     assert "they are no probabilities" in notes[1]
 
 
+@pytest.mark.full
 def test_an_autoencoder_has_no_classes(program, digits, tmp_path):
     model = dict(name="mae_b16", patch_size=4, width=8, depth=1, heads=1)
     model |= dict(decoder_width=8, decoder_depth=1, decoder_heads=1)

@@ -190,6 +190,7 @@ def cases(part):
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.full
 def test_malformed_configs(part, tmp_path):
     harness.hold(cases(part), tmp_path)
 

@@ -185,6 +185,7 @@ def checkpoint_cases(run, template, which):
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.full
 def test_damaged_checkpoints(run, which, tmp_path):
     template = trained.make_run(trained.read_config(run)).template
     harness.hold(list(checkpoint_cases(run, template, which)), tmp_path)

@@ -95,6 +95,7 @@ def test_any_split_of_the_batch_gives_the_same_bits(text, channels):
     assert whole["image"].min() >= 0 and whole["image"].max() <= 1 and whole["image"].dtype == np.float32
 
 
+@pytest.mark.full
 def test_compiled_or_not():
     batch, text = make(4, 7, 8), LONG + "|pad_crop(1)|erase(1)|cutout(2)"
     with jax.disable_jit():

@@ -271,6 +271,7 @@ def test_a_jaxlib_without_onednns_calls_or_with_others_is_found_out(monkeypatch,
 
 
 @pytest.mark.parametrize("size, inputs, outputs", [((5, 4), 16, 16), ((3, 5), 1, 8)], ids=["products", "depthwise"])
+@pytest.mark.full
 def test_blocks_of_examples_change_nothing_and_are_for_one_device(monkeypatch, size, inputs, outputs):
     x = jax.random.normal(jax.random.key(0), (24, 6, 5, inputs if inputs > 1 else outputs))
     k = jax.random.normal(jax.random.key(1), (*size, inputs, outputs))

@@ -40,6 +40,7 @@ def vit(**kw):
 
 
 @pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.full
 def test_the_vit_computes_what_the_encoder_does(tmp_path, scan):
     model, variables = autoencoder(scan=scan)
     run_of(tmp_path / "run", variables)

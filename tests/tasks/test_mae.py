@@ -116,6 +116,7 @@ def test_blocks_are_larger_than_chance_makes_them():
     assert neighbours(block) > 0.8 > 0.55 > neighbours(chance)
 
 
+@pytest.mark.full
 def test_the_mask_changes_with_the_step_and_not_with_accumulation():
     _, task = build()
     optimizer = optim.make_optimizer("sgd", params=task.init(jax.random.key(0))["params"], total_steps=9, lr=0.0)
