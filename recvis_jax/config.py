@@ -4,7 +4,7 @@ A config is a plain `ml_collections.ConfigDict` from `get_config(arg)`. Its sect
 valid keys of a section are the parameters of the function it goes to:
 
   top level   `recvis_jax.train.train`
-  data        `recvis_jax.build.open_data`
+  data        `recvis_jax.data.opened.open_data`
   model       `recvis_jax.models.create(name, ...)`
   task        `recvis_jax.build.make_task`
   optim       `recvis_jax.training.optim.make_optimizer`

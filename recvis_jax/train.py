@@ -72,7 +72,7 @@ def train(
     Args:
       workdir: folder of the run.
       config: the whole config as plain dicts, written to `config.json`.
-      data: see `build.open_data`.
+      data: see `data.opened.open_data`.
       model: `name` and the attributes of the model.
       optim: see `training.optim.make_optimizer`.
       task: `name` and the arguments of the objective; None for classification (or regression, as the data are).

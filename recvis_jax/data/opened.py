@@ -78,9 +78,8 @@ class Data(NamedTuple):
         mesh = sharding.make_mesh()
         distributed.check_batch(batch_size, 1, mesh.size, "batch_size")
         total = length(self, batch_size, steps, 1 if steps is None and epochs is None else epochs)
+        assert self.train is not None  # or `length` has refused
         kept, transform = self.kept()
-        if self.train is None:
-            raise errors.BadRequest("these data were opened from a run's record; open the data set itself.")
         found = pipeline.train_batches(
             kept, self.train, batch_size=batch_size, seed=seed, start=start, stop=start + total,
             placement=distributed.jit_placement(mesh), transform=transform, threads=self.threads, workers=self.workers,
