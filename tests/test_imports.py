@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "kernels": (),
     "models": ("operations",),
     "classical": (),
+    "classical.storage": ("pretrained.safetensors",),
     "vis": (),
     "data": (),
     "data.opened": ("training.distributed", "training.sharding"),  # which put batches onto devices

@@ -1,0 +1,140 @@
+"""Descriptors that do not fit in memory: batches of any length, read again for each pass, in blocks of one shape."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from recvis_jax.errors import BadRequest
+
+# An array (n d), or a function that begins to read the batches (n d) anew at every call.
+Descriptors = np.ndarray | Array | Callable[[], Iterable[Any]]
+
+ROWS = 8192  # of a block
+
+
+class Total(NamedTuple):
+    """A sum in float32 and what its rounding lost, so that millions of terms keep their digits (Kahan's)."""
+
+    value: Float[Array, "*s"]
+    lost: Float[Array, "*s"]
+
+
+def zero(*shape: int) -> Total:
+    """Returns an empty sum."""
+    return Total(jnp.zeros(shape), jnp.zeros(shape))
+
+
+def add(total: Total, term: Float[Array, "*s"]) -> Total:
+    """Returns the sum with one more term."""
+    term = term - total.lost
+    value = total.value + term
+    return Total(value, (value - total.value) - term)
+
+
+def batches(descriptors: Descriptors) -> Iterator[Float[np.ndarray, "n d"]]:
+    """Yields the batches of a new pass in float32.
+
+    Raises:
+      BadRequest: batches that are no matrices of one width, or numbers that are not finite.
+    """
+    found = descriptors() if callable(descriptors) else [descriptors]
+    width = None
+    for batch in found:
+        x = np.asarray(batch, np.float32)
+        if x.ndim != 2 or (width is not None and x.shape[1] != width):
+            wanted = "(n, d)" if width is None else f"(n, {width})"
+            raise BadRequest(f"descriptors have shape {x.shape}; they take {wanted}.")
+        width = x.shape[1]
+        if not np.isfinite(x).all():
+            raise BadRequest("descriptors are not all finite numbers.")
+        yield x
+
+
+def blocks(
+    descriptors: Descriptors, rows: int = ROWS
+) -> Iterator[tuple[Float[np.ndarray, "r d"], Bool[np.ndarray, " r"]]]:
+    """Yields blocks of `rows` descriptors and which of them are real; the last is padded with zeros.
+
+    How the descriptors were cut into batches changes nothing.
+
+    Args:
+      descriptors: an array (n d), or a function that returns an iterator over batches (n d).
+      rows: of a block. It bounds the memory.
+
+    Example:
+      >>> [(x.shape, int(real.sum())) for x, real in blocks(np.zeros((5, 2)), rows=3)]
+      [((3, 2), 3), ((3, 2), 2)]
+    """
+    left: list[np.ndarray] = []
+    count = 0
+    whole = np.ones(rows, bool)
+    for x in batches(descriptors):
+        left.append(x)
+        count += len(x)
+        if count < rows:
+            continue
+        joined = left[0] if len(left) == 1 else np.concatenate(left)
+        end = count - count % rows
+        for start in range(0, end, rows):
+            yield joined[start : start + rows], whole
+        left, count = ([joined[end:]], count - end) if end < count else ([], 0)
+    if count:
+        joined = np.concatenate(left)
+        padded = np.zeros((rows, joined.shape[1]), np.float32)
+        padded[:count] = joined
+        yield padded, np.arange(rows) < count
+
+
+def sample(descriptors: Descriptors, most: int, seed: int) -> tuple[Float[np.ndarray, "m d"], int]:
+    """Draws up to `most` descriptors, each set of that size equally likely, in one pass.
+
+    Args:
+      descriptors: see `blocks`.
+      most: how many are drawn; all where there are no more.
+      seed: of the draw.
+
+    Returns:
+      The drawn ones in the order in which they were read, and the number of all.
+
+    Raises:
+      BadRequest: there are no descriptors.
+
+    Reference: Vitter, 1985, "Random sampling with a reservoir".
+
+    Example:
+      >>> drawn, n = sample(np.arange(20.0).reshape(10, 2), most=3, seed=0)
+      >>> drawn.shape, n
+      ((3, 2), 10)
+    """
+    rng, total = np.random.default_rng(seed), 0
+    keys, rows = np.empty(0), None
+    for x in batches(descriptors):
+        drawn = rng.random(len(x))  # one number a descriptor, however they are cut into batches
+        total += len(x)
+        below = drawn < (keys.max() if len(keys) >= most else 1.0)
+        keys = np.concatenate([keys, drawn[below]])
+        rows = x[below] if rows is None else np.concatenate([rows, x[below]])
+        if len(keys) > most:
+            kept = np.sort(np.argpartition(keys, most - 1)[:most])
+            keys, rows = keys[kept], rows[kept]
+    if rows is None or not total:
+        raise BadRequest("there are no descriptors to learn from: all images are constant, or smaller than one.")
+    return rows, total
+
+
+def check_enough(found: int, wanted: int, what: str) -> None:
+    """Refuses to learn more words than there are descriptors."""
+    if found < wanted:
+        raise BadRequest(f"{found:,} descriptors cannot make {wanted:,} {what}; take fewer, or more images.")
+
+
+def squared_distances(x: Float[Array, "n d"], centers: Float[Array, "k d"]) -> Float[Array, "n k"]:
+    """Returns squared Euclidean distances, up to rounding about the mean of the centers."""
+    shift = centers.mean(0)
+    x, centers = x - shift, centers - shift  # differences of large numbers would lose digits
+    products = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(x**2, 1, keepdims=True) - 2 * products + jnp.sum(centers**2, 1)
