@@ -198,7 +198,8 @@ def _farthest(
     centers: Float[Array, "k d"], descriptors: Descriptors, most: int, rows: int
 ) -> tuple[Float[Array, "m d"], Float[np.ndarray, " m"]]:
     """Returns the descriptors farthest from their words, the farthest first, and their squared distances."""
-    kept, distances = np.zeros((most, centers.shape[1]), np.float32), np.full(most, -1, np.float32)
+    kept: Array = jnp.zeros((most, centers.shape[1]))
+    distances: Array = jnp.full(most, -1.0)
     for x, real in stream.blocks(descriptors, rows):
         kept, distances = _merge(kept, distances, centers, x, real)
     return kept, np.asarray(distances)
