@@ -185,7 +185,7 @@ def test_a_model_of_ones_own(data, digits, tmp_path):
         rv.open(folder)
     again = rv.open(folder, model=Own())
     np.testing.assert_array_equal(again.predict(digits[0][:3]), run.predict(digits[0][:3]))
-    with pytest.raises(errors.BadRequest, match="is whole, but of another model"):
+    with pytest.raises(errors.BadRequest, match="is intact, but its model or optimizer differs"):
         rv.open(folder, model=Own(width=9))
 
 
@@ -247,11 +247,11 @@ WRONG = [
     (lambda x, y, d, r: opened("fashion_mnits"), "no data set 'fashion_mnits'"),
     (lambda x, y, d, r: opened(3), "a data set is opened by its name or folder, not by 3"),
     (lambda x, y, d, r: opened("digits", trian="train"), "unknown key data.trian. Did you mean 'train'"),
-    (lambda x, y, d, r: fit(model(), d, 0.1, steps=1), "the optimizer is 0.1; it takes one of optax, as optax.adam"),
+    (lambda x, y, d, r: fit(model(), d, 0.1, steps=1), "the optimizer is 0.1; give one of optax, such as optax.adam"),
     (lambda x, y, d, r: fit(model(), d, SGD), "give the length as one of epochs and steps"),
     (lambda x, y, d, r: fit(model(), d, SGD, steps=-1), "steps is -1; it takes a positive number"),
     (lambda x, y, d, r: fit(model(), d, SGD, steps=1, batch_size=4000), "batch_size=4000 is larger than the 1437"),
-    (lambda x, y, d, r: fit(model(), d, SGD, steps=1, batch_size=60), "batch_size=60 does not divide by 8 device"),
+    (lambda x, y, d, r: fit(model(), d, SGD, steps=1, batch_size=60), "batch_size=60 is not divisible by 8 device"),
     (lambda x, y, d, r: rv.models.create("lenet6"), "'lenet6'.* Did you mean 'lenet5'"),
     (lambda x, y, d, r: r.features(x[:2], "nope"), "no layer 'nope'. It has: stem, stage1/block1, features, logits"),
     (lambda x, y, d, r: r.predict(x[:2, :4]), r"images have shape \(2, 4, 8\); this model takes \(n, 8, 8, 1\)"),

@@ -62,7 +62,7 @@ REFUSED = {
     "unknown kind": ([DIGITS, "--topology=v5x:2x2"], r"unknown kind .* 'v5x'\. Did you mean 'v5.'\?"),
     "unknown slice": ([DIGITS, "--topology=v5e:3x3"], r"no slice v5e:3x3\. The nearest is v5e:2x4\."),
     "key": ([DIGITS, "--topology=cpu:1", "--config.modle=3"], r"unknown key config\.modle\. Did you mean 'model'"),
-    "batch": ([DIGITS, "--topology=cpu:3", "--config.batch_size=64"], r"batch_size=64 does not divide by 3 device"),
+    "batch": ([DIGITS, "--topology=cpu:3", "--config.batch_size=64"], r"batch_size=64 is not divisible by 3 device"),
     "pmap": ([DIGITS, "--topology=cpu:1", "--config.compile=pmap"], r"add --config\.compile=jit"),
 }
 

@@ -110,7 +110,7 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path, monkeypat
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     create = build.states.create
     monkeypatch.setattr(build.states, "create", lambda *parts, ema: create(*parts, ema=True))
-    with pytest.raises(errors.BadRequest, match=r"is whole, but of another model .* missing there \(ema/"):
+    with pytest.raises(errors.BadRequest, match=r"is intact, but its model .* missing there \(ema/"):
         run(tmp_path / "run", steps=4)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
     monkeypatch.undo()

@@ -107,7 +107,7 @@ def test_a_failed_save_ends_the_program(tmp_path):
 def test_ctrl_c_saves_and_a_second_one_ends_at_once(reference, tmp_path):
     workdir = tmp_path / "run"
     text = terminate(workdir, "step 20/60 train", signal.SIGINT, code=130)
-    assert "Ctrl-C: saving after this step; once more ends at once." in text
+    assert "Ctrl-C: saving after this step; press again to exit at once." in text
     assert "stopped by Ctrl-C at step" in text and "saved; the same command goes on. Kept in" in text
     saved = programs.steps(workdir, "last")[-1]
     text = terminate(workdir, f"resuming from step {saved}", signal.SIGINT, signal.SIGINT, code=130)

@@ -1,15 +1,15 @@
-"""Checkpoints: written by orbax in the background, checked when read, never trusted blindly, never thrown away.
+"""Checkpoints: orbax writes them in the background; they are checked when read, and never thrown away.
 
-A run keeps the two newest under `checkpoints/last` (so that a damaged one can be skipped) and the best under
-`checkpoints/best`, in the workdir or wherever the config's `checkpoint_dir` is, on a disk or as gs://bucket/folder.
-Beside the state lies JSON with the position in the data, the loop's own state, shape and fingerprint of every leaf (the
-latter computed on the device when saving and again when restoring), and a checksum of the JSON: they find what a file
-format does not.
+A run keeps its two newest checkpoints under `checkpoints/last` (so that a damaged one can be skipped) and the best
+under `checkpoints/best`. Both are in the workdir or in the config's `checkpoint_dir`, a folder or gs://bucket/folder.
+Each state comes with JSON: the position in the data, the state of the loop, the shape and fingerprint of every leaf,
+and a checksum of the JSON itself. Fingerprints are computed on the device when saving and again when restoring, which
+finds damage that the file format does not notice.
 
-A checkpoint that cannot be read, or whose fingerprint is another, is damaged: it is moved to `checkpoints/damaged`, and
-the one before is used. One that holds other names or shapes than the state to restore is whole; that the code or the
-config changed is the user's to mend, and nothing is moved. A best checkpoint of a later step than the run resumes from
-stays until the run has come by there again, at most aside in `checkpoints/ahead`.
+A checkpoint is damaged if it cannot be read or its fingerprint differs: it is moved to `checkpoints/damaged`, and the
+one before it is used. A checkpoint with other names or shapes than the state to restore is not damaged: the code or
+the config has changed. The user has to decide, and nothing is moved. If a run resumes from before its best checkpoint,
+that checkpoint is kept, in `checkpoints/ahead` if it is in the way, until the run has reached its step again.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ class Restored(NamedTuple):
 
 
 class Mismatch(errors.BadRequest):
-    """A whole checkpoint holds another state than the one wanted."""
+    """An intact checkpoint holds a different state from the one wanted."""
 
 
 class _Saved(NamedTuple):
-    """A checkpoint as it lies there: in which folder ("last", "best", "damaged"), and of which step."""
+    """A stored checkpoint: its folder ("last", "best", "damaged") and its step."""
 
     kind: str
     step: int
@@ -73,13 +73,13 @@ class Checkpointer:
 
     Args:
       workdir: folder of the run.
-      template: shapes and types of the state, what a checkpoint must fit, with the shardings that it is restored to;
-        they need not be those with which it was saved.
+      template: shapes and types that a checkpoint must have, with the shardings to restore it to; these may differ
+        from the shardings it was saved with.
       say: prints a line for the user.
-      read_only: nothing is written or removed, so that a run can be looked at while it goes on.
-      root: where the checkpoints are; None for where the run's config has them.
-      held: raises where this process must no longer write; asked before every save.
-      without: attribute of the state that is neither compared nor read, for looking at a run.
+      read_only: writes and removes nothing, so that a run can be inspected while it trains.
+      root: where the checkpoints are; None for the place that the run's config names.
+      held: called before every save; raises if this process may no longer write.
+      without: attribute of the state that is neither compared nor read, for inspecting a run.
     """
 
     def __init__(
@@ -102,24 +102,24 @@ class Checkpointer:
         self._managers = {"last": self._last, "best": self._best}
 
     def save(self, state: State, meta: dict[str, Any], *, best: bool) -> None:
-        """Starts saving `state` and `meta`, at once copies: the caller may donate the one and change the other.
+        """Starts saving `state` and `meta`. Both are copied: the caller may donate the state and change `meta`.
 
-        `best` also makes it the best one.
+        `best` also makes it the best checkpoint.
 
         Raises:
           Failure: an earlier save failed in the background, for instance because the disk is full, or another process
-            has taken the run over.
+            has taken over the run.
         """
         self._held()
         step = int(state.step)
         meta = {**meta, "step": step, "fingerprint": trees.fingerprint(state), "shapes": describe(state)}
-        # A copy to the bottom: it is written while the caller goes on.
+        # A deep copy: it is written while the caller continues.
         meta = json.loads(json.dumps(meta, allow_nan=False))
         meta["digest"] = _digest(meta)
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # on CPU the writer may share memory with a donated buffer
         self._guard(lambda: self._best.wait_until_finished())
-        if processes.several():  # orbax names its barriers alike for all managers: one at a time
+        if processes.several():  # all orbax managers use the same barrier names: save one at a time
             self._guard(lambda: self._last.wait_until_finished())
         self._forget_ahead()
         if best and self._make_way(step, meta):
@@ -130,23 +130,23 @@ class Checkpointer:
             self._guard(lambda: _save(self._last, step, state, meta))
 
     def check(self) -> None:
-        """Raises `Failure` where a save has failed in the background; does not wait for one in progress."""
+        """Raises `Failure` if a background save has failed; does not wait for one in progress."""
         self._guard(lambda: (self._best.check_for_errors(), self._last.check_for_errors()))
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises `Failure` where that failed."""
+        """Returns when everything is on disk; raises `Failure` if saving failed."""
         self._guard(lambda: (self._best.wait_until_finished(), self._last.wait_until_finished()))
         self._forget_ahead()
 
     def close(self) -> None:
-        """Waits for what is being saved; raises `Failure` where that failed."""
+        """Waits for saves in progress; raises `Failure` if one failed."""
         self._guard(lambda: (self._best.close(), self._last.close()))
 
     def restore(self, which: str | int = "last") -> Restored:
         """Restores "last", "best" or the checkpoint of a step.
 
         Raises:
-          BadRequest: there is no such checkpoint (with the steps there are), or it holds another state.
+          BadRequest: there is no such checkpoint (the message lists the steps), or it holds a different state.
           Failure: it is damaged.
         """
         there = self._there()
@@ -172,14 +172,14 @@ class Checkpointer:
         raise errors.BadRequest(f"no checkpoint of step {step} in {self.root}; there are {_steps(there)}.")
 
     def restore_newest(self) -> Restored | None:
-        """Restores the newest checkpoint that is whole; None where the run has saved none.
+        """Restores the newest intact checkpoint; None if the run has saved none.
 
-        Damaged ones are reported and moved to `checkpoints/damaged`, and the one before is used: of the last, then the
-        best, then those that were set aside as damaged and are not.
+        Damaged checkpoints are reported and moved to `checkpoints/damaged`, and the next one is tried: first "last",
+        then "best", then those in `checkpoints/damaged`, which may be intact after all.
 
         Raises:
-          BadRequest: they hold another state than the one wanted; nothing was moved.
-          Failure: there are checkpoints, and none can be used; nothing was moved.
+          BadRequest: the checkpoints hold a different state from the one wanted; nothing was moved.
+          Failure: there are checkpoints, but none can be used; nothing was moved.
         """
         bad: list[tuple[_Saved, Exception]] = []
         found = None
@@ -213,24 +213,24 @@ class Checkpointer:
         return restored
 
     def refuse_mismatch(self) -> None:
-        """Raises `Mismatch` where there are checkpoints, all of which hold another state than the one wanted."""
+        """Raises `Mismatch` if there are checkpoints and all hold a different state from the one wanted."""
         other = None
         for saved in self._there():
             try:
                 return self._compare(saved, self._meta(saved))
             except Mismatch as e:
                 other = other or e
-            except Exception:  # damaged, which is found when it is read
+            except Exception:  # damaged; reported when it is read
                 continue
         if other:
             raise other
 
     def kept(self) -> dict[str, list[int]]:
-        """Returns the steps of the checkpoints that there are under "last" and under "best"."""
+        """Returns the steps of the checkpoints under "last" and under "best"."""
         return {kind: _steps(self._there(kind)) for kind in ("last", "best")}
 
     def newest_step(self) -> int:
-        """Returns the newest step of which there is a checkpoint, damaged or not; 0 where there is none."""
+        """Returns the step of the newest checkpoint, damaged or not; 0 if there is none."""
         return max((saved.step for saved in self._there()), default=0)
 
     def best_step(self) -> int | None:
@@ -240,7 +240,7 @@ class Checkpointer:
         return self.root / saved.kind / str(saved.step)
 
     def _there(self, *kinds: str) -> list[_Saved]:
-        """Lists what has the name of a checkpoint, newest first, by default the last before the best."""
+        """Lists everything named like a checkpoint, newest first; by default "last", then "best"."""
         out = []
         for kind in kinds or ("last", "best"):
             steps = [int(p.name) for p in _listed(self.root / kind) if _is_step(p.name)]
@@ -248,7 +248,7 @@ class Checkpointer:
         return out
 
     def _move(self, saved: _Saved, kind: str) -> epath.Path:
-        """Moves a checkpoint to another folder, where it replaces none; returns its new place."""
+        """Moves a checkpoint to another folder without replacing anything there; returns its new place."""
         to = self.root / kind / str(saved.step)
         processes.barrier(f"move {saved}")  # all have read it
         for number in range(1, 1000):
@@ -265,9 +265,9 @@ class Checkpointer:
         return to
 
     def _make_way(self, step: int, meta: dict[str, Any]) -> bool:
-        """Prepares the saving of a best checkpoint; returns False where that very one is there.
+        """Prepares to save a best checkpoint; returns False if the same one is already there.
 
-        Best checkpoints of later steps are of a life that was cut short, as where the newest checkpoint was damaged.
+        Best checkpoints of later steps come from an earlier attempt, for instance if the newest checkpoint was damaged.
         """
         for saved in self._there("best"):
             if saved.step == step:
@@ -281,7 +281,7 @@ class Checkpointer:
         return True
 
     def _forget_ahead(self) -> None:
-        """Removes what lies aside of steps that the run has come by again, and saved."""
+        """Removes checkpoints in `ahead` whose steps the run has reached and saved again."""
         ahead = [p for p in _listed(self.root / "ahead") if _is_step(p.name.partition(".")[0])]
         if not ahead or self.read_only:
             return
@@ -293,7 +293,7 @@ class Checkpointer:
                     p.rmtree()
 
     def _meta(self, saved: _Saved) -> dict[str, Any]:
-        """Reads the JSON beside a state; `Failure` where it is damaged."""
+        """Reads the JSON beside a state; `Failure` if it is damaged."""
         path = self._path(saved)
         try:
             if "://" not in str(path):
@@ -306,9 +306,9 @@ class Checkpointer:
         raise errors.Failure(f"the checkpoint {path} is corrupt: the record beside its state changed")
 
     def _compare(self, saved: _Saved, meta: dict[str, Any]) -> None:
-        """Raises `Mismatch` where a checkpoint's names, shapes or types are not those wanted."""
+        """Raises `Mismatch` if a checkpoint's names, shapes or types are not those wanted."""
         wanted, have = describe(self.template), meta.get("shapes")
-        if have is None:  # of an earlier version: the names are on record, the shapes with the state itself
+        if have is None:  # from an earlier version: names are in the JSON, shapes only in the state itself
             have = dict.fromkeys(meta["fingerprint"])
             if have.keys() == wanted.keys():
                 with ocp.StandardCheckpointer() as reader:
@@ -318,9 +318,9 @@ class Checkpointer:
             have = {k: v for k, v in have.items() if k.partition("/")[0] != self._without}
         if have != wanted:
             raise Mismatch(
-                f"the checkpoint {self._path(saved)} is whole, but of another model or optimizer than this code and "
-                f"config make: {differences(have, wanted)}. Nothing was changed. Go on with the code and config that "
-                "saved it, or choose another --workdir."
+                f"the checkpoint {self._path(saved)} is intact, but its model or optimizer differs from that of this "
+                f"code and config: {differences(have, wanted)}. Nothing was changed. Continue with the code and config "
+                "that saved it, or choose another --workdir."
             )
 
     def _read(self, saved: _Saved) -> Restored:
@@ -349,7 +349,7 @@ class Checkpointer:
         try:
             action()
         except Exception as e:
-            # As they lie on the disk: the managers already count what they were about to write and to remove.
+            # Look at the disk: the managers already count checkpoints that they were about to write or remove.
             good: list[int] = []
             for kind in ("last", "best"):
                 with contextlib.suppress(errors.Failure):
@@ -359,12 +359,12 @@ class Checkpointer:
                 what, remedy = f"the disk is full: {self.root} has no room for a checkpoint", "Make room and give"
             else:
                 what, remedy = f"saving a checkpoint in {self.root} failed ({_line(e)})", "Give"
-            rest = "to go on from there" if good else "again"
+            rest = "to continue from there" if good else "again"
             raise errors.Failure(f"{what}. {have} {remedy} the same command {rest}.") from e
 
 
 def _listed(folder: epath.Path) -> list[epath.Path]:
-    """Lists a folder that need not be there; `Failure` where it is none, or cannot be read."""
+    """Lists a folder, which need not exist; `Failure` if it is not a folder or cannot be read."""
     try:
         return list(folder.iterdir()) if folder.exists() else []
     except OSError as e:
@@ -380,7 +380,7 @@ def _steps(saved: list[_Saved]) -> list[int]:
 
 
 def _chain(e: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """Yields an error and its causes."""
     for _ in range(20):
         if e is None:
             return
@@ -396,14 +396,14 @@ def _is_full(e: BaseException) -> bool:
 
 def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
     if "://" not in str(folder):
-        for path in sorted(Path(folder).rglob("*")):  # orbax would wait for ever for what a pipe says
+        for path in sorted(Path(folder).rglob("*")):  # orbax would wait for ever for data from a named pipe
             if path.exists() and not (path.is_dir() or path.is_file()):
-                raise errors.Failure(f"the checkpoints in {folder} cannot be read: {path} is no regular file.")
-    # Not compressed: of float32 parameters it saves a twelfth, and takes the processors that training is on.
+                raise errors.Failure(f"the checkpoints in {folder} cannot be read: {path} is not a regular file.")
+    # No compression: it saves only a twelfth of float32 parameters, and competes with training for the CPUs.
     handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.ERROR)  # it warns that a folder is only read, which is what was asked for
+    absl.setLevel(logging.ERROR)  # silences a warning that the folder is read-only, which is intended
     try:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=LatestN(keep),
@@ -418,12 +418,12 @@ def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointMa
 
 def _save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-    if not manager.save(step, args=args):  # as where there are later steps
+    if not manager.save(step, args=args):  # for instance if there are later steps
         raise RuntimeError(f"orbax did not save step {step} beside {manager.all_steps()}")
 
 
 def _digest(meta: dict[str, Any]) -> int:
-    """Checksum of the JSON, but for itself."""
+    """Checksum of the JSON without the checksum itself."""
     return zlib.crc32(json.dumps({k: v for k, v in meta.items() if k != "digest"}, sort_keys=True).encode())
 
 

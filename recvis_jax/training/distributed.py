@@ -1,4 +1,4 @@
-"""Devices and processes: how batches and states come onto the devices of a mesh, and back."""
+"""Devices and processes: moves batches and states to the devices of a mesh, and back."""
 
 import functools
 from typing import Any
@@ -22,12 +22,12 @@ def is_main() -> bool:
 
 
 def check_batch(batch_size: int, accumulate: int, devices: int, what: str = "batch_size") -> None:
-    """Raises BadRequest where a batch cannot be cut into equal parts for the devices and micro-batches."""
+    """Raises `BadRequest` if a batch cannot be cut into equal parts for the devices and micro-batches."""
     parts = devices * accumulate
     if batch_size < 1 or accumulate < 1 or batch_size % parts:
         by = f"{devices} device(s)" + (f" x accumulate={accumulate}" if accumulate > 1 else "")
         near = max(1, round(batch_size / parts)) * parts
-        raise errors.BadRequest(f"{what}={batch_size} does not divide by {by}; {near} would.")
+        raise errors.BadRequest(f"{what}={batch_size} is not divisible by {by}; {near} would be.")
 
 
 def jit_placement(mesh: Mesh) -> Placement:
@@ -36,7 +36,7 @@ def jit_placement(mesh: Mesh) -> Placement:
     share = sharding.host_share(mesh)
 
     def put(batch: Batch) -> Batch:
-        if jax.process_count() == 1:  # in one call, a third of the time
+        if jax.process_count() == 1:  # one call for all arrays takes a third of the time
             return jax.device_put(batch, split)
 
         def one(v: np.ndarray) -> jax.Array:
@@ -60,7 +60,7 @@ def jit_placement(mesh: Mesh) -> Placement:
         return _batches(gather(arrays, rows, slots))
 
     if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
-        # The host's memory is the device's, and a row in numpy is copied at once where XLA copies byte by byte.
+        # Host and device memory are the same, and numpy copies a row at once where XLA copies byte by byte.
         return Placement(share, put, _cut, lambda arrays: arrays, take, put)
     return Placement(share, put, put_several, keep, take, put)
 
@@ -92,11 +92,11 @@ def pmap_placement(mesh: Mesh) -> Placement:
 
 
 def onto_devices(tree: Any, shardings: Sharding | Any) -> Any:
-    """Puts arrays that every process has in full onto the devices of all, each its part.
+    """Distributes arrays, which every process has in full, over the devices of all processes.
 
     Args:
-      tree: of arrays in numpy, or on devices of this process.
-      shardings: one for all, or a tree of them.
+      tree: numpy arrays, or arrays on devices of this process.
+      shardings: one for all arrays, or a tree of them.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
@@ -111,7 +111,7 @@ def onto_devices(tree: Any, shardings: Sharding | Any) -> Any:
 
 
 def onto_host(tree: Any) -> Any:
-    """Returns arrays that are split over the devices of all processes as numpy, in full, on every process."""
+    """Gathers arrays that are split over the devices of all processes; every process gets them whole, as numpy."""
 
     def one(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
@@ -122,13 +122,13 @@ def onto_host(tree: Any) -> Any:
 
 
 def _cut(batches: Batch) -> list[Batch]:
-    """Cuts arrays (k b ...) into those of k batches."""
+    """Cuts arrays (k b ...) into k batches."""
     return [{name: v[i] for name, v in batches.items()} for i in range(len(next(iter(batches.values()))))]
 
 
 def _gather(arrays: Arrays, rows: jax.Array, slots: jax.Array) -> tuple[list[Batch], Batch]:
-    """Returns what differs between the batches of `rows` (k b), and what does not."""
-    pick = functools.partial(jnp.take, axis=0, mode="clip")  # all rows exist; the default would look out for others
+    """Returns the fields that differ between the batches of `rows` (k b), and those that all batches share."""
+    pick = functools.partial(jnp.take, axis=0, mode="clip")  # all rows exist; the default checks for rows that do not
     pieces = [{name: pick(v, r) for name, v in arrays.items()} for r in rows]
     return pieces, {"mask": jnp.ones(len(slots), bool), "slot": slots}
 

@@ -1,4 +1,4 @@
-"""Initial parameters of equal layers drawn in one loop: many layers' program is then as short as that of few."""
+"""Draws the initial parameters of equal layers in one loop, so that the program does not grow with the depth."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from jax.extend import core
 
 
 def looped(init: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
-    """Returns a function that gives what `init` does, and draws arrays of one shape and distribution in a loop.
+    """Returns a function with the same result as `init`, which draws arrays of one shape and distribution in a loop.
 
-    One by one they are hundreds of draws, whose program takes longer to compile than a training step, and longer to
-    load from the compilation cache than all else at a start.
+    Hundreds of separate draws make a program that takes longer to compile than a training step, and that is the
+    slowest part of a start even when it comes from the compilation cache.
 
     Args:
       init: key -> arrays, for one device. Arrays that share a loop are functions of the key folded with a number.
@@ -30,11 +30,11 @@ def looped(init: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
 
 
 class _Draw(NamedTuple):
-    """How an array is drawn. Draws of the same kind differ in the number alone.
+    """How an array is drawn. Draws of the same kind differ only in the number.
 
     Attributes:
-      key: random key, which is `folded` with `number`.
-      equations: which make the array from the key.
+      key: random key: `folded` folded with `number`.
+      equations: they make the array from the key.
     """
 
     kind: tuple
@@ -45,7 +45,7 @@ class _Draw(NamedTuple):
 
 
 def _evaluate(closed: core.ClosedJaxpr, key: jax.Array) -> list[jax.Array]:
-    """Returns the values of the outputs, those of one kind drawn in a loop."""
+    """Returns the values of the outputs; outputs of one kind are drawn in a loop."""
     jaxpr = closed.jaxpr
     makers = {v: e for e in jaxpr.eqns for v in e.outvars}
     kinds: dict[tuple, list[tuple[int, _Draw]]] = defaultdict(list)
@@ -71,7 +71,7 @@ def _evaluate(closed: core.ClosedJaxpr, key: jax.Array) -> list[jax.Array]:
 
 
 def _needed(equations: list[core.JaxprEqn], wanted: list[core.Var]) -> list[core.JaxprEqn]:
-    """Returns the equations that values are made of: initialising a network also runs it, for the shapes alone."""
+    """Returns the equations needed for some values: initialising a network also runs it, only to get shapes."""
     read, found = set(map(id, wanted)), []
     for equation in reversed(equations):
         if not read.isdisjoint(map(id, equation.outvars)):
@@ -81,7 +81,7 @@ def _needed(equations: list[core.JaxprEqn], wanted: list[core.Var]) -> list[core
 
 
 def _draw(out: core.Var, makers: dict[core.Var, core.JaxprEqn]) -> _Draw | None:
-    """Returns how an output is drawn; None where it is in a way that no loop could share, or not at all."""
+    """Returns how an output is drawn; None if it is not random, or drawn in a way that a loop cannot share."""
     folds: list[tuple[core.Var, core.Var, Any]] = []
     equations: list[core.JaxprEqn] = []
     names: dict[core.Var, int] = {}
@@ -114,6 +114,6 @@ def _draw(out: core.Var, makers: dict[core.Var, core.JaxprEqn]) -> _Draw | None:
 
 
 def _name(parameter: tuple[str, Any]) -> tuple[str, Any]:
-    """Returns what tells parameters of equations apart; a traced function is the same object where it is the same."""
+    """Returns an identity for an equation's parameter; equal traced functions are the same object."""
     name, value = parameter
     return name, id(value) if isinstance(value, core.ClosedJaxpr) else repr(value)

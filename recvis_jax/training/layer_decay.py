@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay: in fine-tuning, the nearer a layer is to the input, the less it moves."""
+"""Layer-wise learning-rate decay for fine-tuning: layers closer to the input get smaller learning rates."""
 
 import re
 from typing import Any
@@ -12,28 +12,28 @@ from recvis_jax.errors import BadRequest
 
 BLOCK = r"block(\d+)"
 
-# What comes before the blocks, by the parts of its path name. A hybrid's convolutions make the tokens.
+# Parts of path names that come before the blocks. The convolutions of a hybrid model make its tokens.
 _FIRST = re.compile(r"((patch|pos|token|position)_)?embed(ding)?|(cls|dist)_token|stem.*|stage\d+.*")
 
 
 def layer_factors(params: PyTree, layer_decay: float, blocks: str = BLOCK) -> PyTree:
     """Returns the factor of every parameter's learning rate, layer_decay ** (depth + 1 - layer).
 
-    The layer of patch embedding, class token and positions (and of a stem) is 0, of block i it is i + 1, and of all
-    that comes after, such as the final norm and the head, depth + 1, so that its factor is 1.
+    Patch embedding, class token, positions and stem are layer 0, and block i is layer i + 1. Everything after the
+    blocks, such as the final norm and the head, is layer depth + 1, with factor 1.
 
     Args:
       params: the parameters, or their shapes; only names and shapes are used.
       layer_decay: factor from a layer to the one before, in (0, 1].
-      blocks: regular expression that a part of the path name of a block's parameters matches whole, with `(\\d+)` for
-        the number of the block, wherever in the path it is: 'backbone/block3/mlp/fc1/kernel'. Blocks stacked for a
-        scan have 's' in place of the number: 'blocks/mlp/fc1/kernel', of shape (depth, ...).
+      blocks: regular expression with `(\\d+)` for the number of the block. It must match one whole part of the path
+        name, at any position: 'backbone/block3/mlp/fc1/kernel'. Blocks stacked for a scan have 's' in place of the
+        number: 'blocks/mlp/fc1/kernel', of shape (depth, ...).
 
     Returns:
-      A tree of floats and, for stacked blocks, arrays (depth, 1, ...), which multiply updates of that shape.
+      A tree of floats; for stacked blocks, arrays (depth, 1, ...), which broadcast over the updates.
 
     Raises:
-      BadRequest: a factor out of range, an expression without its group, or blocks from which no depth follows: none,
+      BadRequest: a factor out of range, an expression without its group, or blocks with no clear depth: no blocks,
         several stacks of them, numbers with gaps, or stacked arrays of different lengths.
 
     Example:
@@ -42,8 +42,8 @@ def layer_factors(params: PyTree, layer_decay: float, blocks: str = BLOCK) -> Py
       {'block0': 0.25, 'block1': 0.5, 'head': 1.0, 'patch_embed': 0.125}
 
     Reference:
-      Clark et al., 2020, "ELECTRA"; Bao et al., 2022, "BEiT"; the formula is that of facebookresearch/mae,
-      util/lr_decay.py, where the blocks are counted as here.
+      Clark et al., 2020, "ELECTRA"; Bao et al., 2022, "BEiT"; formula and block numbers as in facebookresearch/mae,
+      util/lr_decay.py.
     """
     if not 0 < layer_decay <= 1:
         raise BadRequest(f"optim.layer_decay is {layer_decay}; it takes a number above 0 and at most 1, or None.")
@@ -70,10 +70,10 @@ def layer_factors(params: PyTree, layer_decay: float, blocks: str = BLOCK) -> Py
                 break
     if not numbers:
         shown = trees.shorten(list(flat), 8)
-        raise BadRequest(f"optim.layer_decay: no part of a name is {blocks!r}, so there is no depth, in {shown}.")
+        raise BadRequest(f"optim.layer_decay: no name has a part {blocks!r}, so the depth is unknown; names: {shown}.")
     if len(places) > 1:
         shown = ", ".join(sorted(places.values()))
-        raise BadRequest(f"optim.layer_decay: {blocks!r} is in several places, so there is no one depth: {shown}.")
+        raise BadRequest(f"optim.layer_decay: {blocks!r} is in several places, so the depth is unclear: {shown}.")
     found = {i for i in numbers.values() if i is not None}
     counts = sorted(lengths) if lengths else [len(found)]
     if found != set(range(len(found))) or (found and lengths) or len(counts) > 1 or not counts[0]:

@@ -1,9 +1,9 @@
-"""One process at a time writes a run: a file in its folder says which, and shows that it lives.
+"""One process at a time writes a run: a lock file in its folder names it and shows that it is alive.
 
-The file `.lock` holds host, process id and start time. It is made and replaced atomically, touched every few seconds,
-and removed at the end, also of a program that fails. What a killed process left is recognised: on the same machine by
-its process id, which is gone or belongs to a process that started at another time; of another machine, whose processes
-are not seen from here, by the file's time, which does not change any more. On shared disks too, clocks don't matter.
+The file `.lock` holds host, process id and start time. It is created and replaced atomically, touched every few
+seconds, and removed at the end, even when the program fails. A lock left by a killed process is recognised: on the
+same machine, its process id no longer exists or belongs to a process with another start time. For other machines,
+whose processes cannot be seen from here, the file's modification time has stopped changing. Clocks need not agree.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from recvis_jax import errors, reading
 
 NAME = ".lock"
 PERIOD = 5.0  # seconds between two signs of life
-SILENCE = 60.0  # seconds without one after which a process of another machine is taken to be dead
+SILENCE = 60.0  # seconds without one after which a process on another machine counts as dead
 
 _held: "set[Lock]" = set()
 
@@ -41,16 +41,16 @@ class Lock:
         self._say = say
         self._dead: tuple[int, int] | None = None  # the file whose process is known to have ended
         self._own = _self()
-        self._file: int | None = None  # its file, opened, which is touched
+        self._file: int | None = None  # descriptor of the lock file, kept open to touch it
         self._closing = threading.Event()
 
     def refuse_if_held(self) -> None:
         """Returns when no living process holds the lock. Takes and changes nothing.
 
-        Where one on another machine may hold it, this waits for a sign of life, for `SILENCE` at most.
+        If a process on another machine may hold it, this waits up to `SILENCE` seconds for a sign of life.
 
         Raises:
-          BadRequest: another process holds it: which one, where, and since when.
+          BadRequest: another process holds it; the message says which one, where, and since when.
         """
         began, seen = time.monotonic(), None
         while (found := self._read()) is not None:
@@ -64,17 +64,17 @@ class Lock:
                 self._refuse(owner)
             if seen is None:
                 seen = now
-                if time.time() - status.st_mtime > 60 * SILENCE:  # more than clocks differ
+                if time.time() - status.st_mtime > 60 * SILENCE:  # more than clocks can differ
                     self._dead = now
                     return
-                self._say(f"{self.path}: {_name(owner)} may still run here; waiting {SILENCE:.0f} s for a sign of it")
+                self._say(f"{self.path}: {_name(owner)} may still be running; waiting {SILENCE:.0f} s for a sign of it")
             if time.monotonic() - began > SILENCE:
                 self._dead = now
                 return
             time.sleep(min(1.0, SILENCE / 20))
 
     def take(self) -> "Lock":
-        """Takes the lock, from a dead process too; it is held until `release` or the end of the process.
+        """Takes the lock, also from a dead process; it is held until `release` or the end of this process.
 
         Raises:
           BadRequest: another process holds it, or the folder cannot be written.
@@ -84,13 +84,13 @@ class Lock:
             if self._put():
                 break
         else:
-            raise errors.BadRequest(f"{self.path} changes all the time; are many programs started here?")
+            raise errors.BadRequest(f"{self.path} keeps changing; are many programs being started on this run?")
         _held.add(self)
         threading.Thread(target=self._beat, daemon=True, name="lock").start()
         return self
 
     def check(self) -> None:
-        """Raises `Failure` where the lock was lost, as to a process that took this one, stopped for long, for dead."""
+        """Raises `Failure` if the lock was lost: this process was stopped for so long that another took it for dead."""
         if self._file is None:
             return
         found = self._read()
@@ -101,12 +101,12 @@ class Lock:
             found = self._read()
         if found is None or found[1] != self._own:
             raise errors.Failure(
-                f"{self.path} is now that of {_name(found[1] if found else None)}; this process writes nothing "
-                "more here. Is another program at work on the same run?"
+                f"{self.path} now belongs to {_name(found[1] if found else None)}; this process writes nothing "
+                "more here. Is another program working on the same run?"
             )
 
     def release(self) -> None:
-        """Gives the lock back; does nothing where it is not held."""
+        """Releases the lock; does nothing if it is not held."""
         if self._file is None:
             return
         self._closing.set()
@@ -125,9 +125,9 @@ class Lock:
         self.release()
 
     def _read(self) -> tuple[os.stat_result, dict[str, Any] | None] | None:
-        """Returns the status of the lock's file and what it says; None where there is none."""
+        """Returns the status and the content of the lock file; None if there is no file."""
         try:
-            with self.path.open("rb") as f:  # opened, so that a network disk gives no status that it remembers
+            with self.path.open("rb") as f:  # opening makes a network disk report the current status, not a cached one
                 status, text = os.fstat(f.fileno()), f.read(4096)
         except FileNotFoundError:
             return None
@@ -140,7 +140,7 @@ class Lock:
         return status, owner if isinstance(owner, dict) else None
 
     def _put(self) -> bool:
-        """Puts our file in the place of none or of a dead process's; False where somebody else was faster."""
+        """Creates our file, or replaces that of a dead process; False if another process was faster."""
         part = self.path.with_name(f"{NAME}.{os.getpid()}.{threading.get_ident()}")
         try:
             part.write_text(json.dumps(self._own, allow_nan=False) + "\n")
@@ -158,7 +158,7 @@ class Lock:
 
     def _create(self, part: Path) -> bool:
         try:
-            os.link(part, self.path)  # which NFS too does for one process only
+            os.link(part, self.path)  # succeeds for only one process, also on NFS
         except FileExistsError:
             return False
         except OSError:  # a file system without links
@@ -177,8 +177,8 @@ class Lock:
         except FileNotFoundError:
             return False
         try:
-            with contextlib.suppress(OSError):  # a file system that does not know it
-                fcntl.flock(old, fcntl.LOCK_EX)  # of those that found it dead, one after the other
+            with contextlib.suppress(OSError):  # a file system without flock
+                fcntl.flock(old, fcntl.LOCK_EX)  # several processes may have found it dead: one at a time
             found = self._read()
             if not found or (found[0].st_ino, found[0].st_mtime_ns) != dead:
                 return False
@@ -190,19 +190,19 @@ class Lock:
 
     def _refuse(self, owner: dict[str, Any] | None) -> None:
         raise errors.BadRequest(
-            f"{errors.printable(self.path.parent)} is being written by {_name(owner)}: one process at a time trains a "
-            f"run. Wait for it or stop it (Ctrl-C, or kill -TERM, saves). Only if it no longer runs: rm {self.path}"
+            f"{errors.printable(self.path.parent)} is being written by {_name(owner)}; only one process can train a "
+            f"run. Wait for it or stop it (Ctrl-C or kill -TERM: it saves). Only if it no longer runs: rm {self.path}"
         )
 
     def _beat(self) -> None:
         while not self._closing.wait(PERIOD):
             file = self._file
-            with contextlib.suppress(OSError, TypeError):  # the disk's matter, or released just now
+            with contextlib.suppress(OSError, TypeError):  # a failing disk, or the lock was just released
                 os.utime(file)  # type: ignore[arg-type]
 
 
 def release_all() -> None:
-    """Gives back what this process holds: to be called before an exit that runs no other code."""
+    """Releases all locks of this process; call it before an exit that skips all other clean-up."""
     for lock in list(_held):
         lock.release()
 
@@ -218,7 +218,7 @@ def _self() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Returns what tells this machine, since it was switched on, and the process ids that are seen here from others."""
+    """Identifies this machine, its last boot and its process-id namespace."""
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):
@@ -227,7 +227,7 @@ def _machine() -> str:
 
 
 def _alive(owner: dict[str, Any]) -> bool | None:
-    """Whether the process runs; None where that is not seen from here."""
+    """Whether the process is running; None if that cannot be seen from here."""
     pid = owner.get("pid")
     if owner.get("machine") != _machine() or not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
         return None
@@ -241,10 +241,10 @@ def _alive(owner: dict[str, Any]) -> bool | None:
 
 
 def _started(pid: int) -> str | None:
-    """Returns when a process started, as its system counts it; None for one that has ended."""
+    """Returns the start time of a process, in its system's own units; None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie is only waited for
+        return None if fields[0] in "ZX" else fields[19]  # a zombie has ended
     except (OSError, IndexError):
         pass
     if Path("/proc/self/stat").exists():

@@ -1,7 +1,7 @@
-"""What a run leaves behind besides checkpoints, and what it shows while it runs.
+"""The files of a run besides its checkpoints, and the progress shown while it runs.
 
 In the workdir: `config.json`, `metrics.jsonl` (one record a line: step, split, values), TensorBoard events under
-`tensorboard/`, `summary.json` and `curves.png`. Only the main process writes. A number that is not finite is null.
+`tensorboard/`, `summary.json` and `curves.png`. Only the main process writes. Non-finite numbers are stored as null.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ import numpy as np
 from recvis_jax import errors, reading
 from recvis_jax.training.distributed import is_main
 
-# What a record says of time differs from run to run; everything else in it repeats exactly.
+# Fields that differ from run to run; everything else in a record repeats exactly.
 TIMES = ("seconds", "images_per_second")
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Replaces the file at `path` as a whole: a reader, or a crash, sees the old text or the new.
+    """Replaces the file at `path` in one step: after a crash, or for a reader, it holds the old text or the new one.
 
     Raises:
       Failure: it cannot be written, for instance because the disk is full.
@@ -44,22 +44,22 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces the file at `path` by JSON that every reader takes; see `plain_json` and `write_atomically`."""
+    """Replaces the file at `path` by standard JSON; see `plain_json` and `write_atomically`."""
     write_atomically(path, json.dumps(plain_json(value), indent=2, allow_nan=False) + "\n")
 
 
 def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Reads the JSON object at `path` (empty where there is no file), changes it in place and replaces the file.
+    """Reads the JSON object at `path` (empty if there is no file), changes it in place and replaces the file.
 
-    Programs that do so at the same time wait for each other, so that none undoes what another wrote.
+    Programs that do so at the same time wait for each other, so that no change is lost.
 
     Raises:
-      BadRequest: the file is damaged; it stays as it is.
+      BadRequest: the file is damaged; it is left unchanged.
       Failure: it cannot be written.
     """
     folder = None
     try:
-        with contextlib.suppress(OSError):  # where folders cannot be locked, as on some network disks
+        with contextlib.suppress(OSError):  # some network disks cannot lock folders
             folder = os.open(path.parent, os.O_RDONLY)
             fcntl.flock(folder, fcntl.LOCK_EX)
         value = reading.read_json(path) if path.exists() else {}
@@ -71,7 +71,7 @@ def update_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def plain_json(value: Any) -> Any:
-    """Returns `value` in JSON's types: lists for tuples and arrays, and None for numbers that are not finite."""
+    """Returns `value` in JSON's types: tuples and arrays become lists, non-finite numbers become None."""
     if isinstance(value, Mapping):
         return {str(k): plain_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -87,8 +87,8 @@ class Log:
     Args:
       folder: the workdir.
       total_steps: length of the run.
-      resumed_at: step from which the run goes on: later records, of a life that was cut short, are dropped.
-      evaluated: the last step whose evaluation the run remembers; it makes that of `resumed_at` again if due.
+      resumed_at: step from which the run continues; later records, written before an interruption, are dropped.
+      evaluated: last step whose evaluation is in the restored state; a later evaluation is repeated.
     """
 
     def __init__(self, folder: Path, total_steps: int, resumed_at: int = 0, evaluated: int = 0):
@@ -103,7 +103,7 @@ class Log:
         try:
             from tensorboardX import SummaryWriter
 
-            # Files are named by the second; two lives may begin in the same one.
+            # tensorboardX names files by the second; a run may be resumed within the same second.
             self._board = SummaryWriter(
                 str(folder / "tensorboard"),
                 purge_step=resumed_at + 1 if resumed_at else None,
@@ -115,7 +115,7 @@ class Log:
             self._progress, self._task = progress_bar(total_steps, resumed_at)
 
     def say(self, text: str) -> None:
-        """Prints a line, above the progress bar where there is one."""
+        """Prints a line, above the progress bar if there is one."""
         if not self.main:
             return
         text = errors.printable_lines(text)
@@ -141,7 +141,7 @@ class Log:
             self._file.flush()
         except OSError as e:
             raise errors.Failure(
-                f"cannot write {self.path}: {e.strerror or e}. The same command goes on from the last checkpoint."
+                f"cannot write {self.path}: {e.strerror or e}. The same command continues from the last checkpoint."
             ) from e
         if self._board:
             for name, value in values.items():
@@ -157,9 +157,9 @@ class Log:
         self.say(f"step {step}/{self.total} {split}: {shown}{eta}")
 
     def _drop_later(self, limits: Mapping[str, int], limit: int) -> None:
-        """Removes records of later steps than `limits` has for their split, or `limit`.
+        """Removes records of steps later than the limit of their split in `limits`, else `limit`.
 
-        Lines that are no records are kept in `metrics.jsonl.damaged`, except for one that a crash cut short.
+        Lines that are not records are moved to `metrics.jsonl.damaged`, except a last line that a crash cut short.
         """
         kept, damaged = [], []
         lines = _lines(self.path)
@@ -169,13 +169,13 @@ class Log:
                 if line.strip() and (number < len(lines) or line.endswith(b"\n")):
                     damaged.append(line)
             elif record["step"] <= limits.get(record["split"], limit):
-                strict = plain_json(record)  # of earlier versions NaN may be there, which is no JSON
+                strict = plain_json(record)  # earlier versions wrote NaN, which is not JSON
                 kept.append(line.rstrip(b"\n") + b"\n" if strict == record else json_line(strict).encode())
         if damaged:
             aside = self.path.with_name(f"{self.path.name}.damaged")
             with aside.open("ab") as f:
                 f.writelines(line.rstrip(b"\n") + b"\n" for line in damaged)
-            self.say(f"warning: {len(damaged)} line(s) of {self.path} are no records; they are now in {aside}.")
+            self.say(f"warning: {len(damaged)} line(s) of {self.path} are not records; they are now in {aside}.")
         if lines != kept or not self.path.exists():
             write_atomically(self.path, b"".join(kept))
 
@@ -183,23 +183,23 @@ class Log:
         if self._progress:
             self._progress.stop()
         if self.main:
-            with contextlib.suppress(OSError):  # of a record that was reported as not written
+            with contextlib.suppress(OSError):  # a record whose failure was already reported
                 self._file.close()
         if self._board:
             self._board.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`; lines that are no records, as one that a crash cut short, are left out.
+    """Reads `metrics.jsonl`; skips lines that are not records, such as one that a crash cut short.
 
-    Numbers that are not finite, which JSON does not have, are NaN.
+    Non-finite numbers, which JSON does not have, are returned as NaN.
     """
     found = (_record(line) for line in _lines(path))
     return [{k: math.nan if v is None else v for k, v in record.items()} for record in found if record]
 
 
 def _lines(path: Path) -> list[bytes]:
-    """Returns the lines with their line feeds; JSON may hold what Python's text takes for the end of a line."""
+    """Returns the lines with their line feeds; strings in JSON may hold characters that Python takes for line ends."""
     if not path.exists():
         return []
     *lines, rest = reading.read_bytes(path, "records bytes").split(b"\n")
@@ -212,7 +212,7 @@ def json_line(record: Mapping[str, Any]) -> str:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Returns a record; None for a line that is none."""
+    """Returns a record; None for a line that is not one."""
     try:
         found = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -223,7 +223,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def progress_bar(total: int, done: int) -> tuple[Any, Any]:
-    """Starts the progress bar: step, bar and time left, then of the metrics what the line has room for."""
+    """Starts the progress bar: step, bar and time left, then as many metrics as fit on the line."""
     from rich import progress
     from rich.console import Console
     from rich.table import Column
@@ -245,7 +245,7 @@ def progress_bar(total: int, done: int) -> tuple[Any, Any]:
 
 
 def short(values: Mapping[str, float]) -> str:
-    """Returns metrics for the end of the progress bar, what matters most first."""
+    """Returns metrics for the end of the progress bar, the most important first."""
     first = [k for k in ("loss", "accuracy") if k in values]
     rest = [k for k in values if k not in (*first, "seconds", "grad_norm", "images_per_second")]
     speed = [f"{values['images_per_second']:,.0f} images/s"] if "images_per_second" in values else []

@@ -18,7 +18,7 @@ from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log, plain_json
 from recvis_jax.training.state import State
 
-# Steps that are dispatched before the first of them is done.
+# Number of steps dispatched before the first of them must be done.
 _AHEAD = 4
 
 Evaluate = Callable[[State, Callable[[], bool]], dict[str, float] | None]
@@ -29,10 +29,10 @@ class Finished(NamedTuple):
 
     Attributes:
       state: the last state.
-      reason: "done", "early stop" or "interrupted" (saved after a SIGTERM or Ctrl-C; the same command goes on).
+      reason: "done", "early stop" or "interrupted" (saved after a SIGTERM or Ctrl-C; the same command continues).
       best: {"step", "value", "metrics"} of the best evaluation, or None.
       last: metrics of the last evaluation, or None.
-      seconds: wall time of all the run's lives together.
+      seconds: wall time of the run, over all its starts.
     """
 
     state: State
@@ -43,7 +43,7 @@ class Finished(NamedTuple):
 
 
 class _Loop(dict):
-    """The loop's own state, JSON beside every checkpoint: best, last, patience, sums since the last record, seconds."""
+    """State of the loop, saved as JSON with every checkpoint: best, last, patience, sums since last record, seconds."""
 
 
 def run(
@@ -69,24 +69,24 @@ def run(
     """Trains from `state` to `total_steps`.
 
     Args:
-      state: where to begin, placed as `step_fn` wants it.
+      state: initial state, placed as `step_fn` wants it.
       step_fn: the compiled step; the state given to it is donated.
-      batches: step -> iterator of device batches from there on.
+      batches: step -> iterator over device batches from that step on.
       total_steps: number of updates of the whole run.
       batch_size: images a step, for the throughput.
-      checkpointer, log: where the run is kept and shown.
+      checkpointer, log: where the run is saved and shown.
       resumed: the JSON beside the checkpoint that `state` came from.
-      data_state: step -> JSON that says where in the data the run is.
+      data_state: step -> JSON with the position in the data.
       evaluate: (state, stop) -> metrics on validation data; it returns None when `stop()` became true. None: never.
       best: the metric, and "max" or "min", by which the best checkpoint is chosen.
       log_every, eval_every, checkpoint_every: in steps. Every evaluation also saves.
       early_stop: number of evaluations without a new best after which the run ends; 0 for never.
       fetch: placed state -> state to evaluate and save.
-      stop: whether to save and return, asked before every step with its number; a `StopSignal`.
+      stop: whether to save and return, called with the number of every step before it; a `StopSignal`.
 
     Raises:
-      Failure: a loss or gradient is not finite, or a parameter that would be saved, or the validation loss at the end
-        (the step is named, and the last good checkpoint kept); or a checkpoint cannot be written.
+      Failure: a loss, a gradient, a parameter to be saved, or the final validation loss is not finite (the message
+        names the step, and the last good checkpoint is kept); or a checkpoint cannot be written.
     """
     saved = dict((resumed or {}).get("loop", {}))
     own = _Loop(
@@ -115,7 +115,7 @@ def run(
         )
 
     def look() -> None:
-        """Adds the pending metrics to the sums; the first that is not finite ends the run."""
+        """Adds the pending metrics to the sums; stops the run if one is not finite."""
         checkpointer.check()
         values = jax.tree.map(_first, pending)
         first = step - len(pending)
@@ -135,7 +135,7 @@ def run(
             return
         whole = fetch(state)
         for name, x in trees.flatten({"params": whole.params, **whole.model_state}).items():
-            if not _finite(x):  # by the last update, whose loss nobody has seen
+            if not _finite(x):  # because of the last update; its loss is not known yet
                 give_up(name, math.nan, step)
         meta = {"data": data_state(step), "loop": plain_json({**own, "seconds": elapsed()})}
         checkpointer.save(whole, meta, best=is_best)
@@ -152,7 +152,7 @@ def run(
         since = time.monotonic(), step
 
     def evaluated() -> bool:
-        """Evaluates; returns whether this is the best so far. Nothing is noted where a signal came in between."""
+        """Evaluates; returns whether this is the best so far. An interrupted evaluation is not recorded."""
         nonlocal since
         look()
         paused = time.monotonic()
@@ -173,7 +173,7 @@ def run(
         checkpointer.wait()
         return Finished(state, reason, own["best"], own["last"], elapsed())
 
-    # A best checkpoint that was still being written when the run was killed is written again.
+    # If the run was killed while writing its best checkpoint, write it again.
     if own["best"] and own["best"]["step"] == begin and checkpointer.best_step() != begin:
         save(is_best=True)
     while True:
@@ -186,7 +186,7 @@ def run(
             if loss is None or not math.isfinite(loss):
                 give_up("the validation loss", math.nan if loss is None else loss, step)
         if early and own["sums"] and step > begin:
-            record_train()  # what came since the last record
+            record_train()  # steps since the last record
         if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
             save(is_best)
         if stop(step):
@@ -198,7 +198,7 @@ def run(
             return finished("early stop")
         state, metrics = processes.wait_on_cpus(step_fn(state, next(stream)))
         pending.append(metrics)
-        if len(pending) > _AHEAD:  # else the batches of steps to come would fill the device's memory
+        if len(pending) > _AHEAD:  # else the batches of queued steps would fill the device's memory
             jax.block_until_ready(pending[-_AHEAD - 1]["loss"])
         step += 1
         log.advance(step)
@@ -207,12 +207,12 @@ def run(
 
 
 def _first(x: Any) -> Any:
-    """Returns the one number of an array that is the same on all devices, or has it once a device ("pmap")."""
+    """Returns the number in an array that is replicated, or holds one copy per device ("pmap")."""
     return np.ravel(x.addressable_data(0) if isinstance(x, jax.Array) else x)[0]
 
 
 def _finite(x: Any) -> bool:
-    """Whether an array of a state holds finite numbers only."""
+    """Whether all numbers of an array are finite."""
     if not jax.numpy.issubdtype(x.dtype, jax.numpy.floating):
         return True
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -226,10 +226,10 @@ def _all_finite(x: jax.Array) -> jax.Array:
 
 
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C while it is entered; called, it says whether one came. A second Ctrl-C ends the process.
+    """Catches SIGTERM and Ctrl-C inside its `with` block; calling it tells whether one came. A second Ctrl-C exits.
 
-    Outside the main thread it hears nothing. Of several processes each is called with the number of every step, and all
-    are told to stop at the same one.
+    Outside the main thread it catches nothing. With several processes, each calls it with the number of every step, and
+    all are told to stop at the same step.
 
     Attributes:
       name: what came: "SIGTERM", "Ctrl-C", or an empty string.
@@ -249,12 +249,12 @@ class StopSignal:
     def __enter__(self):
         if threading.current_thread() is not threading.main_thread():
             return self
-        # Of several processes, JAX's own handler hears a SIGTERM and tells the others.
+        # With several processes, JAX's own handler catches SIGTERM and tells the others.
         numbers = [signal.SIGINT] if processes.several() else [signal.SIGINT, signal.SIGTERM]
         for number in numbers:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as of a program in the background
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored for a program in the background
                 self._before[number] = signal.signal(number, lambda number, _: self._note(number))
-        # They are heard in a thread too: the main one may be in a long computation, which a second Ctrl-C ends.
+        # A thread listens too: the main thread may be in a long computation, which a second Ctrl-C must end.
         read, self._pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._wakeup = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
@@ -269,7 +269,7 @@ class StopSignal:
             os.close(self._pipe)
 
     def _note(self, number: int) -> None:
-        if not processes.several():  # else all agree on a step
+        if not processes.several():  # else all processes agree on a step
             self.name = self.name or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
             self._came.set()
 
@@ -287,15 +287,15 @@ class StopSignal:
                 if number == signal.SIGINT:
                     if processes.several():
                         self.name = "Ctrl-C"
-                        os.kill(os.getpid(), signal.SIGTERM)  # which JAX hears
-                    print("Ctrl-C: saving after this step; once more ends at once.", file=sys.stderr, flush=True)
+                        os.kill(os.getpid(), signal.SIGTERM)  # caught by JAX
+                    print("Ctrl-C: saving after this step; press again to exit at once.", file=sys.stderr, flush=True)
 
 
 def _end_at_once() -> None:
-    """Ends the process as a second Ctrl-C wants it; the checkpoints that are complete stay as they are."""
+    """Ends the process after a second Ctrl-C; complete checkpoints stay."""
     lock.release_all()
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h")  # the cursor, which the progress bar hides
-    print("interrupted: nothing more was saved; the same command goes on from the last checkpoint", file=sys.stderr)
+    print("interrupted: nothing more was saved; the same command continues from the last checkpoint", file=sys.stderr)
     sys.stderr.flush()
     os._exit(130)

@@ -1,4 +1,4 @@
-"""Where a run without a folder keeps its best state, and shows its progress: in memory, and in a bar."""
+"""For runs without a folder: the best state is kept in memory, and progress is shown in a bar."""
 
 import contextlib
 import sys
@@ -12,13 +12,13 @@ from recvis_jax.training.state import State
 
 
 class Memory:
-    """The best state of a run on the host; what `checkpoint.Checkpointer` is for a run with a folder."""
+    """Keeps a run's best state on the host; takes the place of `checkpoint.Checkpointer`."""
 
     def __init__(self) -> None:
         self._best: Restored | None = None
 
     def save(self, state: State, meta: dict[str, Any], *, best: bool) -> None:
-        """Keeps the state where it is the best so far."""
+        """Keeps the state if it is the best so far."""
         if best:
             self._best = Restored(int(state.step), distributed.onto_host(state), meta)
 
@@ -29,27 +29,27 @@ class Memory:
         """Returns the best state.
 
         Raises:
-          BadRequest: there is none.
+          BadRequest: there is no best state.
         """
         if self._best is None:
             raise errors.BadRequest("there is no best state: the run had no validation data.")
         return self._best
 
     def check(self) -> None:
-        """Nothing is written that could have failed."""
+        """Does nothing: there are no writes that could have failed."""
 
     wait = close = check
 
 
 class Records:
-    """Keeps a run's records in a list, and shows progress where there is a terminal or a notebook.
+    """Keeps a run's records in a list, and shows progress in a terminal or notebook.
 
     Args:
       total_steps: length of the run.
       progress: whether anything is shown.
 
     Attributes:
-      records: {"step", "split", ...} each.
+      records: a list of {"step", "split", ...}.
     """
 
     def __init__(self, total_steps: int, progress: bool = True):
@@ -75,7 +75,7 @@ class Records:
 
     def close(self) -> None:
         if self._bar:
-            with contextlib.suppress(Exception):  # of a terminal that is gone
+            with contextlib.suppress(Exception):  # the terminal may be gone
                 self._bar.stop()
             self._bar = None
 

@@ -1,11 +1,11 @@
-"""Optimizers: optax's own, put together in one order, with regular expressions for what decays, freezes or speeds up.
+"""Optimizers: optax's own, chained in a fixed order; regular expressions select what decays, freezes or is scaled.
 
-A gradient becomes an update of the parameters in these stages, of which only those asked for are present:
+A gradient becomes an update of the parameters in these stages; only the requested stages are present:
 
     clip          gradient scaled to a global norm of at most `clip_norm`
-    l2            + weight_decay * parameter, where the decay is coupled: the gradient of an L2 penalty
+    l2            + weight_decay * parameter, if the decay is coupled: the gradient of an L2 penalty
     <name>        the optimizer: momentum, second moments, sign, ...
-    decay         + weight_decay * parameter, where the decay is decoupled (Loshchilov and Hutter, 2019)
+    decay         + weight_decay * parameter, if the decay is decoupled (Loshchilov and Hutter, 2019)
     trust_ratio   of LAMB
     lr            * -schedule(t): decoupled decay is therefore multiplied by the learning rate, as in torch and optax
     lr_multipliers  * the factor of each parameter
@@ -32,7 +32,7 @@ __all__ = ["OPTIMIZERS", "SCHEDULES", "Optimizer", "ema_update", "make_optimizer
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation of optax, and the learning rate that it uses; None where that is not known."""
+    """A gradient transformation of optax with its learning-rate schedule, which is None if unknown."""
 
     init: Callable[..., Any]  # params -> state
     update: Callable[..., Any]  # (grads, state, params) -> (updates, state); new params are params + updates
@@ -43,7 +43,7 @@ def of_optax(transformation: Any) -> Optimizer:
     """Returns any transformation of optax as an optimizer.
 
     Raises:
-      BadRequest: it is none.
+      BadRequest: it is not a transformation.
 
     Example:
       >>> of_optax(optax.adam(1e-3)).schedule is None
@@ -52,16 +52,16 @@ def of_optax(transformation: Any) -> Optimizer:
     if isinstance(transformation, Optimizer):
         return transformation
     if not callable(getattr(transformation, "init", None)) or not callable(getattr(transformation, "update", None)):
-        raise BadRequest(f"the optimizer is {shown(transformation)}; it takes one of optax, as optax.adam(1e-3).")
+        raise BadRequest(f"the optimizer is {shown(transformation)}; give one of optax, such as optax.adam(1e-3).")
     return Optimizer(transformation.init, transformation.update, None)
 
 
 class Rule(NamedTuple):
-    """One optimizer: the direction in which it goes, before the learning rate, and where weight decay enters."""
+    """One optimizer: its update direction, before the learning rate, and its kind of weight decay."""
 
     direction: Callable[..., optax.GradientTransformation]
     decay_style: str  # "coupled" or "decoupled"
-    trust_ratio: bool = False  # whether direction and decay together are scaled to the parameter's norm
+    trust_ratio: bool = False  # whether direction plus decay is scaled to the parameter's norm
 
 
 def make_optimizer(
@@ -91,7 +91,7 @@ def make_optimizer(
     eps: float | None = None,
     optimizer_args: dict | None = None,
 ) -> Optimizer:
-    """Builds an optimizer with its schedule; a config's section `optim` holds the arguments from `lr` on, and `name`.
+    """Builds an optimizer with its schedule; a config's section `optim` holds `name` and the arguments from `lr` on.
 
     Args:
       name: a key of `OPTIMIZERS`.
@@ -108,16 +108,15 @@ def make_optimizer(
       warmup_epochs: the same in epochs; at most one of the two is given.
       weight_decay: strength of the decay, >= 0.
       decay: regular expressions (`trees.mask`) of the parameters that decay; None for all.
-      decay_style: "coupled" or "decoupled"; None for what is usual for the optimizer, as `OPTIMIZERS` says.
-      freeze: regular expressions of the parameters that stay as they are, to the bit; '^(?!head/)' trains the head
-        alone.
+      decay_style: "coupled" or "decoupled"; None for the optimizer's usual style, listed in `OPTIMIZERS`.
+      freeze: regular expressions of the parameters that stay bit-identical; '^(?!head/)' trains only the head.
       clip_norm: largest global norm of the gradient of all parameters that are not frozen, > 0; None for any.
       lr_multipliers: pairs (regular expression, factor): the first that matches a parameter multiplies its learning
         rate, decoupled decay included.
       layer_decay: factor from the learning rate of a block to that of the one before, in (0, 1], decoupled decay
-        included; None for 1. With `lr_multipliers` both factors count. See `layer_decay.layer_factors`.
+        included; None for 1. Combined with `lr_multipliers`, both factors apply. See `layer_decay.layer_factors`.
       layer_blocks: regular expression of a block's name for `layer_decay`, with a group for its number.
-      momentum, b1, b2, eps: of the optimizer, where it has them; None for its default.
+      momentum, b1, b2, eps: of optimizers that have them; None for the default.
       optimizer_args: further keywords of the optimizer, such as {"trust_coefficient": 0.01} for lars.
 
     Returns:
@@ -144,7 +143,7 @@ def make_optimizer(
         raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
 
     def trained(tree: PyTree) -> PyTree:
-        """Hides what belongs to frozen parameters, as optax does from the stages below."""
+        """Hides the entries of frozen parameters, as `optax.partition` below does in the stages."""
         return jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, tree)
 
     stages: list[tuple[str, Any]] = []
@@ -164,7 +163,7 @@ def make_optimizer(
     if lr_multipliers:
         stages.append(("lr_multipliers", _multiply(trained(_factors(params, lr_multipliers)))))
     if layer_decay is None and layer_blocks != BLOCK:
-        raise BadRequest("optim.layer_blocks says which blocks optim.layer_decay counts, which is not set.")
+        raise BadRequest("optim.layer_blocks is set, but optim.layer_decay, which uses it, is not.")
     if layer_decay is not None:
         stages.append(("layer_decay", _multiply(trained(layer_factors(params, layer_decay, layer_blocks)))))
 
@@ -192,7 +191,7 @@ def schedule_of(
     if base_batch < 0 or (base_batch and not batch_size):
         raise BadRequest(f"optim.base_batch is {base_batch}; it takes a number of examples, and needs the batch size.")
     if own := {"lr", "total_steps", "warmup_steps"} & set(schedule_args or {}):
-        raise BadRequest(f"optim.schedule_args.{min(own)} is no key of a schedule: it is set beside schedule_args.")
+        raise BadRequest(f"optim.schedule_args.{min(own)} is not a key of a schedule: set it beside schedule_args.")
     return make_schedule(
         schedule,
         lr=lr * batch_size / base_batch if base_batch and batch_size else lr,
@@ -209,8 +208,8 @@ def ema_update(ema: PyTree, new: PyTree, decay: float, step: Any = None) -> PyTr
       ema: the average so far.
       new: the new values, of the same structure.
       decay: weight of the past, in [0, 1].
-      step: number t of updates before this one (may be traced). The decay is then at most (1 + t) / (10 + t), so that
-        the average soon forgets the initial values. None for no such warm-up.
+      step: number t of updates before this one (may be traced). It limits the decay to (1 + t) / (10 + t), so that the
+        average soon forgets the initial values. None for no such warm-up.
 
     Returns:
       The average, in the dtypes of `ema`. Leaves that are not floating-point (counters, keys) are copied from `new`.
@@ -249,7 +248,7 @@ def _adam(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.Gra
 
 
 def _lion(*, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
-    """Chen et al., 2023, https://arxiv.org/abs/2302.06675; wants about a tenth of AdamW's rate, ten times its decay."""
+    """Chen et al., 2023, https://arxiv.org/abs/2302.06675; use about a tenth of AdamW's rate, ten times its decay."""
     return optax.scale_by_lion(b1, b2)
 
 
@@ -259,10 +258,10 @@ def _lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6) -> optax.Gra
 
 
 def _lars(*, momentum: float = 0.9, trust_coefficient: float = 0.001, eps: float = 0.0) -> optax.GradientTransformation:
-    """You et al., 2017, https://arxiv.org/abs/1708.03888; parameters of one axis (biases, norms) go as with momentum.
+    """You et al., 2017, https://arxiv.org/abs/1708.03888; parameters of one axis (biases, norms) use plain momentum.
 
-    The learning rate multiplies the momentum, as in MAE's and MoCo v3's linear probes, and is not inside it, as in the
-    paper: the two differ only while the rate changes.
+    The learning rate multiplies the momentum, as in the linear probes of MAE and MoCo v3; in the paper it is inside the
+    momentum. The two differ only while the rate changes.
     """
     scale = optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps)
     return optax.chain(optax.masked(scale, lambda p: jax.tree.map(lambda x: x.ndim > 1, p)), optax.trace(momentum))
@@ -286,7 +285,7 @@ def _adafactor(
         min_dim_size_to_factor=min_dim_size_to_factor,
         multiply_by_parameter_scale=multiply_by_parameter_scale,
     )
-    return optax.chain(factored, optax.scale(-1.0))  # optax's descends
+    return optax.chain(factored, optax.scale(-1.0))  # optax's adafactor already has the minus sign of descent
 
 
 def _muon(
@@ -303,12 +302,12 @@ def _muon(
 
     Args:
       momentum: of the orthogonalised part.
-      b1, b2: of (Nesterov) Adam, which moves all other parameters: embeddings, biases, norms, the head.
+      b1, b2: of (Nesterov) Adam, which updates all other parameters: embeddings, biases, norms, the head.
       eps: of both.
       ns_steps: Newton-Schulz iterations.
-      consistent_rms: scales updates to this root mean square, so that both parts share one learning rate, which is
-        AdamW's (Liu et al., 2025, https://arxiv.org/abs/2502.16982). None: scaled by sqrt(max(1, out / in)).
-      adam: regular expression of kernels that are left to Adam, if there are such.
+      consistent_rms: scales updates to this root mean square, so that both parts share AdamW's learning rate (Liu et
+        al., 2025, https://arxiv.org/abs/2502.16982). None: scaled by sqrt(max(1, out / in)).
+      adam: regular expression of kernels that Adam updates; it may match none.
 
     Returns:
       The direction.
@@ -318,7 +317,7 @@ def _muon(
     """
 
     def dimensions(params: PyTree) -> PyTree:
-        """Says which axes of a kernel are inputs and outputs; None leaves a parameter to Adam."""
+        """Returns which axes of a kernel are inputs and outputs; None for a parameter that Adam updates."""
         excluded = trees.mask(params, adam, allow_empty=True)
         kernels = trees.mask(params, r"kernel$", allow_empty=True)
         heads = trees.mask(params, r"(query|key|value)/kernel$", allow_empty=True)  # (d, heads, head width)
@@ -343,8 +342,8 @@ def _muon(
     )
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
-        # With coefficients for each iteration optax loops over them. It unrolls otherwise, and XLA then computes what
-        # one iteration added up again in all that follow.
+        # Given coefficients for each iteration, optax uses a loop. Otherwise it unrolls the iterations, and XLA
+        # computes the sums of each iteration again in all later ones.
         coefficients = optax.tree.get(state, "ns_coeffs")
         looped = optax.tree.set(state, ns_coeffs=jnp.tile(coefficients, (ns_steps, 1)))
         updates, new = descent.update(updates, looped, params)
@@ -368,7 +367,7 @@ OPTIMIZERS: dict[str, Rule] = {
 
 
 def _arguments(name: str, optimizer_args: dict | None, **common: float | None) -> dict[str, Any]:
-    """Collects the arguments of optimizer `name`; raises `BadRequest` where it does not take them."""
+    """Collects the arguments of optimizer `name`; raises `BadRequest` if it does not take one of them."""
     given = {**{k: v for k, v in common.items() if v is not None}, **(optimizer_args or {})}
     direction = OPTIMIZERS[name].direction
     takes = keywords(direction)
@@ -388,7 +387,7 @@ def _warmup(warmup: int | float, epochs: int | float, steps_per_epoch: int | flo
     if not epochs:
         return in_steps(warmup, total_steps, "optim.warmup")
     if warmup:
-        raise BadRequest(f"optim.warmup = {warmup} and optim.warmup_epochs = {epochs} say the same; give one.")
+        raise BadRequest(f"optim.warmup = {warmup} and optim.warmup_epochs = {epochs} are both set; give only one.")
     if not (epochs > 0 and steps_per_epoch):
         raise BadRequest(f"optim.warmup_epochs is {epochs}; it takes a positive number, and needs the epoch's length.")
     return in_steps(round(epochs * steps_per_epoch), total_steps, "optim.warmup_epochs")
@@ -412,8 +411,8 @@ def _multiply(factors: PyTree) -> optax.GradientTransformation:
 
 
 def _stand_still() -> optax.GradientTransformation:
-    """Updates of -0.0: adding them leaves every number as it is to the bit, which +0.0 does not for -0.0.
+    """Updates of -0.0: adding them leaves every number bit-identical, while adding +0.0 would change -0.0.
 
-    Where the sum is not compiled together with this, devices that flush denormal numbers to 0 still do so.
+    If the sum is compiled separately, devices that flush denormal numbers to 0 still do so.
     """
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates))

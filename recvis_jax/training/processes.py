@@ -1,6 +1,6 @@
 """Many processes, one run: how they find each other, agree to stop, and notice that one has died.
 
-Nothing here imports JAX before `start`, which must come before JAX's first computation.
+JAX is imported only in functions: `start` must run before JAX's first computation.
 """
 
 import atexit
@@ -18,14 +18,14 @@ from typing import Any
 from recvis_jax import errors, tried
 from recvis_jax.training import lock
 
-# A process that has not been heard of for so long is taken to be dead (seconds); JAX's own check comes later, as it
-# ends the process without a word of ours.
+# Seconds without a sign of life after which a process counts as dead. JAX's own check must come later, because it ends
+# the process without our message.
 SILENCE = 15.0
-_PERIOD = 2.0  # of a process's signs of life
-_DAY = 24 * 3600 * 1000  # ms, for which processes wait for each other where nobody dies
-_RUNTIME = 40  # after which JAX itself ends a process whose peer is silent
+_PERIOD = 2.0  # seconds between two signs of life
+_DAY = 24 * 3600 * 1000  # ms; how long processes wait for each other if none dies
+_RUNTIME = 40  # seconds after which JAX itself ends a process whose peer is silent
 
-# What the death of another process looks like here.
+# Words in the errors that this process gets when another one dies.
 _ECHO = re.compile(
     r"Gloo|NCCL|[Bb]arrier|coordination|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|Connection (reset|closed)"
 )
@@ -36,7 +36,7 @@ _watch: "_Watch | None" = None
 def detect(environment: Mapping[str, str] = os.environ) -> str | None:
     """Returns what started this process together with others: 'Slurm', 'Open MPI', 'TPU' or None."""
     if int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))) > 1:
-        return "Slurm" if "SLURM_STEP_ID" in environment else None  # of a batch script itself there is only one
+        return "Slurm" if "SLURM_STEP_ID" in environment else None  # the batch script itself is one process
     if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
         return "Open MPI"
     if environment.get("JAX_PLATFORMS", "tpu") != "cpu" and importlib.util.find_spec("libtpu"):
@@ -46,28 +46,28 @@ def detect(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-    """Joins this process with the others: those named, or those that `detect` finds; alone it does nothing.
+    """Connects this process with the others, given or found by `detect`; does nothing for a single process.
 
     Args:
-      coordinator: 'host:port' of process 0, where all meet.
+      coordinator: 'host:port' of process 0, to which all connect.
       num_processes: how many there are.
       process_id: which one this is, from 0.
 
     Raises:
-      BadRequest: only some of the three are given, or they cannot be right.
+      BadRequest: only some of the three are given, or a value is impossible.
       Failure: the others were not found in time.
     """
     global _watch
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [k for k, v in given.items() if v is None]
     if 0 < len(missing) < 3:
-        raise errors.BadRequest(f"--{missing[0]} is missing: of --{', --'.join(given)} give all or none.")
+        raise errors.BadRequest(f"--{missing[0]} is missing: give all of --{', --'.join(given)}, or none.")
     found = None if not missing else detect()
     if missing and not found:
         return
     if not missing:
         if ":" not in str(coordinator):
-            raise errors.BadRequest(f"--coordinator={coordinator} is not HOST:PORT, as 10.0.0.1:1234.")
+            raise errors.BadRequest(f"--coordinator={coordinator} is not HOST:PORT, such as 10.0.0.1:1234.")
         if not 0 <= (process_id or 0) < (num_processes or 0):
             raise errors.BadRequest(f"--process_id={process_id} is not in 0..{(num_processes or 0) - 1}.")
     import jax
@@ -80,11 +80,11 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     except Exception as e:
         line = " ".join(str(e).split())[:300]
         if found == "TPU" and isinstance(e, (ValueError, RuntimeError)):
-            return  # one host by itself, which needs no others
+            return  # a single TPU host
         raise errors.Failure(f"the processes did not find each other ({found or coordinator}): {line}") from e
     if jax.process_count() > 1:
         _watch = _Watch(jax.process_index(), jax.process_count())
-        atexit.register(_watch.close)  # before JAX's own farewell
+        atexit.register(_watch.close)  # runs before JAX's own shutdown
 
 
 def several() -> bool:
@@ -93,9 +93,10 @@ def several() -> bool:
 
 
 def wait_on_cpus(x: Any) -> Any:
-    """Returns `x` when it is computed, where CPUs make up several devices; elsewhere at once.
+    """Returns `x`; with several CPU devices, waits until it is computed.
 
-    There, programs that are dispatched together may each wait for sums over devices whose threads the others hold.
+    There, programs that run at the same time may deadlock: each waits for a sum over devices whose threads the other
+    program holds.
     """
     import jax
 
@@ -105,27 +106,27 @@ def wait_on_cpus(x: Any) -> Any:
 
 
 def agreed_to_stop(step: int) -> bool:
-    """Whether all processes stop at this step, because one of them got a SIGTERM; to be asked at every step."""
+    """Whether all processes stop at this step because one of them got a SIGTERM; call it at every step."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
 
 
 def barrier(name: str) -> None:
-    """Waits for all processes, for as long as they live."""
+    """Waits for all processes, as long as all are alive."""
     if _watch is not None:
         _watch.meet(name)
 
 
 def compiled_together(fn: Any, copies: bool = False) -> Any:
-    """Returns `fn` such that, on CPUs, no process runs it before all have compiled it; elsewhere `fn` itself.
+    """Returns `fn`; on CPUs, wrapped so that no process runs it before all have compiled it.
 
-    There, sums over devices wait for the other processes for 30 s only (Gloo's limit), and one process may read from
-    the compilation cache what another compiles for a minute.
+    On CPUs a sum over devices waits only 30 s for the other processes (Gloo's limit). One process may compile for a
+    minute while another reads the program from the compilation cache.
 
     Args:
       fn: compiled by `jit` or `pmap`, with sums over the devices of several processes.
-      copies: whether to compile with copies of the arguments; `pmap` deletes what it is compiled with.
+      copies: whether to compile with copies of the arguments; `pmap` deletes the arguments it is compiled with.
     """
     import jax
 
@@ -139,7 +140,7 @@ def compiled_together(fn: Any, copies: bool = False) -> Any:
         if key not in known:
             known.add(key)
             like = jax.tree.map(lambda x: x.copy(), args) if copies else args
-            fn.lower(*like).compile()  # which the call finds again
+            fn.lower(*like).compile()  # the call below finds the compiled program
             barrier("compiled")
         return fn(*args)
 
@@ -147,9 +148,9 @@ def compiled_together(fn: Any, copies: bool = False) -> Any:
 
 
 def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
-    """Ends this process of several after an error, without waiting for the others; returns where it is alone.
+    """After an error, ends this process without waiting for the others; returns if it is the only process.
 
-    An error of communication is only the echo of another process's death, which then is what is reported.
+    A communication error is usually caused by the death of another process; then that death is reported.
 
     Args:
       error: what happened here.
@@ -170,23 +171,23 @@ def end(error: BaseException, report: Callable[[BaseException], int]) -> None:
     lock.release_all()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # an orderly exit would wait for the others, who wait for this one
+    os._exit(code)  # a normal exit would wait for the others, which wait for this process
 
 
 def _store() -> Any:
-    """Returns the store that the processes share; None with a JAX with which it was not tried."""
+    """Returns the key-value store that the processes share; None with an untested version of JAX."""
     if not tried.usable("store"):
         return None
-    from jax._src import distributed  # it has no public name
+    from jax._src import distributed  # there is no public API
 
     return distributed.global_state.client
 
 
 class _Watch:
-    """Shows the others that this process lives; process 0 looks after all, and what it finds reaches everyone.
+    """Shows the others that this process is alive; process 0 watches all and tells everyone if one has died.
 
-    The signs of life are numbers in the store of JAX's coordination service, which process 0 runs. With a JAX
-    that nobody tried there is none: processes then only find each other dead by JAX's own means.
+    The signs of life are numbers in the store of JAX's coordination service, which process 0 runs. With an untested
+    version of JAX they are not used, and only JAX's own check finds dead processes.
     """
 
     def __init__(self, index: int, count: int):
@@ -198,18 +199,18 @@ class _Watch:
         if self._client is None:
             return
         self._client.key_value_set(f"recvis/name/{index}", self.name, allow_overwrite=True)
-        self._heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when that was new
+        self._heard: dict[str, tuple[str, float]] = {}  # process -> its last sign of life, and when it was first seen
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="processes")
         self._thread.start()
 
     def publish(self, text: str) -> None:
-        """Tells all processes why the run ends; the first to do so is believed."""
-        with contextlib.suppress(Exception):  # somebody was faster, or process 0 is gone and everyone knows
+        """Tells all processes why the run ends; the first message wins."""
+        with contextlib.suppress(Exception):  # another process was faster, or process 0 is gone, which all notice
             self._client.key_value_set("recvis/verdict/why", text)
 
     def meet(self, name: str) -> None:
-        """Waits for all processes; does so by the store, as sums over CPUs would give up after 30 s."""
+        """Waits for all processes, through the store: sums over CPUs would give up after 30 s."""
         self._meetings += 1
         if self._client is None:
             from jax.experimental import multihost_utils
@@ -218,7 +219,7 @@ class _Watch:
         self._client.wait_at_barrier(f"recvis/{self._meetings}/{name}", _DAY)
 
     def close(self) -> None:
-        """Ends the watch, as this process ends in order."""
+        """Ends the watch when this process exits normally."""
         if self._client is None:
             return
         self._closing.set()
@@ -235,8 +236,8 @@ class _Watch:
                 self.verdict = dict(self._client.key_value_dir_get("recvis/verdict/")).get("recvis/verdict/why")
             except Exception:
                 if not self._closing.is_set():
-                    self.verdict = f"process 0 of {self.count}, which holds the others together, has died"
-        # The main thread may wait for ever in a collective, where no exception reaches it.
+                    self.verdict = f"process 0 of {self.count}, which coordinates the others, has died"
+        # The main thread may be blocked in a collective, where no exception reaches it.
         if self.verdict and not self._closing.wait(5):
             print(f"error: {self.verdict}", file=sys.stderr, flush=True)
             lock.release_all()

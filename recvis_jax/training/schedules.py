@@ -2,10 +2,10 @@
 
 Update t = 0, 1, ..., total_steps - 1 uses the learning rate `schedule(t)`. With a warm-up of W updates the rate rises
 linearly, lr (t + 1) / W for t < W: the first update is not wasted on a rate of zero, and update W - 1 is the first
-with the full rate. The curve named by the schedule starts at t = W from the full rate, and would arrive at its final
-value at t = total_steps, one update after the last.
+with the full rate. The schedule's own curve starts at t = W from the full rate. It would reach its final value at
+t = total_steps, one update after the last.
 
-A length of time is given in updates (a whole number) or as a fraction of all `total_steps` (a float below 1).
+A length of time is given in updates (a whole number) or as a fraction of `total_steps` (a float below 1).
 """
 
 import math
@@ -29,7 +29,7 @@ def make_schedule(name: str, *, lr: float, total_steps: int, warmup_steps: int |
       lr: the highest learning rate, >= 0.
       total_steps: updates in the whole training, warm-up included, >= 1.
       warmup_steps: length of the linear warm-up, in updates or as a fraction of training; 0 for none.
-      **kwargs: what the function in `SCHEDULES` takes by keyword.
+      **kwargs: keyword arguments of the function in `SCHEDULES`.
 
     Returns:
       A function from the number of updates already made to the learning rate; may be traced.
@@ -44,7 +44,7 @@ def make_schedule(name: str, *, lr: float, total_steps: int, warmup_steps: int |
         raise BadRequest(f"lr is {lr!r}; it takes a finite number of at least 0.")
     warmup = in_steps(warmup_steps, total_steps, "warmup")
     if name == "one_cycle" and warmup:
-        raise BadRequest("the schedule 'one_cycle' has a rise of its own: set schedule_args.peak, and warmup to 0.")
+        raise BadRequest("the schedule 'one_cycle' has its own warm-up: set schedule_args.peak, and warmup to 0.")
     check_kwargs(make, kwargs, "schedule_args")
     curve = make(lr, total_steps, warmup, **kwargs)
     if not warmup:
@@ -53,10 +53,10 @@ def make_schedule(name: str, *, lr: float, total_steps: int, warmup_steps: int |
 
 
 def in_steps(time: int | float, total_steps: int, what: str) -> int:
-    """Converts a length of time to updates: whole numbers are updates already, floats below 1 fractions of training.
+    """Converts a length of time to updates: whole numbers are updates, floats below 1 are fractions of training.
 
     Raises:
-      BadRequest: the time is negative, longer than training, or a float of 1 or above that may mean either.
+      BadRequest: the time is negative, longer than training, or ambiguous: 1.0, or a larger float that is not whole.
     """
     if not (math.isfinite(time) and time >= 0):
         raise BadRequest(f"{what} is {time!r}; it takes a number of updates or a fraction of training, at least 0.")
@@ -92,7 +92,7 @@ def step(
     at = [in_steps(b, total_steps, "a boundary of the schedule") for b in boundaries]
     if any(b < warmup for b in at):
         raise BadRequest(f"the boundaries {at} (in updates) do not all lie after the warm-up of {warmup}.")
-    # In a very short run fractions may round to the same update.
+    # In a very short run, several fractions may round to the same update.
     return optax.piecewise_constant_schedule(lr, {b - warmup: factor ** at.count(b) for b in at})
 
 
@@ -117,7 +117,7 @@ def rsqrt(
 ) -> Schedule:
     """Falls as lr / sqrt(1 + (t - warmup) / timescale), and linearly to 0 over the last `cooldown`.
 
-    The part before the cool-down does not depend on how long training will be, so one run serves several lengths.
+    The part before the cool-down does not depend on the length of training, so one run serves several lengths.
 
     Reference:
       Zhai et al., 2022, https://arxiv.org/abs/2106.04560, section 3.5; `timescale` in updates.
@@ -126,7 +126,7 @@ def rsqrt(
         raise BadRequest(f"schedule_args.timescale is {timescale}; it takes a positive number of updates.")
 
     def curve(t: Any) -> Any:
-        return lr / jnp.sqrt(1 + jnp.maximum(t, 0) / timescale)  # t < 0 is evaluated, and dropped, in the warm-up
+        return lr / jnp.sqrt(1 + jnp.maximum(t, 0) / timescale)  # during warm-up t < 0 is evaluated, then discarded
 
     return _with_cooldown(curve, total_steps, warmup, cooldown)
 

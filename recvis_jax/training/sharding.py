@@ -1,17 +1,17 @@
-"""Which part of the state each device keeps: a mesh `data x fsdp x model`, and strategies as rules on names.
+"""How the state is split over devices: a mesh `data x fsdp x model`, and strategies as rules on names.
 
 Batches are split over "data" and "fsdp" together; "model" splits the layers themselves.
 
 - "replicate": every device keeps the whole state.
-- "fsdp": every array is split over "fsdp" along its longest dimension that divides (Rajbhandari et al. 2020, "ZeRO",
-  stage 3): parameters, gradients, the optimizer's state and the moving average alike. The compiler gathers a layer's
+- "fsdp": every array (parameters, gradients, optimizer state, moving average) is split over "fsdp", along its longest
+  dimension that is divisible by the axis (Rajbhandari et al. 2020, "ZeRO", stage 3). The compiler gathers a layer's
   parameters when it needs them.
 - "tensor": `RULES` split attention, MLPs and residual blocks over "model" so that a block needs one sum over devices
-  (Shoeybi et al. 2019, "Megatron-LM", section 3); over "fsdp", where the mesh has it, what remains is split as above.
+  (Shoeybi et al. 2019, "Megatron-LM", section 3). If the mesh has "fsdp", other dimensions are split over it as above.
 
-A rule is (regular expression, axes): of the arrays whose path name it finds, the last dimensions are split over these
-axes of the mesh, None for a whole one. So one rule serves a layer's kernel, its share of the optimizer's state, and the
-stacked kernels of scanned blocks. The first rule found counts; a user's come before `RULES`.
+A rule is (regular expression, axes): if the expression matches in an array's path name, the array's last dimensions are
+split over these mesh axes (None: not split). So one rule serves a layer's kernel, its optimizer state, and the stacked
+kernels of scanned blocks. The first matching rule counts; a user's rules come before `RULES`.
 """
 
 import re
@@ -26,12 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recvis_jax import errors, trees
 
 AXES = ("data", "fsdp", "model")
-BATCH_AXES = ("data", "fsdp")  # over which a batch is split
+BATCH_AXES = ("data", "fsdp")  # a batch is split over these
 STRATEGIES = ("replicate", "fsdp", "tensor")
 
 Rule = tuple[str, Sequence[str | None]]
 
-# Columns of the first layer and rows of the second: in between nothing is exchanged.
+# Columns of the first layer and rows of the second: no communication is needed in between.
 RULES: tuple[Rule, ...] = (
     (r"(query|key|value)/kernel$", (None, "model")),
     (r"(query|key|value)/bias$", ("model",)),
@@ -44,17 +44,17 @@ RULES: tuple[Rule, ...] = (
     (r"stage\d+_block\d+/conv2/kernel$", (None, None, "model", None)),
 )
 
-# Splitting what is smaller than this (elements) costs more messages than it saves memory.
+# Arrays with fewer elements are not split: the communication would cost more than the memory saved.
 MIN_SIZE = 1024
 
 
 class Layout(NamedTuple):
-    """How a state lies on a mesh.
+    """How a state is placed on a mesh.
 
     Attributes:
       mesh: the devices, with `AXES`.
-      specs: a tree like the state, of `PartitionSpec`s.
-      whole: names of arrays of at least `MIN_SIZE` elements that could not be split as the strategy wanted.
+      specs: a tree of `PartitionSpec`s with the structure of the state.
+      whole: names of arrays of at least `MIN_SIZE` elements that could not be split as the strategy asks.
     """
 
     mesh: Mesh
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
     @property
     def shardings(self) -> Any:
-        """A tree like the state, of shardings."""
+        """A tree of shardings with the structure of the state."""
         return jax.tree.map(lambda s: NamedSharding(self.mesh, s), self.specs, is_leaf=_is_spec)
 
 
@@ -79,8 +79,8 @@ def make_mesh(
 
     Args:
       devices: of the mesh; all by default. Neighbours in the list are neighbours along "model", then along "fsdp".
-      strategy: gives the devices that are not asked for to "data", of "fsdp" to "fsdp", of "tensor" to "model".
-      data, fsdp, model: sizes of the axes; their product is the number of devices. None is 1, or what is left.
+      strategy: decides which axis gets the remaining devices: "data", or "fsdp" for "fsdp", or "model" for "tensor".
+      data, fsdp, model: sizes of the axes; their product is the number of devices. None: 1, or all remaining devices.
 
     Raises:
       BadRequest: sizes that do not multiply to the number of devices, or an axis that the strategy does not use.
@@ -108,7 +108,7 @@ def make_mesh(
 
 
 def _arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
-    """Orders devices along the axes: on TPUs as their links run, if every process then reads one piece of a batch."""
+    """Orders devices along the axes: on TPUs by their links, if every process then reads one piece of a batch."""
     plain = np.asarray(devices).reshape(shape)
     if devices[0].platform == "tpu":
         linked = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -118,7 +118,7 @@ def _arrange(devices: Sequence[jax.Device], shape: Sequence[int]) -> np.ndarray:
 
 
 def parts_by_process(devices: np.ndarray) -> dict[int, list[int]]:
-    """Returns for each process the parts of a batch that its devices of a mesh hold, of `data x fsdp` parts in all."""
+    """Returns {process: parts of a batch held by its devices}; a batch has `data x fsdp` parts."""
     found: dict[int, set[int]] = {}
     for part, group in enumerate(devices.reshape(-1, devices.shape[-1])):
         for device in group:
@@ -147,7 +147,7 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def _is_run(parts: Sequence[int]) -> bool:
-    """Whether numbers follow one another without a gap."""
+    """Whether sorted numbers have no gaps."""
     return parts[-1] - parts[0] == len(parts) - 1
 
 
@@ -166,13 +166,13 @@ def check_rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
                 f"sharding.rules: {errors.shown(rule)} is not (regular expression, axes): {e}."
             ) from e
         if wrong := [a for a in axes if a is not None and a not in ("fsdp", "model")]:
-            raise errors.BadRequest(f"sharding.rules: {wrong[0]!r} in {rule!r} is none of 'fsdp', 'model' and None.")
+            raise errors.BadRequest(f"sharding.rules: {wrong[0]!r} in {rule!r} is not 'fsdp', 'model' or None.")
         out.append((pattern, axes))
     return tuple(out)
 
 
 def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence[Rule] = ()) -> Layout:
-    """Decides for every array of a state how it is split.
+    """Decides how every array of a state is split.
 
     Args:
       template: a tree of arrays or `ShapeDtypeStruct`s.
@@ -181,7 +181,7 @@ def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence
       rules: a user's rules, before those of the strategy.
 
     Raises:
-      BadRequest: a user's rule finds no array, or none of its axes is of the mesh.
+      BadRequest: a user's rule matches no array.
     """
     names = list(trees.flatten(template))
     for pattern, _ in rules:
@@ -218,7 +218,7 @@ def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence
 
 
 def describe(found: Layout, template: Any) -> str:
-    """Returns a line about a plan: what a device keeps of the state, and what is not split."""
+    """Returns a one-line summary: how much of the state a device keeps, and which arrays are not split."""
     total = local = 0
     for leaf, sharding in zip(jax.tree.leaves(template), jax.tree.leaves(found.shardings), strict=True):
         total += leaf.size * leaf.dtype.itemsize
@@ -226,12 +226,12 @@ def describe(found: Layout, template: Any) -> str:
     shape = " x ".join(f"{axis} {size}" for axis, size in found.mesh.shape.items())
     text = f"mesh {shape}; a device keeps {local / 1e6:,.1f} of {total / 1e6:,.1f} MB of state"
     if found.whole:
-        text += f"; not split, as no dimension divides: {trees.shorten(found.whole, 4)}"
+        text += f"; not split, as no dimension is divisible: {trees.shorten(found.whole, 4)}"
     return text
 
 
 def laid_out(template: Any, shardings: Any) -> Any:
-    """Returns a tree of `ShapeDtypeStruct`s with shardings: a tree of them, or a mesh on which all is replicated."""
+    """Returns `ShapeDtypeStruct`s with the given tree of shardings; given a mesh, all arrays are replicated on it."""
     if isinstance(shardings, Mesh):
         shardings = jax.tree.map(lambda _: NamedSharding(shardings, PartitionSpec()), template)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings)

@@ -1,4 +1,4 @@
-"""The state of a training run: everything a step reads and writes, and all that a checkpoint holds."""
+"""The state of a training run: everything a step reads and writes, and everything in a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ class State:
       params: parameters, float32.
       model_state: the model's other collections, such as `batch_stats`; may be empty.
       opt_state: state of the optimizer.
-      key: uint32 (2,), raw data of the run's random key; a step's keys are folded from it and `step`.
+      key: uint32 (2,), raw data of the run's random key; a step's key is this one folded with `step`.
       ema: moving average of `{"params", "model_state"}`, or None.
     """
 
@@ -32,22 +32,22 @@ class State:
 
     @property
     def evaluated(self) -> tuple[Any, Any]:
-        """(params, model_state) that evaluation uses: the average where one is kept."""
+        """(params, model_state) for evaluation: the moving average if there is one."""
         return (
             (self.ema["params"], self.ema["model_state"]) if self.ema is not None else (self.params, self.model_state)
         )
 
 
 def describe(state: Any) -> dict[str, str]:
-    """Returns path name -> type and shape of every leaf, as {"params/head/bias": "float32[10]"}."""
+    """Returns {path name: type and shape} of every leaf, such as {"params/head/bias": "float32[10]"}."""
     return {name: f"{x.dtype}{list(x.shape)}" for name, x in trees.flatten(state).items()}
 
 
 def differences(have: Mapping[str, str | None], wanted: Mapping[str, str]) -> str:
-    """Says in which names, types and shapes two descriptions differ, in a few names of each kind.
+    """Tells how the names, types and shapes of two descriptions differ, with a few names of each kind.
 
     Args:
-      have: of the state that is there; None where only a name is known.
+      have: of the state that is there; the value is None if only the name is known.
       wanted: of the state to restore.
     """
     other = [k for k in wanted if have.get(k) is not None and have[k] != wanted[k]]
@@ -62,8 +62,8 @@ def differences(have: Mapping[str, str | None], wanted: Mapping[str, str]) -> st
 def create(task: Any, optimizer: Any, seed: int, *, ema: bool = False) -> State:
     """Initialises the parameters from `seed` and the optimizer's state from them.
 
-    The key for initialisation and the key of the run are independent, so that a model can be changed without changing
-    the masks and augmentations that it meets.
+    The key for initialisation and the key of the run are independent, so that another model gets the same masks and
+    augmentations.
     """
     root = jax.random.key(seed)
     variables = task.init(jax.random.fold_in(root, 0))

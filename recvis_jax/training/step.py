@@ -1,12 +1,12 @@
 """The train step: a pure function `(state, batch) -> (state, metrics)`, compiled by `jit` over a mesh or by `pmap`.
 
-Both give the same numbers. Under `jit` arrays are global and XLA places the collectives; under `pmap` the same body
-runs on each device's part and sums over the axis "data" by hand. Batch norm uses the statistics of the whole global
-batch in both (see `models.layers.BatchNorm`); dropout and augmentation draw from (key, slot), not from the device.
+Both give the same numbers. Under `jit`, arrays are global and XLA places the collectives; under `pmap`, the same body
+runs on each device's part and sums over the axis "data" by hand. In both, batch norm uses the statistics of the whole
+global batch (see `models.layers.BatchNorm`); dropout and augmentation draw from (key, slot), not from the device.
 
-With `accumulate=m` the batch is cut into m micro-batches, whose gradients are summed before the one update. That equals
-the large batch, except that batch norm sees one micro-batch at a time: the statistics are then those of the m groups
-{j : j mod m = g} of the batch, as with `bn_groups=m` and the large batch (ghost batch norm), to which it is equal.
+With `accumulate=m` the batch is cut into m micro-batches, whose gradients are summed before one update. That equals one
+update on the large batch, except for batch norm, which sees one micro-batch at a time: its statistics are those of the
+m groups {j : j mod m = g} of the batch. This equals the large batch with `bn_groups=m` (ghost batch norm).
 """
 
 import functools
@@ -49,20 +49,20 @@ def step_body(
     """Returns the uncompiled step.
 
     Args:
-      task: objective with its model.
+      task: the objective with its model.
       optimizer: `init`, `update` and `schedule`, as `optim.make_optimizer` gives them.
       augment: (key, batch) -> batch with float images as the model takes them.
       accumulate: number of micro-batches; divides the batch on each device.
       ema_decay: decay of the moving average of parameters and model state; None for none.
-      axis: name of the mapped axis where the batch is one device's part of the global one.
-      split: gradients -> the same, split over the devices as the parameters are.
+      axis: name of the mapped axis, if the batch is one device's part of the global one.
+      split: gradients -> the same gradients, split over the devices like the parameters.
     """
 
     def total(x):
         return jax.lax.psum(x, axis) if axis else x
 
     def micro(params, model_state, batch, key, scale):
-        """The scaled sum of the terms of one micro-batch; beside it the sums of terms and metrics."""
+        """The scaled sum of one micro-batch's terms; with it the new model state and the sums of terms and metrics."""
         terms, new, metrics = task.loss(params, model_state, batch, key)
         _check_terms(terms, scale)
         valid = batch["mask"]
@@ -79,7 +79,7 @@ def step_body(
     def gradients(params, model_state, batch, key, scale):
         if accumulate == 1:
             return grad(params, model_state, batch, key, scale)
-        # Strided rather than contiguous micro-batches: each keeps its share on every device.
+        # Strided rather than contiguous micro-batches: each has an equal share on every device.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
@@ -90,7 +90,7 @@ def step_body(
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (grads, (new, sums)), _ = jax.lax.scan(add, zero, parts)
         new = jax.tree.map(lambda x: x / accumulate, new)
-        if "constants" in model_state:  # a mean of equal numbers may be off by a rounding
+        if "constants" in model_state:  # the mean of equal numbers may differ from them by rounding
             new = {**new, "constants": model_state["constants"]}
         return grads, (new, sums)
 
@@ -123,7 +123,7 @@ def step_body(
 
 
 def counted(task: Task, batch: dict) -> dict[str, jax.Array]:
-    """Returns {term: what its sum is divided by, over this part of the batch}; {} where terms are means over examples.
+    """Returns {term: its divisor, summed over this part of the batch}; {} if terms are means over examples.
 
     Example:
       >>> tokens = Task(None, None, None, {}, ("loss", "min"), counts=lambda b: {"words": b["words_mask"].sum(1)})
@@ -136,20 +136,20 @@ def counted(task: Task, batch: dict) -> dict[str, jax.Array]:
 
 
 def scales(task: Task, counts: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, Any]]:
-    """Returns what the gradient is divided by, and the factor of each term's sum before that.
+    """Returns the divisor of the gradient, and the factor of each term's sum before that division.
 
-    The loss is sum_t weight_t S_t / N_t over the global batch. It is computed as (sum_t scale_t S_t) / N_1 of the first
-    term's count: with one term nothing but the last division is left.
+    The loss is sum_t weight_t S_t / N_t over the global batch. It is computed as (sum_t scale_t S_t) / N_1, where N_1
+    is the first term's count: with a single term only this division remains.
 
     Args:
-      task: with the weights.
+      task: has the weights.
       counts: {term: N_t over the global batch}.
     """
     if unknown := set(task.weights) - set(counts):
         raise errors.BadRequest(
             f"weights of unknown terms {', '.join(sorted(unknown))}; there are: {', '.join(counts)}."
         )
-    # Sorted, as `jax.tree.map` leaves them. A batch without a single box has 0 / 0, which is 0.
+    # Sorted, as `jax.tree.map` returns them. For a batch without any box, 0 / 0 counts as 0.
     safe = {name: jnp.where(counts[name] > 0, counts[name], 1) for name in sorted(counts)}
     first = next(iter(safe.values()))
     factors: dict[str, Any] = {}
@@ -168,14 +168,14 @@ def _weighted(sums: dict[str, jax.Array], scale: dict[str, Any]) -> jax.Array:
 
 
 def _sum(valid: jax.Array, x: jax.Array) -> jax.Array:
-    """Sums over the valid examples. Never multiply: 0 * NaN."""
+    """Sums over the valid examples; never multiplies by the mask, as 0 * NaN is NaN."""
     return jnp.where(valid, x, 0).sum()
 
 
 def _check_terms(terms: dict[str, jax.Array], scale: dict[str, Any]) -> None:
     if set(terms) != set(scale):
         raise errors.BadRequest(
-            f"the loss has the terms {', '.join(terms)}, and counts for {', '.join(scale)}; a task gives one for each."
+            f"the loss has the terms {', '.join(terms)}, but counts for {', '.join(scale)}; give one for each."
         )
 
 
@@ -194,7 +194,7 @@ def make_train_step(
     Args:
       task, optimizer, augment, accumulate, ema_decay: see `step_body`.
       compile: "jit" (batch: global arrays split over the mesh) or "pmap" (state and batch: a leading device axis).
-      shardings: how the state lies on the mesh, for "jit"; see `training.sharding`.
+      shardings: how the state is split over the mesh, for "jit"; see `training.sharding`.
     """
     refuse_cutting(task, accumulate, compile)
     body = functools.partial(step_body, task, optimizer, augment=augment, accumulate=accumulate, ema_decay=ema_decay)
@@ -205,7 +205,7 @@ def make_train_step(
     inner = body(split=lambda grads: jax.lax.with_sharding_constraint(grads, shardings.params))
 
     def step(state: State, batch: dict) -> tuple[State, Metrics]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # in which models constrain their activations
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # lets models constrain their activations
             return inner(state, batch)
 
     batch = NamedSharding(mesh, sharding.batch_spec())
@@ -215,7 +215,7 @@ def make_train_step(
 
 
 def place_state(state: State, shardings: State, compile: str) -> State:
-    """Puts a state where the compiled step wants it: as `shardings` say; with a leading device axis for "pmap"."""
+    """Places a state as the compiled step needs it: by `shardings`, or with a leading device axis for "pmap"."""
     if compile == "pmap":
         devices = jax.local_devices()
         host = distributed.onto_host(state)
@@ -223,11 +223,11 @@ def place_state(state: State, shardings: State, compile: str) -> State:
         return jax.device_put(stacked, NamedSharding(Mesh(devices, (DATA_AXIS,)), PartitionSpec(DATA_AXIS)))
     if all(x.sharding == s for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)):
         return state
-    return jax.tree.map(jnp.copy, distributed.onto_devices(state, shardings))  # a step may be given only what JAX owns
+    return jax.tree.map(jnp.copy, distributed.onto_devices(state, shardings))  # the step donates: JAX must own it
 
 
 def fetch_state(state: State, shardings: State, compile: str) -> State:
-    """Undoes `place_state`: one state over all devices, from one that "pmap" keeps once a device."""
+    """Undoes `place_state`: from the copies of "pmap", one per device, to one state over all devices."""
     if compile != "pmap":
         return state
     one = jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], state)

@@ -76,7 +76,7 @@ REQUESTS = {
     "seed": (dict(seed=-1), r"config\.seed is -1; it takes numbers from 0 to 4,294,967,295"),
     "ema": (dict(ema_decay=1.0), r"config\.ema_decay is 1\.0; it takes numbers from 0 to below 1"),
     "every": (dict(eval_every=0), r"config\.eval_every is 0; it takes numbers above 0"),
-    "parts": (dict(accumulate=3), r"config\.batch_size=32 does not divide by .*accumulate=3; 24 would"),
+    "parts": (dict(accumulate=3), r"config\.batch_size=32 is not divisible by .*accumulate=3; 24 would be"),
     "lr": (dict(optim__lr=-0.1), r"optim\.lr is -0\.1; it takes numbers from 0"),
     "no model": (dict(model__name=small.GONE), r"config\.model\.name is missing; there are: "),
     "no lr": (dict(optim__lr=small.GONE), r"config\.optim lacks lr"),

@@ -118,7 +118,7 @@ def test_the_length_of_the_run(replicated):
         (dict(compile="pmap"), r"add --config\.compile=jit"),
         (dict(batch_sise=3), r"unknown key config\.batch_sise\. Did you mean 'batch_size'"),
         (dict(epochs=2.0), r"one of config\.epochs and config\.steps"),
-        (dict(batch_size=30), r"config\.batch_size=30 does not divide by 8 device\(s\)"),
+        (dict(batch_size=30), r"config\.batch_size=30 is not divisible by 8 device\(s\)"),
     ],
 )
 def test_what_is_refused(changes, message):

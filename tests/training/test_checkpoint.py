@@ -277,7 +277,7 @@ def test_another_state_is_refused_and_nothing_is_moved(change, expected, earlier
             tmp_path, sharding.laid_out(template, sharding.make_mesh()), read_only=read_only
         )
         for act in (keeper.refuse_mismatch, keeper.restore_newest, functools.partial(keeper.restore, "best")):
-            with pytest.raises(errors.BadRequest, match=f"is whole, but of another model or optimizer .*{expected}"):
+            with pytest.raises(errors.BadRequest, match=f"is intact, but its model or optimizer differs .*{expected}"):
                 act()
         keeper.close()
     there = {p.name: sorted(s.name for s in p.iterdir()) for p in (tmp_path / "checkpoints").iterdir()}

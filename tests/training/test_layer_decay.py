@@ -131,7 +131,7 @@ X = np.zeros((3, 2))
 @pytest.mark.parametrize(
     "params, kw, message",
     [
-        ({"stage1_block1": X, "head": X}, {}, "there is no depth, in head, stage1_block1"),
+        ({"stage1_block1": X, "head": X}, {}, "the depth is unknown; names: head, stage1_block1"),
         ({"block0": X, "block2": X}, {}, r"numbered \[0, 2\]"),
         ({"block1": X}, {}, r"numbered \[1\]"),
         ({"blocks": {"a": X, "b": X[:2]}}, {}, r"of \[2, 3\] in one array"),

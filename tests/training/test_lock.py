@@ -86,7 +86,7 @@ def test_a_process_of_another_machine_is_known_by_its_signs_of_life(tmp_path):
     thread.start()
     with pytest.raises(errors.BadRequest, match=r"process 12 on node7 \(since then\).* rm .*\.lock"):
         lock.Lock(tmp_path, lines.append).take()
-    assert len(lines) == 1 and "may still run here; waiting" in lines[0]
+    assert len(lines) == 1 and "may still be running; waiting" in lines[0]
     other._closing.set()
     thread.join()
     lock.Lock(tmp_path, lines.append).take().release()
@@ -116,7 +116,7 @@ def test_a_process_that_lost_its_lock_writes_no_more(tmp_path):
     assert (tmp_path / lock.NAME).exists()
     (tmp_path / lock.NAME).unlink()
     owner(tmp_path)
-    with pytest.raises(errors.Failure, match=r"is now that of process 12 on node7"):
+    with pytest.raises(errors.Failure, match=r"now belongs to process 12 on node7"):
         held.check()
     held.release()
     assert (tmp_path / lock.NAME).exists(), "another's lock is not removed"

@@ -283,7 +283,7 @@ def test_shapes_are_enough_and_the_schedule_is_the_one_used():
         ("sgd", {"schedule": "step", "schedule_args": {"factor": -1.0}}, "factor is -1.0"),
         ("sgd", {"schedule": "rsqrt", "schedule_args": {"timescale": 0}}, "timescale is 0"),
         ("sgd", {"schedule": "rsqrt", "schedule_args": {"cooldown": 0.9}, "warmup": 0.2}, "longer than training"),
-        ("sgd", {"schedule": "one_cycle", "warmup": 5}, "rise of its own"),
+        ("sgd", {"schedule": "one_cycle", "warmup": 5}, "has its own warm-up"),
         ("sgd", {"schedule": "one_cycle", "schedule_args": {"shape": "line"}}, "Did you mean 'linear'"),
     ],
 )

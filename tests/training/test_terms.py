@@ -234,5 +234,5 @@ def test_what_cannot_be_cut_or_does_not_fit_is_refused():
         train(coupled, devices=8, compile="pmap")
     with pytest.raises(errors.BadRequest, match="weights of unknown terms box; there are: words, boxes"):
         train(toy()._replace(weights={"box": 1.0}))
-    with pytest.raises(errors.BadRequest, match="the loss has the terms words, boxes, and counts for words"):
+    with pytest.raises(errors.BadRequest, match="the loss has the terms words, boxes, but counts for words"):
         train(toy()._replace(counts=lambda b: {"words": b["words_mask"].sum(1)}, weights={}))
