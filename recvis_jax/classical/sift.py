@@ -11,16 +11,13 @@ from jaxtyping import Array, Float
 
 from recvis_jax.classical import local
 from recvis_jax.classical.local import Grid, Local
+from recvis_jax.classical.sampling import barrier, sample
 from recvis_jax.errors import BadRequest
 
 Window = Literal["flat", "gaussian"]
 
 _EPSILON = float(np.finfo(np.float32).eps)
 _MOST = 0.2  # of a normalised histogram, so that one strong edge does not decide
-_BLOCK = 16  # places along an axis whose values one product computes
-_WHOLE = 64  # pixels of an axis that one product takes at once
-
-_dot = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def dense(
@@ -159,52 +156,37 @@ def flat(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: 
     Bins of neighbouring descriptors are the same sums: they are computed once, on the coarsest grid that has them all.
     Descriptors are read from there only when their length is known, which is the sum of 16 lengths of bins.
     """
-    every_y, every_x = (math.gcd(g.step, g.bin_size) for g in (rows, columns))
-    at_y, at_x = local.index(rows, every_y), local.index(columns, every_x)
-    kernel_y, kernel_x = (triangle(g.bin_size) for g in (rows, columns))
-    sums = sample(maps, kernel_y, rows.first, every_y, int(at_y.max()) + 1, axis=2)
-    sums = sample(sums, kernel_x, columns.first, every_x, int(at_x.max()) + 1, axis=3)
-    weights = np.outer(_weights(rows.bin_size, window_size), _weights(columns.bin_size, window_size))
-    weights = weights.astype(np.float32)
+    every = [math.gcd(g.step, g.bin_size) for g in (rows, columns)]
+    at = [local.index(g, e) for g, e in zip((rows, columns), every, strict=True)]
+    weights = [_weights(g.bin_size, window_size) for g in (rows, columns)]
+    sums = maps
+    for axis, g, e, i in zip((2, 3), (rows, columns), every, at, strict=True):
+        sums = sample(sums, triangle(g.bin_size), g.first + 1 - g.bin_size, e, int(i.max()) + 1, axis)
 
-    def bins(x: Array) -> list[Array]:
-        """The values (b r c ...) of the bins, from the first to the sixteenth, of maps (b y x ...)."""
-        strides = (1, rows.step // every_y, columns.step // every_x, *(1 for _ in x.shape[3:]))
-        out = []
-        for y, x_ in np.ndindex(4, 4):
-            start = (0, at_y[0, y], at_x[0, x_], *(0 for _ in x.shape[3:]))
-            end = (x.shape[0], at_y[-1, y] + 1, at_x[-1, x_] + 1, *x.shape[3:])
-            out.append(jax.lax.slice(x, start, end, strides))
-        return out
+    def pooled(x: Float[Array, "b y x"], power: int) -> Float[Array, "b r c"]:
+        """Sums over the bins of each descriptor."""
+        x = x[:, None]
+        for axis, g, e, weight in zip((2, 3), (rows, columns), every, weights, strict=True):
+            kernel = np.zeros(3 * g.bin_size // e + 1, np.float32)
+            kernel[:: g.bin_size // e] = weight**power
+            x = sample(x, kernel, 0, g.step // e, g.places, axis)
+        return x[:, 0]
 
-    def pooled(x: Array, scale: np.ndarray) -> Array:
-        return sum((s * v for s, v in zip(scale.ravel().tolist(), bins(x), strict=True)), start=jnp.zeros(()))
-
-    ones = jnp.ones(maps.shape[1])
-    mass = pooled(_dot("t,btyx->byx", ones, sums), weights)
-    inverse = 1 / (jnp.sqrt(pooled(_dot("t,btyx->byx", ones, sums * sums), weights**2)) + _EPSILON)
-    sums = sums.transpose(0, 2, 3, 1)
-    cut = [
-        jnp.minimum(_MOST, v * (inverse * s)[..., None]) ** 2
-        for s, v in zip(weights.ravel().tolist(), bins(sums), strict=True)
-    ]
-    again = 1 / (jnp.sqrt(_dot("brct,t->brc", sum(cut, start=jnp.zeros(())), ones)) + _EPSILON)
-    found = sums[:, at_y[:, None, :, None], at_x[None, :, None, :]]  # b r c 4 4 t
-    found = found.reshape(*inverse.shape, -1) * np.repeat(weights.ravel(), maps.shape[1])
-    return jnp.minimum(_MOST, found * inverse[..., None]) * again[..., None], mass
+    mass = pooled(jnp.sum(sums, axis=1), 1)
+    length = jnp.sqrt(pooled(jnp.sum(sums * sums, axis=1), 2))
+    by_bin = np.repeat(np.outer(*weights).astype(np.float32).ravel(), maps.shape[1])
+    found = sums.transpose(0, 2, 3, 1)[:, at[0][:, None, :, None], at[1][None, :, None, :]]  # b r c 4 4 t
+    found = found.reshape(*mass.shape, -1) * by_bin
+    cut = barrier(jnp.minimum(_MOST, found * barrier(1 / (length + _EPSILON))[..., None]))
+    return cut * barrier(1 / (jnp.sqrt(jnp.sum(cut * cut, axis=-1, keepdims=True)) + _EPSILON)), mass
 
 
 def gaussian(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: float) -> tuple[Array, Array]:
     """Returns descriptors (b r c 128) and their mass (b r c), with a Gaussian window over each descriptor."""
     found = []
     for y in range(4):
-        kernel = _windowed(rows.bin_size, y, window_size)
-        strips = sample(maps, kernel, rows.first + y * rows.bin_size, rows.step, rows.places, axis=2)
-        for x in range(4):
-            kernel = _windowed(columns.bin_size, x, window_size)
-            found.append(
-                sample(strips, kernel, columns.first + x * columns.bin_size, columns.step, columns.places, axis=3)
-            )
+        strips = _bin(maps, rows, y, window_size, axis=2)
+        found += [_bin(strips, columns, x, window_size, axis=3) for x in range(4)]
     histograms = jnp.stack(found, axis=1).transpose(0, 3, 4, 1, 2)  # b r c 16 t
     histograms = histograms.reshape(*histograms.shape[:3], -1)
     return normalise(histograms), histograms.sum(axis=-1)
@@ -230,32 +212,11 @@ def _window(bin_size: int, which: int, window_size: float) -> Float[np.ndarray, 
     return np.exp(-0.5 * (away / (bin_size * window_size)) ** 2)
 
 
-def _windowed(bin_size: int, which: int, window_size: float) -> Float[np.ndarray, " k"]:
-    return (triangle(bin_size) * _window(bin_size, which, window_size)).astype(np.float32)
+def _bin(maps: Float[Array, "b t h w"], at: Grid, which: int, window_size: float, axis: int) -> Float[Array, "b t r c"]:
+    """Sums maps over bin `which` of every descriptor, along one axis."""
+    kernel = (triangle(at.bin_size) * _window(at.bin_size, which, window_size)).astype(np.float32)
+    return sample(maps, kernel, at.first + which * at.bin_size + 1 - at.bin_size, at.step, at.places, axis)
 
 
 def _weights(bin_size: int, window_size: float) -> Float[np.ndarray, "4"]:
     return np.array([_window(bin_size, i, window_size).mean() for i in range(4)])
-
-
-def sample(
-    maps: Float[Array, "b t h w"], kernel: Float[np.ndarray, " k"], first: int, every: int, count: int, axis: int
-) -> Float[Array, "b t r c"]:
-    """Correlates maps with a kernel of odd length along rows (2) or columns (3), at `count` places from `first`.
-
-    Beyond its borders a map goes on as it is there. Places are taken in blocks, each the product of its part of the map
-    with one matrix, a band of kernels: most of the matrix is zeros, and it is still what processors do fastest.
-    """
-    length, reach = maps.shape[axis], len(kernel) // 2
-    places = count if length <= _WHOLE else min(_BLOCK, count)
-    blocks = -(-count // places)
-    width = (places - 1) * every + len(kernel)
-    band = np.zeros((places, width), np.float32)
-    for place in range(places):
-        band[place, place * every : place * every + len(kernel)] = kernel
-    of_block = first - reach + np.arange(blocks)[:, None] * (places * every) + np.arange(width)
-    parts = jnp.take(maps, jnp.asarray(np.clip(of_block, 0, length - 1)), axis=axis)
-    b, t = maps.shape[:2]
-    if axis == 2:
-        return _dot("pk,btnkw->btnpw", band, parts).reshape(b, t, blocks * places, -1)[:, :, :count]
-    return _dot("bthnk,pk->bthnp", parts, band).reshape(b, t, -1, blocks * places)[..., :count]

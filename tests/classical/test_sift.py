@@ -6,31 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import vlfeat_filters as vlfeat
-from scipy import ndimage
+from images import noise
 
 from recvis_jax.classical import local, sift
 from recvis_jax.errors import BadRequest
 
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    """Smooth noise in [0, 1]."""
-    x = ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), 1.5)
-    return ((x - x.min()) / (x.max() - x.min())).astype(np.float32)
-
-
-GEOMETRIES = [  # h, w, step, bin_size, first
-    (28, 28, 2, 4, 0),
-    (37, 28, 3, 4, 0),
-    (40, 91, 4, 6, 3),
-    (70, 130, 5, 5, 1),
-    (50, 61, 8, 3, 0),
-    (16, 17, 2, 5, 0),
+GEOMETRIES = [  # h, w, step, bin_size, first, window
+    (28, 28, 2, 4, 0, "flat"),
+    (37, 28, 3, 4, 0, "flat"),
+    (40, 91, 4, 6, 3, "flat"),
+    (50, 61, 8, 3, 0, "flat"),
+    (28, 33, 2, 4, 0, "gaussian"),
+    (40, 31, 5, 3, 2, "gaussian"),
 ]
 
 
 @pytest.mark.every
-@pytest.mark.parametrize("window", ["flat", "gaussian"])
-@pytest.mark.parametrize("h, w, step, bin_size, first", GEOMETRIES)
+@pytest.mark.parametrize("h, w, step, bin_size, first, window", GEOMETRIES)
 def test_dense_is_vlfeats(h, w, step, bin_size, first, window):
     image = noise(h, w)
     theirs = vlfeat.Dense(h, w, step, bin_size, window == "flat", 1.5, first)(image)
@@ -59,9 +51,9 @@ def test_descriptors_turn_and_flip_with_the_image(window):
 
 
 def test_a_batch_is_its_images():
-    images = jnp.asarray(np.stack([noise(30, 40, seed=i) for i in range(3)]))
+    images = jnp.asarray(np.stack([noise(30, 40, seed=i) for i in range(2)]))
     together = sift.dense(images, root=True)
-    for i in range(3):
+    for i in range(2):
         alone = sift.dense(images[i : i + 1], root=True)
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(a[i], b[0], atol=1e-6)
@@ -69,9 +61,9 @@ def test_a_batch_is_its_images():
 
 
 @pytest.mark.parametrize("window", ["flat", "gaussian"])
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_where_nothing_is_to_be_seen_descriptors_are_zeros(value, window):
-    found = sift.dense(jnp.full((2, 30, 30), value), window=window, root=True)
+def test_where_nothing_is_to_be_seen_descriptors_are_zeros(window):
+    values = jnp.broadcast_to(jnp.array([0.0, 0.3, 1.0])[:, None, None], (3, 30, 30))
+    found = sift.dense(values, window=window, root=True)
     for field in found:
         assert np.isfinite(field).all()
     assert not found.descriptors.any() and not found.norms.any()

@@ -1,7 +1,6 @@
 """VLFeat's C library by ctypes (Debian: libvlfeat1): dense SIFT and HOG of one grey image at a time."""
 
 import ctypes
-import ctypes.util
 from typing import NamedTuple
 
 import numpy as np
@@ -47,8 +46,7 @@ def library() -> ctypes.CDLL:
     except OSError:
         pytest.skip(MISSING)
     vl.vl_dsift_new_basic.restype = ctypes.POINTER(Filter)
-    for name in ("vl_hog_new",):
-        getattr(vl, name).restype = ctypes.c_void_p
+    vl.vl_hog_new.restype = ctypes.c_void_p
     for name in ("vl_hog_get_width", "vl_hog_get_height", "vl_hog_get_dimension"):
         getattr(vl, name).restype = ctypes.c_size_t
     return vl
@@ -73,3 +71,19 @@ class Dense:
         frames = [(k.x, k.y, k.norm) for k in f.frames[: f.frames_count]]
         found = np.ctypeslib.as_array(f.descriptors, (f.frames_count, f.size)).copy()
         return Found(found, np.array(frames)[:, :2], np.array(frames)[:, 2])
+
+
+def hog(image: np.ndarray, cell: int, directions: int, uoctti: bool, interpolate: bool) -> np.ndarray:
+    """vl_hog of an image (h w c), as (rows columns d)."""
+    vl = library()
+    size = ctypes.c_size_t
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
+    self = ctypes.c_void_p(vl.vl_hog_new(int(uoctti), size(directions), 0))
+    vl.vl_hog_set_use_bilinear_orientation_assignments(self, int(interpolate))
+    c, h, w = planes.shape
+    vl.vl_hog_put_image(self, planes.ctypes.data_as(FLOATS), size(w), size(h), size(c), size(cell))
+    shape = [getattr(vl, f"vl_hog_get_{name}")(self) for name in ("dimension", "height", "width")]
+    out = np.zeros(shape, np.float32)
+    vl.vl_hog_extract(self, out.ctypes.data_as(FLOATS))
+    vl.vl_hog_delete(self)
+    return out.transpose(1, 2, 0)
