@@ -82,7 +82,7 @@ def fit(
     after: Callable[[State], dict[str, float]] = lambda state: {},
     stop: Callable[[int | None], bool] = lambda step: False,
 ) -> loop.Finished:
-    """Trains from `state` to the run's end; see `training.loop.run` for what is not said here.
+    """Trains from `state` to the run's end; see `training.loop.run` for the rest.
 
     Args:
       training: of `prepare`.

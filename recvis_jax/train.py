@@ -95,7 +95,7 @@ def train(
     given = locals()
     from recvis_jax import build, fitting
     from recvis_jax.evaluation import evaluator
-    from recvis_jax.training import checkpoint, distributed, log, loop
+    from recvis_jax.training import checkpoint, distributed, log, signals
     from recvis_jax.training.workdir import Workdir, absolute, refuse_unwritable
 
     began, tell = time.monotonic(), print if distributed.is_main() else (lambda text: None)
@@ -124,7 +124,7 @@ def train(
     reader.close()
     figure = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else lambda state: {}
 
-    with home.taken(), loop.StopSignal() as stop:
+    with home.taken(), signals.StopSignal() as stop:
         keeper = checkpoint.Checkpointer(folder, run.template, say=tell, root=root, held=home.held)
         restored = keeper.restore_newest()
         resumed = restored.meta if restored else {}

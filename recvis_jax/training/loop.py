@@ -1,10 +1,6 @@
 """The loop: the only training `for`. All side effects of a run are here or called from here."""
 
 import math
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,7 +9,7 @@ import jax
 import numpy as np
 
 from recvis_jax import errors, trees
-from recvis_jax.training import lock, memory, processes
+from recvis_jax.training import memory, processes
 from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log, plain_json
 from recvis_jax.training.state import State
@@ -40,10 +36,6 @@ class Finished(NamedTuple):
     best: dict[str, Any] | None
     last: dict[str, Any] | None
     seconds: float
-
-
-class _Loop(dict):
-    """State of the loop, saved as JSON with every checkpoint: best, last, patience, sums since last record, seconds."""
 
 
 def run(
@@ -88,122 +80,162 @@ def run(
       Failure: a loss, a gradient, a parameter to be saved, or the final validation loss is not finite (the message
         names the step, and the last good checkpoint is kept); or a checkpoint cannot be written.
     """
-    saved = dict((resumed or {}).get("loop", {}))
-    own = _Loop(
-        best=saved.get("best"),
-        last=saved.get("last"),
-        evaluated=saved.get("evaluated", 0),
-        waited=saved.get("waited", 0),
-        sums=saved.get("sums", {}),
-        seconds=saved.get("seconds", 0.0),
-    )
-    step = begin = int(_first(state.step))
-    clock = time.monotonic()
-    pending: list[dict] = []  # metrics of steps not yet looked at, still on the device
-    since = time.monotonic(), step
-    saved_at = begin if resumed else -1
-    stream = batches(step)
+    now = _Progress(state, resumed or {}, checkpointer, log, batch_size, best, data_state, fetch)
+    stream = batches(now.step)
+    now.complete_best()
+    while True:
+        last = now.step >= total_steps
+        due = evaluate is not None and now.step > 0 and (now.step % eval_every == 0 or last)
+        is_best = now.evaluate(evaluate, stop) if evaluate and due and not now.is_evaluated() else False
+        early = bool(early_stop and now.kept["waited"] >= early_stop)
+        if (last or early) and now.is_evaluated():
+            now.check_validation_loss()
+        if early:
+            now.record_rest()
+        if is_best or (now.step > now.begin and (due or last or now.step % checkpoint_every == 0)):
+            now.save(is_best)
+        if stop(now.step):
+            now.save(False)
+            return now.finished("interrupted")
+        if last or early:
+            return now.finished("done" if last else "early stop")
+        now.train(step_fn, next(stream))
+        if now.step % log_every == 0 or now.step == total_steps:
+            now.record_train()
 
-    def elapsed() -> float:
-        return own["seconds"] + time.monotonic() - clock
 
-    def give_up(what: str, value: float, at: int) -> None:
-        kept = f"step {saved_at}" if saved_at >= 0 else "none"
-        raise errors.Failure(
-            f"{what} is {value} at step {at}; the run stops. Last good checkpoint: {kept}. "
-            "A lower learning rate, warmup or optim.clip_norm may help."
-        )
+class _Progress:
+    """A run in progress: its state, and what was seen of it.
 
-    def look() -> None:
+    Attributes:
+      state, step: the state after so many updates.
+      begin: the step at which this process began.
+      kept: JSON that lies beside every checkpoint: best and last evaluation, the step evaluated last, how many
+        evaluations the best is old, sums since the last record, seconds of earlier lives.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        resumed: dict[str, Any],
+        checkpointer: Checkpointer | memory.Memory,
+        log: Log | memory.Records,
+        batch_size: int,
+        best: tuple[str, str],
+        data_state: Callable[[int], dict[str, Any]],
+        fetch: Callable[[State], State],
+    ):
+        self.state = state
+        self.step = self.begin = int(_first(state.step))
+        none: dict[str, Any] = {"best": None, "last": None, "evaluated": 0, "waited": 0, "sums": {}, "seconds": 0.0}
+        self.kept: dict[str, Any] = none | {k: v for k, v in resumed.get("loop", {}).items() if k in none}
+        self._checkpointer, self._log, self._fetch, self._data_state = checkpointer, log, fetch, data_state
+        self._batch_size, self._best = batch_size, best
+        self._began = time.monotonic()
+        self._since = self._began, self.step  # of the throughput
+        self._pending: list[dict] = []  # metrics of steps not yet looked at, still on the device
+        self._saved_at = self.begin if resumed else -1
+
+    def train(self, step_fn: Callable[[State, dict], tuple[State, dict]], batch: dict) -> None:
+        """Makes one update."""
+        self.state, metrics = processes.wait_on_cpus(step_fn(self.state, batch))
+        self._pending.append(metrics)
+        if len(self._pending) > _AHEAD:  # else the batches of queued steps would fill the device's memory
+            jax.block_until_ready(self._pending[-_AHEAD - 1]["loss"])
+        self.step += 1
+        self._log.advance(self.step)
+
+    def record_train(self) -> None:
+        """Records the means since the last record, and the throughput."""
+        self._look()
+        now = time.monotonic()
+        speed = (self.step - self._since[1]) * self._batch_size / max(1e-9, now - self._since[0])
+        means = {k: t / c for k, (t, c) in self.kept["sums"].items() if c}
+        self.kept["sums"] = {}
+        record = {**means, "images_per_second": speed, "seconds": self._seconds()}
+        self._log.record(self.step, "train", record)
+        self._since = time.monotonic(), self.step
+
+    def record_rest(self) -> None:
+        """Records the steps since the last record, where there are any."""
+        if self.kept["sums"] and self.step > self.begin:
+            self.record_train()
+
+    def is_evaluated(self) -> bool:
+        """Whether this step's state has been evaluated."""
+        return self.kept["evaluated"] == self.step and self.kept["last"] is not None
+
+    def evaluate(self, evaluate: Evaluate, stop: Callable[[int | None], bool]) -> bool:
+        """Evaluates; returns whether this is the best so far. An interrupted evaluation is not recorded."""
+        self._look()
+        paused = time.monotonic()
+        metrics = evaluate(self._fetch(self.state), lambda: stop(None))
+        if metrics is None:
+            return False
+        self._log.record(self.step, "val", {**metrics, "seconds": self._seconds()})
+        self._since = self._since[0] + time.monotonic() - paused, self._since[1]
+        kept = self.kept
+        kept["evaluated"], kept["last"] = self.step, {"step": self.step, "metrics": metrics}
+        value, sign = metrics[self._best[0]], 1 if self._best[1] == "max" else -1
+        is_best = math.isfinite(value) and (kept["best"] is None or sign * value > sign * kept["best"]["value"])
+        kept["waited"] = 0 if is_best else kept["waited"] + 1
+        if is_best:
+            kept["best"] = {"step": self.step, "value": value, "metrics": metrics}
+        return is_best
+
+    def check_validation_loss(self) -> None:
+        """Ends the run where the loss of the last evaluation is not finite."""
+        loss = self.kept["last"]["metrics"].get("loss", 0.0)
+        if loss is None or not math.isfinite(loss):
+            self._give_up("the validation loss", math.nan if loss is None else loss, self.step)
+
+    def save(self, is_best: bool) -> None:
+        """Saves the state unless that has been done; a state that is not finite ends the run instead."""
+        self._look()
+        if self.step == self._saved_at and not is_best:
+            return
+        whole = self._fetch(self.state)
+        for name, x in trees.flatten({"params": whole.params, **whole.model_state}).items():
+            if not _finite(x):  # because of the last update; its loss is not known yet
+                self._give_up(name, math.nan, self.step)
+        kept = plain_json({**self.kept, "seconds": self._seconds()})
+        self._checkpointer.save(whole, {"data": self._data_state(self.step), "loop": kept}, best=is_best)
+        self._saved_at = self.step
+
+    def complete_best(self) -> None:
+        """Writes the best checkpoint again if the run was killed while writing it."""
+        best = self.kept["best"]
+        if best and best["step"] == self.begin and self._checkpointer.best_step() != self.begin:
+            self.save(is_best=True)
+
+    def finished(self, reason: str) -> Finished:
+        """Returns how the run ended, when all of it is on disk."""
+        self._checkpointer.wait()
+        return Finished(self.state, reason, self.kept["best"], self.kept["last"], self._seconds())
+
+    def _seconds(self) -> float:
+        return self.kept["seconds"] + time.monotonic() - self._began
+
+    def _look(self) -> None:
         """Adds the pending metrics to the sums; stops the run if one is not finite."""
-        checkpointer.check()
-        values = jax.tree.map(_first, pending)
-        first = step - len(pending)
-        pending.clear()
+        self._checkpointer.check()
+        values = jax.tree.map(_first, self._pending)
+        first = self.step - len(self._pending)
+        self._pending.clear()
         for i, metrics in enumerate(values):
             for name, (total, count) in metrics.items():
                 total, count = float(total), float(count)
                 if not math.isfinite(total):
-                    give_up(name, total, first + i + 1)
-                have = own["sums"].get(name, [0.0, 0.0])
-                own["sums"][name] = [have[0] + total, have[1] + count]
+                    self._give_up(name, total, first + i + 1)
+                have = self.kept["sums"].get(name, [0.0, 0.0])
+                self.kept["sums"][name] = [have[0] + total, have[1] + count]
 
-    def save(is_best: bool) -> None:
-        nonlocal saved_at
-        look()
-        if step == saved_at and not is_best:
-            return
-        whole = fetch(state)
-        for name, x in trees.flatten({"params": whole.params, **whole.model_state}).items():
-            if not _finite(x):  # because of the last update; its loss is not known yet
-                give_up(name, math.nan, step)
-        meta = {"data": data_state(step), "loop": plain_json({**own, "seconds": elapsed()})}
-        checkpointer.save(whole, meta, best=is_best)
-        saved_at = step
-
-    def record_train() -> None:
-        nonlocal since
-        look()
-        now = time.monotonic()
-        speed = (step - since[1]) * batch_size / max(1e-9, now - since[0])
-        means = {k: t / c for k, (t, c) in own["sums"].items() if c}
-        own["sums"] = {}
-        log.record(step, "train", {**means, "images_per_second": speed, "seconds": elapsed()})
-        since = time.monotonic(), step
-
-    def evaluated() -> bool:
-        """Evaluates; returns whether this is the best so far. An interrupted evaluation is not recorded."""
-        nonlocal since
-        look()
-        paused = time.monotonic()
-        metrics = evaluate(fetch(state), lambda: stop(None)) if evaluate else None
-        if metrics is None:
-            return False
-        log.record(step, "val", {**metrics, "seconds": elapsed()})
-        since = since[0] + time.monotonic() - paused, since[1]
-        own["evaluated"], own["last"] = step, {"step": step, "metrics": metrics}
-        value, sign = metrics[best[0]], 1 if best[1] == "max" else -1
-        is_best = math.isfinite(value) and (own["best"] is None or sign * value > sign * own["best"]["value"])
-        own["waited"] = 0 if is_best else own["waited"] + 1
-        if is_best:
-            own["best"] = {"step": step, "value": value, "metrics": metrics}
-        return is_best
-
-    def finished(reason: str) -> Finished:
-        checkpointer.wait()
-        return Finished(state, reason, own["best"], own["last"], elapsed())
-
-    # If the run was killed while writing its best checkpoint, write it again.
-    if own["best"] and own["best"]["step"] == begin and checkpointer.best_step() != begin:
-        save(is_best=True)
-    while True:
-        last = step >= total_steps
-        due = evaluate is not None and step > 0 and (step % eval_every == 0 or last)
-        is_best = evaluated() if due and own["evaluated"] != step else False
-        early = bool(early_stop and own["waited"] >= early_stop)
-        if (last or early) and own["last"] and own["last"]["step"] == step:
-            loss = own["last"]["metrics"].get("loss", 0.0)
-            if loss is None or not math.isfinite(loss):
-                give_up("the validation loss", math.nan if loss is None else loss, step)
-        if early and own["sums"] and step > begin:
-            record_train()  # steps since the last record
-        if is_best or (step > begin and (due or last or step % checkpoint_every == 0)):
-            save(is_best)
-        if stop(step):
-            save(False)
-            return finished("interrupted")
-        if last:
-            return finished("done")
-        if early:
-            return finished("early stop")
-        state, metrics = processes.wait_on_cpus(step_fn(state, next(stream)))
-        pending.append(metrics)
-        if len(pending) > _AHEAD:  # else the batches of queued steps would fill the device's memory
-            jax.block_until_ready(pending[-_AHEAD - 1]["loss"])
-        step += 1
-        log.advance(step)
-        if step % log_every == 0 or step == total_steps:
-            record_train()
+    def _give_up(self, what: str, value: float, at: int) -> None:
+        good = f"step {self._saved_at}" if self._saved_at >= 0 else "none"
+        raise errors.Failure(
+            f"{what} is {value} at step {at}; the run stops. Last good checkpoint: {good}. "
+            "A lower learning rate, warmup or optim.clip_norm may help."
+        )
 
 
 def _first(x: Any) -> Any:
@@ -223,79 +255,3 @@ def _finite(x: Any) -> bool:
 @jax.jit
 def _all_finite(x: jax.Array) -> jax.Array:
     return jax.numpy.isfinite(x).all()
-
-
-class StopSignal:
-    """Catches SIGTERM and Ctrl-C inside its `with` block; calling it tells whether one came. A second Ctrl-C exits.
-
-    Outside the main thread it catches nothing. With several processes, each calls it with the number of every step, and
-    all are told to stop at the same step.
-
-    Attributes:
-      name: what came: "SIGTERM", "Ctrl-C", or an empty string.
-    """
-
-    def __init__(self):
-        self.name = ""
-        self._came = threading.Event()
-        self._before: dict[int, Any] = {}
-
-    def __call__(self, step: int | None = None) -> bool:
-        if processes.several() and step is not None and processes.agreed_to_stop(step):
-            self.name = self.name or "SIGTERM"
-            self._came.set()
-        return self._came.is_set()
-
-    def __enter__(self):
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        # With several processes, JAX's own handler catches SIGTERM and tells the others.
-        numbers = [signal.SIGINT] if processes.several() else [signal.SIGINT, signal.SIGTERM]
-        for number in numbers:
-            if signal.getsignal(number) != signal.SIG_IGN:  # ignored for a program in the background
-                self._before[number] = signal.signal(number, lambda number, _: self._note(number))
-        # A thread listens too: the main thread may be in a long computation, which a second Ctrl-C must end.
-        read, self._pipe = os.pipe()
-        os.set_blocking(self._pipe, False)
-        self._wakeup = signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
-        threading.Thread(target=self._listen, args=(read,), daemon=True, name="signals").start()
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._before or hasattr(self, "_pipe"):
-            signal.set_wakeup_fd(self._wakeup)
-            os.close(self._pipe)
-
-    def _note(self, number: int) -> None:
-        if not processes.several():  # else all processes agree on a step
-            self.name = self.name or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
-            self._came.set()
-
-    def _listen(self, pipe: int) -> None:
-        interrupts = 0
-        with os.fdopen(pipe, "rb", buffering=0) as file:
-            while received := file.read(1):
-                number = received[0]
-                if number not in self._before:
-                    continue
-                interrupts += number == signal.SIGINT
-                if interrupts > 1:
-                    _end_at_once()
-                self._note(number)
-                if number == signal.SIGINT:
-                    if processes.several():
-                        self.name = "Ctrl-C"
-                        os.kill(os.getpid(), signal.SIGTERM)  # caught by JAX
-                    print("Ctrl-C: saving after this step; press again to exit at once.", file=sys.stderr, flush=True)
-
-
-def _end_at_once() -> None:
-    """Ends the process after a second Ctrl-C; complete checkpoints stay."""
-    lock.release_all()
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[?25h")  # the cursor, which the progress bar hides
-    print("interrupted: nothing more was saved; the same command continues from the last checkpoint", file=sys.stderr)
-    sys.stderr.flush()
-    os._exit(130)

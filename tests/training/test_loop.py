@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recvis_jax import errors
-from recvis_jax.training import checkpoint, log, loop, sharding
+from recvis_jax.training import checkpoint, log, loop, sharding, signals
 from recvis_jax.training.state import State
 
 
@@ -193,7 +193,7 @@ def test_few_steps_are_under_way_at_once(tmp_path, monkeypatch):
 
 def test_stop_signal_notes_sigterm_and_gives_it_back():
     before = signal.getsignal(signal.SIGTERM)
-    with loop.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
