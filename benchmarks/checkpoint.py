@@ -34,10 +34,10 @@ def main(argv: list[str]) -> None:
     import jax
 
     from recvis_jax.training import checkpoint
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     run, batch = jax_side.make_training({"name": "vit_s16"}, "classify", "adamw", _BATCH.value, 224)
-    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+    step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
     state, _ = step(run.create(), batch)
     with (
         tempfile.TemporaryDirectory() as folder,

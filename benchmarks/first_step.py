@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from recvis_jax import build
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     imported = since_start()
     data = dict(name="imagenet2012", mock=_BATCH.value, train="train", test=None, statistics="imagenet")
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     model = dict(name=_MODEL.value, **({"scan": True} if _SCAN.value else {}))
     run = build.make_run(data=data, model=model, optim=optim, steps=10, batch_size=_BATCH.value)
     batch, state = next(build.train_batches(run, 0)), run.create()
-    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+    step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
     state, metrics = step(state, batch)
     jax.block_until_ready(metrics)
     first = since_start()

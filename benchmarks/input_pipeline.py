@@ -42,12 +42,12 @@ def measure(model: str, cache: str, seconds: float) -> dict[str, Any]:
 
     from recvis_jax import build
     from recvis_jax.training import distributed
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     data = dict(name="fashion_mnist", augment="pad_crop(2)|flip", statistics="fashion_mnist", test=None, cache=cache)
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model={"name": model}, optim=optim, steps=10**6, batch_size=BATCH)
-    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+    step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
     augment, key = jax.jit(run.data.augment), jax.random.key(0)
     batches, state = build.train_batches(run, 0), run.create()
     held = distributed.jit_placement(run.mesh).put(next(batches))  # from one CPU's cache it comes in numpy

@@ -76,7 +76,7 @@ def make_work(
     import jax
 
     from recvis_jax.planning import flops
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     run, data_batch = make_training(model, task, optim, batch, size)
     state = run.create()
@@ -84,7 +84,7 @@ def make_work(
     total = flops.model_flops(run.task, jax.eval_shape(lambda: state), shaped)
     found = {"parameters": sum(p.size for p in jax.tree.leaves(state.params)), "flops": total if train else total // 3}
     if train:
-        step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+        step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
 
         def work() -> None:
             nonlocal state
@@ -138,13 +138,13 @@ def prepare_epoch(images: int) -> str:
     import jax
 
     from recvis_jax import build
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     data = dict(name="fashion_mnist", train=f"train[:{images}]", test=None, statistics="fashion_mnist")
     data["augment"] = "pad_crop(2)|flip"
     optim = dict(name="momentum", lr=0.01, schedule="constant")
     run = build.make_run(data=data, model={"name": "lenet5"}, optim=optim, steps=10**6, batch_size=256)
-    step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+    step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
     batches, state = build.train_batches(run, 0), run.create()
 
     def work() -> None:
@@ -168,7 +168,7 @@ def prepare_speedrun(seed: int) -> dict[str, Any]:
     from pathlib import Path
 
     from recvis_jax import build
-    from recvis_jax.training import step as steps_of
+    from recvis_jax.training.step import make_train_step
 
     file = Path(__file__).parents[1] / "configs/fashion_mnist/speedrun.py"
     spec = importlib.util.spec_from_file_location("speedrun_config", file)
@@ -178,7 +178,7 @@ def prepare_speedrun(seed: int) -> dict[str, Any]:
     config = module.get_config().to_dict()
     keys = ("data", "model", "optim", "task", "epochs", "batch_size", "eval_batch_size", "ema_decay")
     run = build.make_run(**{k: config[k] for k in keys}, seed=seed)
-    step = steps_of.make_train_step(
+    step = make_train_step(
         run.task, run.optimizer, augment=run.data.augment, ema_decay=config["ema_decay"], shardings=run.shardings
     )
     test = run.data.test

@@ -42,7 +42,7 @@ class Side:
         import jax.numpy as jnp
 
         from recvis_jax import build
-        from recvis_jax.training import step as steps_of
+        from recvis_jax.training.step import make_train_step
 
         model = dict(name="mae_b16", patch_size=4, width=128, depth=6, heads=4)
         model |= dict(decoder_width=64, decoder_depth=2, decoder_heads=4) | changes
@@ -59,7 +59,7 @@ class Side:
 
         image, noise = jnp.zeros((_BATCH.value, 28, 28, 1)), jnp.zeros((_BATCH.value, 49))
         encoder = jax.jit(encode).lower(state.params, state.model_state, image, noise).compile()
-        step = steps_of.make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
+        step = make_train_step(run.task, run.optimizer, augment=run.data.augment, shardings=run.shardings)
         self.step = step.lower(state, batch).compile()
         self.state, self.batch = state, batch
         self.encoder_flops, self.flops = (f.cost_analysis()["flops"] / _BATCH.value for f in (encoder, self.step))

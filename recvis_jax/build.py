@@ -17,9 +17,9 @@ from recvis_jax.data import pipeline, sources
 from recvis_jax.data.opened import Data, open_data
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed
-from recvis_jax.training import optim as optimisers
-from recvis_jax.training import sharding as layouts
-from recvis_jax.training import state as states
+from recvis_jax.training.optim import Optimizer, make_optimizer
+from recvis_jax.training.sharding import Layout, Rule, check_rules, laid_out, make_layout, make_mesh
+from recvis_jax.training.state import State, create_state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -87,9 +87,9 @@ class Run(NamedTuple):
     task: Task
     optimizer: Any
     mesh: Mesh
-    create: Callable[[], states.State]
-    template: states.State
-    layout: layouts.Layout
+    create: Callable[[], State]
+    template: State
+    layout: Layout
     seed: int
     total_steps: int
     steps_per_epoch: float
@@ -97,7 +97,7 @@ class Run(NamedTuple):
     eval_batch_size: int
 
     @property
-    def shardings(self) -> states.State:
+    def shardings(self) -> State:
         """The shardings of the state."""
         return self.layout.shardings
 
@@ -142,7 +142,7 @@ def make_run(
         raise errors.BadRequest(f"config.seed={seed} is negative.")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise errors.BadRequest(f"config.ema_decay={ema_decay} is outside [0, 1).")
-    mesh, strategy, rules = make_mesh(sharding, devices)
+    mesh, strategy, rules = open_mesh(sharding, devices)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     distributed.check_batch(batch_size, accumulate, parts, "config.batch_size")
     eval_batch_size = eval_batch_size or batch_size // accumulate
@@ -157,12 +157,12 @@ def make_run(
     shapes = jax.eval_shape(lambda: objective.init(jax.random.key(0)))
     from_run = ("params", "total_steps", "batch_size", "steps_per_epoch")
     if recorded and optim == OWN:
-        optimizer = optimisers.Optimizer(lambda params: (), lambda grads, state, params: (grads, state), None)
+        optimizer = Optimizer(lambda params: (), lambda grads, state, params: (grads, state), None)
     else:
-        errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=from_run)
+        errors.check_kwargs(make_optimizer, optim, "config.optim", given=from_run)
         optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
         with errors.at("config.optim"):
-            optimizer = optimisers.make_optimizer(
+            optimizer = make_optimizer(
                 **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
             )
     return assemble(
@@ -175,7 +175,7 @@ def assemble(
     data: Data,
     model: Any,
     task: Task,
-    optimizer: optimisers.Optimizer,
+    optimizer: Optimizer,
     *,
     total_steps: int,
     batch_size: int,
@@ -184,7 +184,7 @@ def assemble(
     ema: bool = False,
     mesh: Mesh | None = None,
     strategy: str = "replicate",
-    rules: tuple[layouts.Rule, ...] = (),
+    rules: tuple[Rule, ...] = (),
 ) -> Run:
     """Puts the parts of a run together; configs and `recvis_jax.fit` both end here.
 
@@ -197,18 +197,18 @@ def assemble(
       mesh, strategy, rules: see `make_mesh`; all devices, with the parameters on each, by default.
     """
     _check_length(total_steps)
-    mesh = make_mesh(strategy)[0] if mesh is None else mesh
+    mesh = open_mesh(strategy)[0] if mesh is None else mesh
     drawn = task
     if mesh.size == 1 and tried.usable("loops of draws"):
         from recvis_jax.training import initialisers  # which leans on how JAX writes programs down
 
         drawn = task._replace(init=initialisers.looped(task.init))
 
-    def initial() -> states.State:
-        return states.create(drawn, optimizer, seed, ema=ema)
+    def initial() -> State:
+        return create_state(drawn, optimizer, seed, ema=ema)
 
     template = jax.eval_shape(initial)
-    layout = layouts.plan(template, mesh, strategy, rules)
+    layout = make_layout(template, mesh, strategy, rules)
     # Used once: what optimising its code more would save is less than it costs.
     quick = mesh.devices.flat[0].platform == "cpu" and tried.usable("quick create")
     options = {"xla_backend_optimization_level": 1} if quick else None
@@ -220,7 +220,7 @@ def assemble(
         optimizer=optimizer,
         mesh=mesh,
         create=create,
-        template=layouts.laid_out(template, layout.shardings),
+        template=laid_out(template, layout.shardings),
         layout=layout,
         seed=seed,
         total_steps=total_steps,
@@ -240,9 +240,7 @@ def length_in_steps(epochs: float | None, steps: int | None, steps_per_epoch: fl
     return steps if steps is not None else round((epochs or 0) * steps_per_epoch)
 
 
-def make_mesh(
-    sharding: str | dict, devices: Sequence[jax.Device] | None = None
-) -> tuple[Mesh, str, tuple[layouts.Rule, ...]]:
+def open_mesh(sharding: str | dict, devices: Sequence[jax.Device] | None = None) -> tuple[Mesh, str, tuple[Rule, ...]]:
     """Returns the mesh of a config's `sharding`, its strategy, and the user's rules.
 
     Args:
@@ -251,9 +249,9 @@ def make_mesh(
       devices: all by default.
     """
     section = {"strategy": sharding} if isinstance(sharding, str) else dict(sharding)
-    rules = layouts.check_rules(section.pop("rules", ()))
-    errors.check_kwargs(layouts.make_mesh, section, "config.sharding", extra=("rules",), given=("devices",))
-    return layouts.make_mesh(devices, **section), section.get("strategy", "replicate"), rules
+    rules = check_rules(section.pop("rules", ()))
+    errors.check_kwargs(make_mesh, section, "config.sharding", extra=("rules",), given=("devices",))
+    return make_mesh(devices, **section), section.get("strategy", "replicate"), rules
 
 
 def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple | None:
@@ -264,7 +262,7 @@ def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple
     return (*given, *((own,) if found else ())) or None
 
 
-def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> states.State:
+def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> State:
     """Returns the state at step 0, with the model's variables from a checkpoint where one is named.
 
     The checkpoint of a `probe` is that of its backbone, whose own head is not needed.

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from recvis_jax import cli, errors
+from recvis_jax import cli, columns, errors
 from recvis_jax import config as configs
 
 _MACS = "\nMACs: multiplications, each with an addition."
@@ -150,14 +150,7 @@ def _totals_table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _table(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(columns.aligned(rows, right=True))
 
 
 def _scaled(n: float, digits: int, unit: str = "") -> str:

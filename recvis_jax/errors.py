@@ -34,7 +34,7 @@ def printable(text: object) -> str:
     hide what follows. Line feeds are escaped as well. Bytes of file names that are not UTF-8 become U+FFFD.
 
     Example:
-      >>> printable("cat\\x1b[2J.jpg")
+      >>> printable("cat" + chr(27) + "[2J.jpg")
       'cat\\\\x1b[2J.jpg'
       >>> printable("Äpfel und Bäume")
       'Äpfel und Bäume'
@@ -63,8 +63,8 @@ def shown(value: object, length: int = 80) -> str:
     """Returns the Python text of a value as part of a message, cut to `length` characters.
 
     Example:
-      >>> shown("it's")
-      '"it\'s"'
+      >>> print(shown("it's"))
+      "it's"
     """
     try:
         return brief(repr(value), length)

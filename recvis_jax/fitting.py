@@ -8,11 +8,11 @@ from recvis_jax import build, checks, errors
 from recvis_jax.evaluation import evaluator
 from recvis_jax.evaluation.metrics import Metric
 from recvis_jax.training import loop, processes
-from recvis_jax.training import step as steps
 from recvis_jax.training.checkpoint import Checkpointer
 from recvis_jax.training.log import Log
 from recvis_jax.training.memory import Memory, Records
 from recvis_jax.training.state import State
+from recvis_jax.training.step import Step, fetch_state, make_train_step, place_state
 
 
 class Training(NamedTuple):
@@ -28,7 +28,7 @@ class Training(NamedTuple):
     """
 
     run: build.Run
-    step: steps.Step
+    step: Step
     compile: str
     batches: Callable[[int], Iterator[dict[str, Any]]]
     evaluate: Callable[..., dict[str, Any] | None]
@@ -58,7 +58,7 @@ def prepare(
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
         raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
     checks.check_run(run, accumulate)
-    step = steps.make_train_step(
+    step = make_train_step(
         run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
         compile=compile, shardings=run.shardings,
     )  # fmt: skip
@@ -97,13 +97,13 @@ def fit(
     run, evaluate = training.run, training.evaluate
 
     def fetch(placed: State) -> State:
-        return steps.fetch_state(placed, run.shardings, training.compile)
+        return fetch_state(placed, run.shardings, training.compile)
 
     def validate(state: State, stop: Callable[[], bool]) -> dict[str, float] | None:
         found = evaluate(*state.evaluated, training.val, stop)
         return None if found is None else evaluator.scalars(found) | after(state)
 
-    placed = steps.place_state(state, run.shardings, training.compile)
+    placed = place_state(state, run.shardings, training.compile)
     done = loop.run(
         placed, training.step, training.batches, total_steps=run.total_steps, batch_size=run.batch_size,
         checkpointer=keeper, log=log, resumed=resumed, evaluate=validate if training.val is not None else None,

@@ -18,11 +18,11 @@ from recvis_jax.data import info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import evaluator, features
-from recvis_jax.models import probe
+from recvis_jax.models import layer_head
 from recvis_jax.tasks import Task
 from recvis_jax.training import checkpoint, distributed, log, memory, optim, sharding, workdir
-from recvis_jax.training import state as states
-from recvis_jax.training import step as steps_of
+from recvis_jax.training.state import State, create_state
+from recvis_jax.training.step import make_train_step, place_state
 
 
 def task(model: Any, data: Data, name: str | None = None, **kw: Any) -> Task:
@@ -36,11 +36,16 @@ def task(model: Any, data: Data, name: str | None = None, **kw: Any) -> Task:
 
     Raises:
       BadRequest: an unknown name or argument, or a model that does not fit.
+
+    Example:
+      >>> objective = task(models.create("linear", num_classes=10), data, label_smoothing=0.1)
+      >>> objective.best, objective.gives
+      (('accuracy', 'max'), 'classes')
     """
     return build.make_task(data, model, name, **kw)
 
 
-def init(task: Task, optimizer: Any, data: Data | None = None, *, seed: int = 0, ema: bool = False) -> states.State:
+def init(task: Task, optimizer: Any, data: Data | None = None, *, seed: int = 0, ema: bool = False) -> State:
     """Returns the state at step 0, on all devices: parameters, the model's other variables, the optimizer's state.
 
     Args:
@@ -49,17 +54,23 @@ def init(task: Task, optimizer: Any, data: Data | None = None, *, seed: int = 0,
       data: not needed; taken so that the three verbs read alike.
       seed: of the parameters, and of what steps draw.
       ema: whether a moving average is kept, for `make_step(..., ema_decay=...)`.
+
+    Example:
+      >>> objective = task(models.create("linear", num_classes=10), data)
+      >>> state = init(objective, optax.adam(1e-3), data)
+      >>> int(state.step), jax.tree.map(jnp.shape, state.params)
+      (0, {'head': {'bias': (10,), 'kernel': (64, 10)}})
     """
     del data
     optimizer = optim.of_optax(optimizer)
-    begin = states.create(task, optimizer, seed, ema=ema)
-    mesh = build.make_mesh("replicate")[0]
-    return steps_of.place_state(begin, sharding.plan(begin, mesh, "replicate").shardings, "jit")
+    begin = create_state(task, optimizer, seed, ema=ema)
+    mesh = build.open_mesh("replicate")[0]
+    return place_state(begin, sharding.make_layout(begin, mesh, "replicate").shardings, "jit")
 
 
 def make_step(
     task: Task, optimizer: Any, *, accumulate: int = 1, ema_decay: float | None = None
-) -> Callable[[states.State, dict], tuple[states.State, dict[str, float]]]:
+) -> Callable[[State, dict], tuple[State, dict[str, float]]]:
     """Returns the compiled training step `(state, batch) -> (state, metrics)` over all devices; the state is donated.
 
     Args:
@@ -69,17 +80,25 @@ def make_step(
 
     Returns:
       The step. Its metrics are pairs (sum, count) on the devices: a loss is sum / count.
+
+    Example:
+      >>> objective, tx = task(models.create("linear", num_classes=10), data), optax.adam(1e-3)
+      >>> state, step = init(objective, tx, data), make_step(objective, tx)
+      >>> for batch in data.batches(64, steps=5):
+      ...     state, metrics = step(state, batch)
+      >>> int(state.step), float(metrics["loss"][1])
+      (5, 64.0)
     """
     optimizer = optim.of_optax(optimizer)
     compiled: list[Any] = []
 
-    def step(state: states.State, batch: dict) -> tuple[states.State, dict]:
+    def step(state: State, batch: dict) -> tuple[State, dict]:
         if not compiled:
-            mesh = build.make_mesh("replicate")[0]
-            shardings = sharding.plan(state, mesh, "replicate").shardings
+            mesh = build.open_mesh("replicate")[0]
+            shardings = sharding.make_layout(state, mesh, "replicate").shardings
             distributed.check_batch(len(batch["mask"]), accumulate, mesh.size, "the batch")
             compiled.append(
-                steps_of.make_train_step(
+                make_train_step(
                     task,
                     optimizer,
                     augment=lambda key, b: b,
@@ -131,13 +150,13 @@ def fit(
 
     Example:
       >>> data = recvis_jax.data.from_arrays(images, labels, val=0.1)
-      >>> run = fit(models.create("lenet5", num_classes=10), data, optax.adam(1e-3), epochs=1, progress=False)
+      >>> run = fit(models.create("linear", num_classes=10), data, optax.adam(1e-2), epochs=1, progress=False)
       >>> sorted(run.evaluate(data.val))
       ['accuracy', 'loss', 'top_5']
     """
     total = opened.length(data, batch_size, steps, epochs)
     objective = task or build.make_task(data, model)
-    mesh, strategy, rules = build.make_mesh("replicate")
+    mesh, strategy, rules = build.open_mesh("replicate")
     distributed.check_batch(batch_size, accumulate, mesh.size, "batch_size")
     run = build.assemble(
         data, model, objective, optim.of_optax(optimizer), total_steps=total, batch_size=batch_size, seed=seed,
@@ -174,6 +193,11 @@ def open(folder: str | Path, checkpoint: str | None = None, *, model: Any = None
 
     Raises:
       BadRequest: there is no such run or checkpoint, or the model does not fit it.
+
+    Example:
+      >>> folder = run.save("runs/digits")
+      >>> open(folder)
+      <Linear at step 13, of arrays, 10 classes>
     """
     where, which = trained.run_folder(str(folder))
     config = trained.read_config(where)
@@ -193,6 +217,11 @@ class Model:
       name: "best", "last", or which checkpoint was asked for.
       config: as plain dicts.
       history: records {"step", "split", metric: value}, in the order of training.
+
+    Example:
+      >>> run = fit(models.create("linear", num_classes=10), data, optax.adam(1e-2), steps=5, progress=False)
+      >>> run.step, run.layers
+      (5, ('stem', 'features', 'logits'))
     """
 
     run: build.Run
@@ -235,9 +264,9 @@ class Model:
           images: (b h w c) as the data had them: uint8, or float in [0, 1]. They are normalised here.
 
         Example: the gradient of a class's score with respect to the image
-          >>> x = images[:1].astype(np.float32) / 255
+          >>> x = images[:1, :, :, None] / np.float32(255)
           >>> jax.grad(lambda x: run.apply(x)[0][0, 3])(x).shape
-          (1, 28, 28, 1)
+          (1, 8, 8, 1)
         """
         batch = self.run.data.preprocess({"image": self._images(images)})
         return self.run.model.apply(self.variables, batch["image"], train=False)
@@ -248,6 +277,13 @@ class Model:
         Args:
           images: uint8, or float in [0, 1], of the shape of the run's images.
           batch_size: images computed at a time.
+
+        Raises:
+          BadRequest: images of another shape or type, or a model without labels.
+
+        Example:
+          >>> run.predict(images[:3]).shape
+          (3, 10)
         """
 
         def outputs(batch: dict) -> jax.Array:
@@ -267,11 +303,15 @@ class Model:
         Args:
           images: (n h w c) uint8 or float in [0, 1]; or a split, as `data.val`.
           layer: name of an intermediate, see `layers`.
-          pool: how one with positions becomes a vector: "mean", "max", "cls", "flatten".
+          pool: how one with positions becomes a vector, of `models.layer_head.POOLS`.
           batch_size: images computed at a time.
 
         Raises:
           BadRequest: an unknown layer (the others are listed) or pool.
+
+        Example:
+          >>> run.features(images[:3], "logits").shape
+          (3, 10)
         """
         if isinstance(images, Source):
             compiled = trained.make_layers(self.run, [layer], pool)
@@ -282,7 +322,7 @@ class Model:
 
         def outputs(batch: dict) -> jax.Array:
             acts = self.run.model.apply(self.variables, self.run.data.preprocess(batch)["image"], train=False)[1]
-            return probe.pooled(acts, layer, pool)
+            return layer_head.pooled(acts, layer, pool)
 
         return self._mapped(outputs, images, batch_size)
 
@@ -294,6 +334,10 @@ class Model:
 
         Raises:
           BadRequest: there is no such split, or it has other classes.
+
+        Example:
+          >>> sorted(run.evaluate("val"))
+          ['accuracy', 'loss', 'top_5']
         """
         if split is None:
             split = trained.default_split(self.run.data, lambda line: None)
@@ -314,6 +358,10 @@ class Model:
 
         Raises:
           BadRequest: the folder holds a run already, or cannot be written.
+
+        Example:
+          >>> run.save("runs/saved").name
+          'saved'
         """
         where = Path(workdir.resolve(folder, "folder"))
         if (where / "config.json").exists():
@@ -321,12 +369,12 @@ class Model:
         workdir.refuse_unwritable(where, "the folder")
         workdir.make(where)
         average = {"params": self.params, "model_state": self.model_state}
-        state = states.State(
+        state = State(
             jnp.asarray(self.step, jnp.int32), self.params, self.model_state, (),
             jax.random.key_data(jax.random.key(self.run.seed)), average if self.config.get("ema_decay") else None,
         )  # fmt: skip
         template = jax.eval_shape(lambda: state)
-        layout = sharding.plan(template, self.run.mesh, "replicate")
+        layout = sharding.make_layout(template, self.run.mesh, "replicate")
         laid = sharding.laid_out(template, layout.shardings)
         keeper = checkpoint.Checkpointer(where, laid, root=checkpoint.place(where, None))
         keeper.save(distributed.onto_devices(distributed.onto_host(state), layout.shardings), {}, best=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from recvis_jax import cli, errors
+from recvis_jax import cli, columns, errors
 from recvis_jax import config as configs
 
 FLAGS = flags.FLAGS
@@ -105,7 +105,7 @@ def probe(
       checkpoint: 'best', 'last', a step or 'random'; None for the best.
       protocols: names of `evaluation.probes.PROTOCOLS`.
       layers: names of intermediates.
-      pool: see `models.probe.pooled`.
+      pool: see `models.layer_head.pooled`.
       baselines: further rows: 'random' and 'pixels'.
       per_class: training examples of each class, a table each; 0 for all.
       seeds: draws of so many examples.
@@ -276,22 +276,21 @@ def _tag(splits: Sequence[str], split: str) -> str:
 
 def _by_column(results: list[Any]) -> dict[str, str]:
     """Returns 'mean ± deviation' in percent by the results' names; the deviation is that of the sample."""
-    columns: dict[str, list[float]] = {}
+    found: dict[str, list[float]] = {}
     for r in results:
-        columns.setdefault(r.name, []).append(100 * r.accuracy)
+        found.setdefault(r.name, []).append(100 * r.accuracy)
     return {
         k: f"{statistics.mean(v):.2f}" + (f" ± {statistics.stdev(v):.2f}" if len(v) > 1 else "")
-        for k, v in columns.items()
+        for k, v in found.items()
     }
 
 
 def _show(title: str, table: dict[str, dict[str, str]]) -> str:
     """Returns a Markdown table, rows by name, columns in the order of the first row."""
-    columns = list(dict.fromkeys(c for row in table.values() for c in row))
-    lines = [[title, *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name.strip(), *(row.get(c, "") for c in columns)] for name, row in table.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+    names = list(dict.fromkeys(c for row in table.values() for c in row))
+    return columns.markdown(
+        [[title, *names], *([name.strip(), *(row.get(c, "") for c in names)] for name, row in table.items())]
+    )
 
 
 if __name__ == "__main__":

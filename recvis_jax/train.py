@@ -83,7 +83,7 @@ def train(
       accumulate: micro-batches a step.
       compile: "jit" over a mesh or "pmap".
       dtype: type of the computation; parameters stay float32.
-      sharding: "replicate", "fsdp" or "tensor", or a dict with the mesh's sizes and rules; see `build.make_mesh`.
+      sharding: "replicate", "fsdp" or "tensor", or a dict with the mesh's sizes and rules; see `build.open_mesh`.
       ema_decay: decay of the moving average of parameters and batch statistics, which is then what is evaluated.
       metrics: names of further validation metrics.
       log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float: 50 are steps, 50.0 epochs.
@@ -189,16 +189,14 @@ def _make_after(run: Any, probe: dict | None, default: int | float, each: int) -
 def _check_length(home: Any, run: Any, optim: dict, done: int) -> str | None:
     """Refuses another length than the run began with where its steps would have been others; returns what changes."""
     from recvis_jax import build
-    from recvis_jax.training import optim as optimisers
+    from recvis_jax.training.optim import schedule_of
     from recvis_jax.training.workdir import check_length
 
     if not home.old:
         return None
 
     def rates(total: int) -> Callable[[Any], Any]:
-        return optimisers.schedule_of(
-            total_steps=total, batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, **optim
-        )
+        return schedule_of(total_steps=total, batch_size=run.batch_size, steps_per_epoch=run.steps_per_epoch, **optim)
 
     before = build.length_in_steps(home.old.get("epochs"), home.old.get("steps"), run.steps_per_epoch)
     return check_length(home.folder, before, run.total_steps, done, rates, optim.get("schedule", "cosine"))

@@ -12,9 +12,9 @@ from recvis_jax import build, errors, reading, trees
 from recvis_jax.data import given, info
 from recvis_jax.data.sources import NoSplit, Source
 from recvis_jax.evaluation import features, probes
-from recvis_jax.models import probe
+from recvis_jax.models import layer_head
 from recvis_jax.training import checkpoint
-from recvis_jax.training import optim as optimisers
+from recvis_jax.training.optim import make_optimizer
 
 
 class Trained(NamedTuple):
@@ -105,7 +105,7 @@ def of_run(
     if recorded and isinstance(optim, dict):
         if optim != build.OWN:  # it is checked, and not built
             given = ("params", "total_steps", "batch_size", "steps_per_epoch")
-            errors.check_kwargs(optimisers.make_optimizer, optim, "config.optim", given=given)
+            errors.check_kwargs(make_optimizer, optim, "config.optim", given=given)
         config = {**config, "optim": build.OWN}
     run = make_run(config, recorded, (model, task))
     if which == "random":
@@ -207,7 +207,7 @@ def make_layers(run: build.Run, layers: Sequence[str], pool: str) -> Callable[[A
         acts = {PIXELS: batch["image"].reshape(len(batch["image"]), -1)}
         if set(layers) != {PIXELS}:
             acts |= run.model.apply(variables, batch["image"], train=False)[1]
-        return {layer: probe.pooled(acts, layer, pool) for layer in layers}
+        return {layer: layer_head.pooled(acts, layer, pool) for layer in layers}
 
     return features.make_extract(layers_of, run.data.preprocess, run.mesh)
 
@@ -225,7 +225,7 @@ def features_of(
       trained: the model; its data set need not be there.
       paths: of the images.
       layers: names of intermediates, or `PIXELS`.
-      pool: see `models.probe.pooled`.
+      pool: see `models.layer_head.pooled`.
       say: is told (what, images done, images in all).
 
     Raises:
@@ -263,7 +263,7 @@ def make_prober(
       run: the run.
       protocols: names of `evaluation.probes.PROTOCOLS`.
       layer: name of an intermediate.
-      pool: see `models.probe.pooled`.
+      pool: see `models.layer_head.pooled`.
       train: split expression of the training examples; None for all of the run's.
 
     Raises:
@@ -317,7 +317,7 @@ def write_features(
       source: the split.
       split: what the user calls it, for the files' names.
       layers: names of intermediates, or `PIXELS`.
-      pool: see `models.probe.pooled`.
+      pool: see `models.layer_head.pooled`.
       overwrite: replaces what is there.
       reuse: takes what is there.
       say: is told (what is done, how much of it, how much in all).

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "recvis_jax"
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 PROGRAMS = {name for name, path in FILES.items() if 'if __name__ == "__main__":' in path.read_text()}
 
-GROUND = ("errors", "reading", "ranges", "tried")  # may be imported by everything
+GROUND = ("axes", "columns", "errors", "reading", "ranges", "tried")  # may be imported by everything
 # Of ours, what a room may import besides itself, `GROUND` and the bare package; the longest name that fits decides.
 # What is in no row may import nothing else of ours; the programs, and `build` and `trained` that work for
 # them, everything.
@@ -51,7 +51,7 @@ MAY_IMPORT = {
         "training.optim",
         "data.sources",
         "evaluation",
-        "models.probe",
+        "models.layer_head",
     ),
     **dict.fromkeys(PROGRAMS, ("",)),
 }

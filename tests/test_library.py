@@ -16,7 +16,7 @@ import pytest
 
 import recvis_jax as rv
 from recvis_jax import build, errors
-from recvis_jax.training import step as steps
+from recvis_jax.training.step import make_train_step, place_state
 
 TEXT = (programs.ROOT / "docs/library.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -108,8 +108,8 @@ def test_it_is_the_loop_of_the_programs(data):
     run = build.assemble(
         data, net, task, rv.training.optim.of_optax(optax.sgd(0.1)), total_steps=5, batch_size=64, seed=3
     )
-    state = steps.place_state(run.create(), run.shardings, "jit")
-    step = steps.make_train_step(task, run.optimizer, augment=data.augment, shardings=run.shardings)
+    state = place_state(run.create(), run.shardings, "jit")
+    step = make_train_step(task, run.optimizer, augment=data.augment, shardings=run.shardings)
     for batch in build.train_batches(run, 0):
         state, _ = step(state, batch)
     for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(state.params), strict=True):

@@ -10,7 +10,7 @@ from recvis_jax import build, config, errors, models, overrides, pretrained, tra
 from recvis_jax.data import windows
 from recvis_jax.tasks import TASKS
 from recvis_jax.train import train
-from recvis_jax.training import optim, schedules, sharding
+from recvis_jax.training import optim, optimizers, schedules, sharding
 
 FILE = """
 import ml_collections
@@ -179,7 +179,7 @@ def test_keys_of_text_are_those_that_the_functions_take_as_text():
     """Of all functions that a section's keys go to."""
     functions = [train, build.open_data, windows.labelled, optim.make_optimizer, sharding.make_mesh, pretrained.load]
     functions += [trained.make_prober, *TASKS.values(), *schedules.SCHEDULES.values()]
-    functions += [rule.direction for rule in optim.OPTIMIZERS.values()]
+    functions += [rule.direction for rule in optimizers.OPTIMIZERS.values()]
     functions += [*{getattr(m, "func", m) for m in (models.MODELS | models.AROUND).values()}]
     found = set()
     for function in functions:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from recvis_jax import build, errors, trained, trees
 from recvis_jax.evaluation import features, probes
-from recvis_jax.models.probe import POOLS, pooled
+from recvis_jax.models.layer_head import POOLS, pooled
 
 MODEL = small.SECTIONS["model"]
 

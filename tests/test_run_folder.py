@@ -108,8 +108,8 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path, monkeypat
     """As where the code changed: the config is the same, the state is not."""
     run(tmp_path / "run", steps=4)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    create = build.states.create
-    monkeypatch.setattr(build.states, "create", lambda *parts, ema: create(*parts, ema=True))
+    create = build.create_state
+    monkeypatch.setattr(build, "create_state", lambda *parts, ema: create(*parts, ema=True))
     with pytest.raises(errors.BadRequest, match=r"is intact, but its model .* missing there \(ema/"):
         run(tmp_path / "run", steps=4)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before

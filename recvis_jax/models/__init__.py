@@ -22,6 +22,7 @@ from recvis_jax.models.gmlp import VARIANTS as GMLPS
 from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.hybrid import VARIANTS as HYBRIDS
 from recvis_jax.models.hybrid import HybridViT
+from recvis_jax.models.layer_head import Probe
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
 from recvis_jax.models.mae import MAE
@@ -29,7 +30,6 @@ from recvis_jax.models.mae import VARIANTS as MAES
 from recvis_jax.models.mixer import VARIANTS as MIXERS
 from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.mlp import MLP
-from recvis_jax.models.probe import Probe
 from recvis_jax.models.resmlp import VARIANTS as RESMLPS
 from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
@@ -79,8 +79,10 @@ def create(name: str, **kw: Any) -> nn.Module:
 
     Example:
       >>> model = create("resnet20", num_classes=10)
-      >>> variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-      >>> logits, acts = model.apply(variables, images, train=False)
+      >>> run = lambda x: model.init_with_output(jax.random.key(0), x, train=False)
+      >>> (logits, acts), variables = jax.eval_shape(run, jnp.zeros((2, 32, 32, 3)))
+      >>> logits.shape, acts["features"].shape
+      ((2, 10), (2, 64))
     """
     constructor = choose(MODELS | AROUND, name, "model")
     check_kwargs(constructor, kw, "model")

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import StdConv, dense_head
-from recvis_jax.models.layers import Acts, GroupNorm, batch_split, global_avg_pool
+from recvis_jax.models.layers import Acts, batch_split, global_avg_pool
+from recvis_jax.models.norms import GroupNorm
 from recvis_jax.operations import max_pool
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -8,16 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import (
-    Acts,
-    Conv,
-    activation,
-    batch_split,
-    global_avg_pool,
-    he_normal,
-    linear_head,
-    make_norm,
-)
+from recvis_jax.models.layers import Acts, Conv, activation, batch_split, global_avg_pool, he_normal, linear_head
+from recvis_jax.models.norms import make_norm
 
 
 class BasicBlock(nn.Module):

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import dense_head, torch_bias, torch_kernel
-from recvis_jax.models.layers import Acts, BatchNorm, Conv, activation, global_avg_pool
+from recvis_jax.models.layers import Acts, Conv, activation, global_avg_pool
+from recvis_jax.models.norms import BatchNorm
 
 # Trockman & Kolter 2022, table 1: width / depth, as published; only the smallest was trained with ReLU.
 VARIANTS = {

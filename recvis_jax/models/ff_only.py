@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.models.conv_layers import dense_head
-from recvis_jax.models.layers import Acts, LayerNorm, activation
+from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.norms import LayerNorm
 from recvis_jax.models.tokens import (
     Mlp,
     PatchEmbed,

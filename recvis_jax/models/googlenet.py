@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, ceil_max_pool, dense_head, torch_bias
-from recvis_jax.models.layers import Acts, BatchNorm, Conv, flatten, global_avg_pool
+from recvis_jax.models.layers import Acts, Conv, flatten, global_avg_pool
+from recvis_jax.models.norms import BatchNorm
 from recvis_jax.operations import max_pool
 
 # Channels of each block, columns of the paper's table 1: 1x1; 3x3 reduced, 3x3; 5x5 reduced, 5x5; projected pool.

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import StdConv
-from recvis_jax.models.layers import Acts, GroupNorm
+from recvis_jax.models.layers import Acts
+from recvis_jax.models.norms import GroupNorm
 from recvis_jax.models.tokens import PatchEmbed, patch_grid
 from recvis_jax.models.vit import SIZES, ViT
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import check_heads, xavier_uniform
-from recvis_jax.models.layers import Acts, Dense, LayerNorm, activation
+from recvis_jax.models.layers import Acts, Dense, activation
+from recvis_jax.models.norms import LayerNorm
 from recvis_jax.models.tokens import PatchEmbed, check_tokens, patch_grid, prepend, sincos2d, stack
 from recvis_jax.models.vit import SIZES, Block
 

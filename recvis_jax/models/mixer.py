@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, Dense, LayerNorm, activation
+from recvis_jax.models.layers import Acts, Dense, activation
+from recvis_jax.models.norms import LayerNorm
 from recvis_jax.models.tokens import Mlp, PatchEmbed, check_rates, check_tokens, drop_path, stack, zero_head
 
 # Tolstikhin et al. 2021, table 1; the gated ones are timm's.

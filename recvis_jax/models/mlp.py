@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recvis_jax.models.layers import Acts, activation, flatten, he_normal, linear_head, make_norm
+from recvis_jax.models.layers import Acts, activation, flatten, he_normal, linear_head
+from recvis_jax.models.norms import make_norm
 
 
 class MLP(nn.Module):

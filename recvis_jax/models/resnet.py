@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import dense_head, he_fan_out
-from recvis_jax.models.layers import Acts, Conv, activation, batch_split, global_avg_pool, make_norm
+from recvis_jax.models.layers import Acts, Conv, activation, batch_split, global_avg_pool
+from recvis_jax.models.norms import make_norm
 from recvis_jax.operations import max_pool
 
 VARIANTS: dict[str, dict[str, Any]] = {

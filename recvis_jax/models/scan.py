@@ -26,8 +26,9 @@ def unstack(tree: Mapping[str, Any]) -> dict[str, Any]:
       tree: parameters or variables, nested dicts of arrays (of jax or numpy) or of `ShapeDtypeStruct`.
 
     Example:
-      >>> variables = unstack(vit_with_scan.init(key, x, train=False))
-      >>> vit.apply(variables, x, train=False)
+      >>> tree = {"params": {"blocks": {"kernel": jnp.zeros((12, 3, 5))}, "head": {"bias": jnp.zeros(10)}}}
+      >>> sorted(unstack(tree)["params"])[:3]
+      ['block0', 'block1', 'block10']
 
     Raises:
       BadRequest: stacked arrays of different lengths.

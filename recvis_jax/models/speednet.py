@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.models.layers import Acts, Conv, ConvMaxPool, activation, global_max_pool, he_normal, make_norm
+from recvis_jax.models.layers import Acts, Conv, ConvMaxPool, activation, global_max_pool, he_normal
+from recvis_jax.models.norms import make_norm
 
 
 class SpeedNet(nn.Module):

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import MultiHeadAttention, check_heads
 from recvis_jax.models.attention_patterns import causal
-from recvis_jax.models.layers import Acts, LayerNorm, activation
+from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.norms import LayerNorm
 from recvis_jax.models.tokens import Mlp, check_rates
 from recvis_jax.operations import Mask
 

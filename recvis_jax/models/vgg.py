@@ -8,7 +8,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, ceil_max_pool, dense_head, he_fan_out, local_response_norm
-from recvis_jax.models.layers import Acts, Conv, flatten, make_norm
+from recvis_jax.models.layers import Acts, Conv, flatten
+from recvis_jax.models.norms import make_norm
 from recvis_jax.operations import max_pool
 
 # Configurations A, B, D and E of the paper's table 1: convolutions in each stage.

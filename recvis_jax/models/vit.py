@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose
 from recvis_jax.models.attention import MultiHeadAttention, check_heads
-from recvis_jax.models.layers import Acts, LayerNorm, activation
+from recvis_jax.models.layers import Acts, activation
+from recvis_jax.models.norms import LayerNorm
 from recvis_jax.models.tokens import (
     Mlp,
     PatchEmbed,

@@ -16,7 +16,7 @@ from recvis_jax.planning import hlo, topology
 from recvis_jax.planning.devices import GiB
 from recvis_jax.planning.topology import Topology
 from recvis_jax.training import sharding
-from recvis_jax.training import step as steps_of
+from recvis_jax.training.step import make_train_step
 
 AHEAD = 2  # batches that `data.pipeline` has on the devices beside that of the step
 
@@ -120,7 +120,7 @@ def compile_step(
     """
     began = time.monotonic()
     batch = batch_of(run)
-    step: Any = steps_of.make_train_step(
+    step: Any = make_train_step(
         run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
         shardings=run.shardings,
     )  # fmt: skip

@@ -4,6 +4,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
+from recvis_jax import columns
 from recvis_jax.planning.planner import Plan
 
 # Where both were compiled: ViT-S/16 on v5e:2x4 1 % and 1.2 times, ResNet-50 on v4:2x2x2 0 and 1.0, MAE ViT-L/16 on
@@ -72,9 +73,7 @@ def table(plans: Sequence[Plan]) -> str:
                 else ["", "", ""]
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(f"  {line}" for line in lines)
+    return "\n".join(f"  {line}" for line in columns.aligned(rows))
 
 
 def _memory(plan: Plan) -> str:

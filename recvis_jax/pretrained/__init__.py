@@ -59,9 +59,9 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
       BadRequest: unknown library, name or attribute.
 
     Example:
-      >>> model = pretrained.create("torchvision", "resnet34")
+      >>> model = create("torchvision", "resnet34")
       >>> template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
-      >>> variables = pretrained.load("resnet34.safetensors", model, template)
+      >>> variables = load("resnet34.safetensors", model, template)  # doctest: +SKIP
     """
     names = choose(LIBRARIES, library, "library").NAMES
     known = name if name in names else name.partition(".")[0]
@@ -185,8 +185,12 @@ def export(
       BadRequest: the library has no such model, or a file of an unknown kind.
 
     Example:
-      >>> pretrained.export(variables, model, "torchvision", "resnet34.safetensors")
-      >>> # there: model.load_state_dict(safetensors.torch.load_file("resnet34.safetensors"))
+      >>> model = create("torchvision", "resnet18", num_classes=3)
+      >>> template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
+      >>> variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+      >>> export(variables, model, "torchvision", "resnet18.safetensors")["fc.bias"].shape
+      (3,)
+      >>> # there: model.load_state_dict(safetensors.torch.load_file("resnet18.safetensors"))
     """
     if path is not None and Path(path).suffix not in (".safetensors", ".npz"):
         raise BadRequest(f"{path} is of no known kind: .safetensors and .npz are written.")

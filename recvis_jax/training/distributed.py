@@ -10,10 +10,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from recvis_jax import errors
+from recvis_jax.axes import DATA_AXIS
 from recvis_jax.data.pipeline import Arrays, Batch, Placement
 from recvis_jax.training import sharding
-
-DATA_AXIS = "data"  # the batch axis of functions mapped by pmap
 
 
 def is_main() -> bool:

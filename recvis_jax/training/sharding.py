@@ -24,9 +24,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors, trees
+from recvis_jax.axes import BATCH_AXES
 
 AXES = ("data", "fsdp", "model")
-BATCH_AXES = ("data", "fsdp")  # a batch is split over these
 STRATEGIES = ("replicate", "fsdp", "tensor")
 
 Rule = tuple[str, Sequence[str | None]]
@@ -171,7 +171,7 @@ def check_rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
     return tuple(out)
 
 
-def plan(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence[Rule] = ()) -> Layout:
+def make_layout(template: Any, mesh: Mesh, strategy: str = "replicate", rules: Sequence[Rule] = ()) -> Layout:
     """Decides how every array of a state is split.
 
     Args:

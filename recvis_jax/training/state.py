@@ -59,7 +59,7 @@ def differences(have: Mapping[str, str | None], wanted: Mapping[str, str]) -> st
     return "; ".join(text.format(len(names), trees.shorten(names, 4)) for text, names in sides.items() if names)
 
 
-def create(task: Any, optimizer: Any, seed: int, *, ema: bool = False) -> State:
+def create_state(task: Any, optimizer: Any, seed: int, *, ema: bool = False) -> State:
     """Initialises the parameters from `seed` and the optimizer's state from them.
 
     The key for initialisation and the key of the run are independent, so that another model gets the same masks and

@@ -2,7 +2,7 @@
 
 Both give the same numbers. Under `jit`, arrays are global and XLA places the collectives; under `pmap`, the same body
 runs on each device's part and sums over the axis "data" by hand. In both, batch norm uses the statistics of the whole
-global batch (see `models.layers.BatchNorm`); dropout and augmentation draw from (key, slot), not from the device.
+global batch (see `models.norms.BatchNorm`); dropout and augmentation draw from (key, slot), not from the device.
 
 With `accumulate=m` the batch is cut into m micro-batches, whose gradients are summed before one update. That equals one
 update on the large batch, except for batch norm, which sees one micro-batch at a time: its statistics are those of the
@@ -21,9 +21,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors
+from recvis_jax.axes import DATA_AXIS
 from recvis_jax.tasks.task import Task, refuse_cutting
 from recvis_jax.training import distributed, processes, sharding
-from recvis_jax.training.distributed import DATA_AXIS
 from recvis_jax.training.optim import ema_update
 from recvis_jax.training.state import State
 

@@ -13,7 +13,7 @@ from recvis_jax.data import augment, transforms, windows
 from recvis_jax.ranges import RANGES
 from recvis_jax.tasks import TASKS
 from recvis_jax.train import train
-from recvis_jax.training import optim, schedules, sharding
+from recvis_jax.training import optim, optimizers, schedules, sharding
 
 # A run of 2 steps, should a wrong value be taken.
 BASE: dict[str, Any] = dict(
@@ -71,7 +71,7 @@ def cases() -> Iterator[Wrong]:
     yield from _of(windows.labelled, "data.windows", given=("source",), data=scenes | dict(windows=dict(size=8)))
     given = ("params", "total_steps", "batch_size", "steps_per_epoch")
     yield from _of(optim.make_optimizer, "optim", given=given)
-    for name, rule in optim.OPTIMIZERS.items():
+    for name, rule in optimizers.OPTIMIZERS.items():
         yield from _of(rule.direction, "optim.optimizer_args", optim=BASE["optim"] | dict(name=name))
     for name, make in schedules.SCHEDULES.items():
         yield from _of(make, "optim.schedule_args", optim=BASE["optim"] | dict(schedule=name))

@@ -1,6 +1,5 @@
 """Few-shot accuracy against scikit-learn's ridge regression on the same few examples."""
 
-import doctest
 import functools
 
 import numpy as np
@@ -135,8 +134,3 @@ def test_bad_requests(change, message):
     with pytest.raises(BadRequest, match=message) as e:
         fewshot(**{**kw, **change})
     assert "\n" not in str(e.value)
-
-
-def test_examples_of_docstrings():
-    failed, tried = doctest.testmod(module)
-    assert tried and not failed

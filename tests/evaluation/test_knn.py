@@ -1,7 +1,5 @@
 """Nearest neighbours against scikit-learn's and against votes counted by hand."""
 
-import doctest
-
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
@@ -152,8 +150,3 @@ def test_types_that_do_not_fit_are_refused():
             knn.classify(*args, num_classes=1, ks=(1,))
     with pytest.raises(Refused, match="l3"):
         knn.classify(x, y, x, num_classes=1, ks=(1,), metric="l3")
-
-
-def test_examples_of_docstrings():
-    failed, tried = doctest.testmod(knn)
-    assert tried and not failed

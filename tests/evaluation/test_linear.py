@@ -1,6 +1,5 @@
 """Logistic regression against scikit-learn's on the same features, and against what its objective says of itself."""
 
-import doctest
 import functools
 
 import jax.numpy as jnp
@@ -224,8 +223,3 @@ def test_bad_requests_of_path_and_prediction():
         linear.predict(classifier, X[:, 1:])
     with pytest.raises(BadRequest, match="example 4"):
         linear.accuracy(classifier, BAD, Y)
-
-
-def test_examples_of_docstrings():
-    failed, tried = doctest.testmod(linear)
-    assert tried and not failed

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import operations
 from recvis_jax.errors import BadRequest
-from recvis_jax.models import layers
+from recvis_jax.models import layers, norms
 
 
 def data(shape, seed=0):
@@ -20,7 +20,7 @@ def data(shape, seed=0):
 @pytest.mark.parametrize("shape", [(6, 5, 4, 3), (6, 3)])
 def test_batch_norm_is_the_formula(groups, shape):
     x = data(shape)
-    bn = layers.BatchNorm(groups=groups)
+    bn = norms.BatchNorm(groups=groups)
     v = bn.init(jax.random.key(0), x, train=True)
     assert np.all(v["batch_stats"]["mean"] == 0) and np.all(v["batch_stats"]["var"] == 1)
     v["params"] = {"scale": jnp.arange(3.0) + 1, "bias": jnp.arange(3.0) - 1}
@@ -45,7 +45,7 @@ def test_batch_norm_is_the_formula(groups, shape):
 
 def test_batch_norm_and_its_gradient_match_flax():
     x, target = data((8, 6, 6, 5)), data((8, 6, 6, 5), 1)
-    ours, theirs = layers.BatchNorm(), nn.BatchNorm(momentum=0.9, use_fast_variance=False)
+    ours, theirs = norms.BatchNorm(), nn.BatchNorm(momentum=0.9, use_fast_variance=False)
     params = {"scale": jnp.linspace(0.5, 2, 5), "bias": jnp.linspace(-1, 1, 5)}
     stats = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
 
@@ -64,21 +64,21 @@ def test_batch_norm_and_its_gradient_match_flax():
 
 def test_batch_norm_options():
     x = data((4, 3, 3, 2))
-    v = layers.BatchNorm(use_scale=False, use_bias=False).init(jax.random.key(0), x, train=True)
+    v = norms.BatchNorm(use_scale=False, use_bias=False).init(jax.random.key(0), x, train=True)
     assert "params" not in v
-    v = layers.BatchNorm(zero_init=True).init(jax.random.key(0), x, train=True)
-    y, _ = layers.BatchNorm(zero_init=True).apply(v, x, train=True, mutable=["batch_stats"])
+    v = norms.BatchNorm(zero_init=True).init(jax.random.key(0), x, train=True)
+    y, _ = norms.BatchNorm(zero_init=True).apply(v, x, train=True, mutable=["batch_stats"])
     assert np.all(y == 0)
-    v = layers.BatchNorm().init(jax.random.key(0), x, train=True)
-    y, new = layers.BatchNorm(dtype=jnp.bfloat16).apply(v, jnp.bfloat16(x), train=True, mutable=["batch_stats"])
+    v = norms.BatchNorm().init(jax.random.key(0), x, train=True)
+    y, new = norms.BatchNorm(dtype=jnp.bfloat16).apply(v, jnp.bfloat16(x), train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16 and new["batch_stats"]["mean"].dtype == jnp.float32
     with pytest.raises(BadRequest, match="bn_groups=3"):
-        layers.BatchNorm(groups=3).apply(v, x, train=True, mutable=["batch_stats"])
+        norms.BatchNorm(groups=3).apply(v, x, train=True, mutable=["batch_stats"])
 
 
 def run(mode, groups, x, target, params):
     """Loss gradient of (normalise, nonlinear) and running statistics: jit on one device, jit on all, or pmap."""
-    bn = layers.BatchNorm(groups=groups)
+    bn = norms.BatchNorm(groups=groups)
     stats = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
     def step(params, x, target):
@@ -122,24 +122,24 @@ def test_batch_norm_is_the_same_however_the_batch_is_split(mode, groups):
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs XLA_FLAGS=--xla_force_host_platform_device_count=8")
 def test_batch_norm_groups_that_do_not_fit_the_devices():
     with pytest.raises(BadRequest, match="bn_groups=6 does not divide the 3 examples of a batch on one device"):
-        jax.pmap(lambda x: layers.batch_statistics(x, 6), "data")(jnp.zeros((8, 3, 1, 1, 2)))
+        jax.pmap(lambda x: norms.batch_statistics(x, 6), "data")(jnp.zeros((8, 3, 1, 1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["group", "layer", "instance"])
 def test_group_norms_match_flax(kind):
     x = data((3, 4, 5, 8))
-    ours = layers.make_norm(kind, norm_groups=4)()
+    ours = norms.make_norm(kind, norm_groups=4)()
     flax = nn.GroupNorm(num_groups={"group": 4, "layer": 1, "instance": 8}[kind], epsilon=1e-5)
     v = {"params": {"scale": jnp.linspace(0.5, 2, 8), "bias": jnp.linspace(-1, 1, 8)}}
     np.testing.assert_allclose(ours.apply(v, x, train=True), flax.apply(v, x), atol=1e-5)
 
 
 def test_group_norm_groups():
-    assert layers.GroupNorm().init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))["params"]["scale"].shape == (48,)
+    assert norms.GroupNorm().init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))["params"]["scale"].shape == (48,)
     with pytest.raises(BadRequest, match="5 groups do not divide 48"):
-        layers.GroupNorm(groups=5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
+        norms.GroupNorm(groups=5).init(jax.random.key(0), jnp.zeros((1, 2, 2, 48)))
     with pytest.raises(BadRequest, match="one number each"):
-        layers.make_norm("instance")().init(jax.random.key(0), jnp.zeros((2, 48)))
+        norms.make_norm("instance")().init(jax.random.key(0), jnp.zeros((2, 48)))
 
 
 @pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (3, 1, 1), (2, 3, 0)])
@@ -196,7 +196,7 @@ def test_layer_norm_and_its_gradients_are_those_of_flax(shape):
     def loss(module):
         return lambda params, x: (jnp.sin(module.apply({"params": params}, x)) * weight).sum()
 
-    ours, reference = layers.LayerNorm(epsilon=1e-3), nn.LayerNorm(epsilon=1e-3, use_fast_variance=False)
+    ours, reference = norms.LayerNorm(epsilon=1e-3), nn.LayerNorm(epsilon=1e-3, use_fast_variance=False)
     np.testing.assert_allclose(*(m.apply({"params": params}, x) for m in (ours, reference)), atol=2e-6)
     found, expected = (jax.jit(jax.grad(loss(m), argnums=(0, 1)))(params, x) for m in (ours, reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
@@ -204,7 +204,7 @@ def test_layer_norm_and_its_gradients_are_those_of_flax(shape):
 
 def test_layers_compute_in_their_dtype():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.bfloat16)
-    for layer in (layers.LayerNorm(dtype=jnp.bfloat16), layers.Dense(4, dtype=jnp.bfloat16)):
+    for layer in (norms.LayerNorm(dtype=jnp.bfloat16), layers.Dense(4, dtype=jnp.bfloat16)):
         params = layer.init(jax.random.key(1), x)
         loss = lambda params, x, layer=layer: layer.apply(params, x).astype(jnp.float32).sum()  # noqa: E731
         assert layer.apply(params, x).dtype == jnp.bfloat16

@@ -9,7 +9,7 @@ from recvis_jax import errors, models
 from recvis_jax.tasks import mae, masking
 from recvis_jax.tasks.mae import patch_loss, target_patches, to_images
 from recvis_jax.training import optim, step
-from recvis_jax.training import state as states
+from recvis_jax.training.state import create_state
 
 TINY = dict(patch_size=4, width=16, depth=2, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
 
@@ -122,7 +122,7 @@ def test_the_mask_changes_with_the_step_and_not_with_accumulation():
     optimizer = optim.make_optimizer("sgd", params=task.init(jax.random.key(0))["params"], total_steps=9, lr=0.0)
     losses = {}
     for m in (1, 3):
-        state = states.create(task, optimizer, 0)
+        state = create_state(task, optimizer, 0)
         body = jax.jit(step.step_body(task, optimizer, augment=lambda key, b: b, accumulate=m))
         for i in range(2):
             before = state.model_state

@@ -1,6 +1,5 @@
 """Layer-wise learning-rate decay against factors worked out by hand, in every form in which blocks come."""
 
-import doctest
 import functools
 
 import jax
@@ -12,7 +11,6 @@ import pytest
 from recvis_jax import models, trees
 from recvis_jax.errors import BadRequest
 from recvis_jax.models import scan
-from recvis_jax.training import layer_decay
 from recvis_jax.training.layer_decay import layer_factors
 from recvis_jax.training.optim import make_optimizer
 
@@ -149,8 +147,3 @@ X = np.zeros((3, 2))
 def test_bad_requests(params, kw, message):
     with pytest.raises(BadRequest, match=message):
         make_optimizer("sgd", params=params, total_steps=1, lr=1.0, **{"layer_decay": 0.5, **kw})
-
-
-def test_examples_of_docstrings():
-    failed, tried = doctest.testmod(layer_decay)
-    assert tried and not failed

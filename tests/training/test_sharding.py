@@ -32,7 +32,7 @@ STATE = {
 
 
 def specs(strategy, rules=(), **sizes):
-    made = sharding.plan(STATE, sharding.make_mesh(strategy=strategy, **sizes), strategy, rules)
+    made = sharding.make_layout(STATE, sharding.make_mesh(strategy=strategy, **sizes), strategy, rules)
     flat = jax.tree.leaves(made.specs, is_leaf=lambda x: isinstance(x, P))
     return dict(zip(trees.flatten(STATE), flat, strict=True)), made
 
@@ -77,7 +77,7 @@ def test_rules_of_a_user_come_first():
 
 def test_bytes_of_a_device():
     state = {"a": leaf(1024, 8), "b": leaf(5)}
-    made = sharding.plan(state, sharding.make_mesh(strategy="fsdp", fsdp=8), "fsdp")
+    made = sharding.make_layout(state, sharding.make_mesh(strategy="fsdp", fsdp=8), "fsdp")
     local = made.shardings["a"].shard_shape((1024, 8)), made.shardings["b"].shard_shape((5,))
     assert local == ((128, 8), (5,))
 

@@ -53,8 +53,8 @@ def train(
         batch = operations(key, batch)
         return {**batch, "image": augment.normalise(batch["image"], "fashion_mnist")}
 
-    begin = state.create(task, optimizer, 0, ema=True)
-    shardings = sharding.plan(begin, mesh, (layout or {}).get("strategy", "replicate")).shardings
+    begin = state.create_state(task, optimizer, 0, ema=True)
+    shardings = sharding.make_layout(begin, mesh, (layout or {}).get("strategy", "replicate")).shardings
     fn = step.make_train_step(
         task, optimizer, augment=prepare, accumulate=accumulate, ema_decay=0.9, compile=compile, shardings=shardings
     )
@@ -133,7 +133,7 @@ def test_padding_counts_for_nothing():
     body = step.step_body(task, optimizer, augment=lambda _, b: b)
     rng = np.random.default_rng(0)
     image, label = rng.random((6, 4, 4, 1), np.float32), np.arange(6, dtype=np.int32)
-    start = state.create(task, optimizer, 0)
+    start = state.create_state(task, optimizer, 0)
     whole = {"image": image, "label": label, "mask": np.ones(6, bool), "slot": np.arange(6)}
     padded = pipeline.pad({**whole}, 8)
     padded["image"][6:], padded["label"][6:] = np.nan, 77
@@ -150,7 +150,7 @@ def test_step_is_sgd_on_the_mean_gradient():
     body = step.step_body(task, optimizer, augment=lambda _, b: b)
     rng = np.random.default_rng(1)
     image, label = rng.random((4, 2, 2, 1), np.float32), np.array([0, 2, 1, 2], np.int32)
-    start = state.create(task, optimizer, 0)
+    start = state.create_state(task, optimizer, 0)
     (kernel,) = (v for k, v in trees.flatten(start.params).items() if k.endswith("kernel"))
     (bias,) = (v for k, v in trees.flatten(start.params).items() if k.endswith("bias"))
     batch = {"image": image, "label": label, "mask": np.ones(4, bool), "slot": np.arange(4)}

@@ -98,8 +98,8 @@ WAYS = {
 def train(task=None, devices=1, compile="jit", accumulate=1, layout=None, cache="none"):
     task = task or toy()
     mesh = sharding.make_mesh(jax.devices()[:devices], **(layout or {}))
-    begin = state.create(task, SGD(), 0)
-    shardings = sharding.plan(begin, mesh, (layout or {}).get("strategy", "replicate")).shardings
+    begin = state.create_state(task, SGD(), 0)
+    shardings = sharding.make_layout(begin, mesh, (layout or {}).get("strategy", "replicate")).shardings
     fn = step.make_train_step(
         task, SGD(), augment=lambda key, b: b, accumulate=accumulate, compile=compile, shardings=shardings
     )
@@ -158,7 +158,7 @@ def test_two_processes_give_the_same_parameters(alone, tmp_path):
 def test_a_mean_of_means_would_be_another_training(alone):
     """Each of 8 devices dividing by its own words and boxes, and the mean of their gradients: what this is not."""
     task, data = toy(), source()
-    params = state.create(task, SGD(), 0).params
+    params = state.create_state(task, SGD(), 0).params
     placement = distributed.jit_placement(sharding.make_mesh(jax.devices()[:1]))
 
     def mean_loss(params, part):
@@ -181,7 +181,7 @@ def test_the_gradient_is_that_of_the_formula():
     task, data = toy(weight=2.0), source()
     placement = distributed.jit_placement(sharding.make_mesh(jax.devices()[:1]))
     batch = next(pipeline.train_batches(data, data, batch_size=BATCH, seed=1, start=0, stop=1, placement=placement))
-    begin = state.create(task, SGD(), 0)
+    begin = state.create_state(task, SGD(), 0)
     new, found = jax.jit(step.step_body(task, SGD(), augment=lambda key, b: b))(begin, batch)
 
     def loss(params):
@@ -221,7 +221,7 @@ def test_a_batch_without_a_single_box_has_a_finite_gradient():
     batch = pipeline.stack(empty.read(np.arange(8)), empty)
     batch |= {"mask": np.ones(8, bool), "slot": np.arange(8, dtype=np.int32)}
     body = jax.jit(step.step_body(task, SGD(), augment=lambda key, b: b))
-    new, found = body(state.create(task, SGD(), 0), batch)
+    new, found = body(state.create_state(task, SGD(), 0), batch)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(new.params)) and float(found["boxes"][1]) == 0
 
 

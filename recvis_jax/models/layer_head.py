@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest, choose, nearest
-from recvis_jax.models.layers import Acts, BatchNorm
+from recvis_jax.models.layers import Acts
+from recvis_jax.models.norms import BatchNorm
 
 # What is made of a layer (b ... d): of tokens (b n d) or of maps (b h w d).
 POOLS = {
