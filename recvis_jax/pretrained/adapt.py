@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from recvis_jax.errors import BadRequest, brief
 from recvis_jax.pretrained import grids
-from recvis_jax.pretrained.parts import View, shape_of
+from recvis_jax.pretrained.parts import shape_of
 from recvis_jax.pretrained.rules import Fit, differing
 
 # Our heads: the classifier, and those of GoogLeNet that only training uses.
@@ -246,7 +246,17 @@ def without_decoder(tensors: Mapping[str, Any], used: set[str], say: Callable[[s
     if not any(n.endswith("decoder_embed.weight") for n in decoder) or used.intersection(decoder):
         return tensors
     say("a masked autoencoder: its encoder is taken, its decoder is not")
-    return View(tensors, {n: n for n in tensors if n not in {*decoder}})
+    encoder = {n: tensors[n] for n in tensors if n not in {*decoder}}
+    for token, positions in _CLASS_TOKENS.items():
+        if token in encoder and token not in used and positions in used & encoder.keys():
+            say("its class token is left out with its position: the model has none")
+            del encoder[token]
+            encoder[positions] = encoder[positions][:, 1:]
+    return encoder
+
+
+# The class token of other libraries' masked autoencoders, and the positions whose first is its own.
+_CLASS_TOKENS = {"cls_token": "pos_embed", "vit.embeddings.cls_token": "vit.embeddings.position_embeddings"}
 
 
 def encoder_alone(

@@ -67,6 +67,18 @@ def test_a_new_head_and_no_class_token(tmp_path):
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], template["params"]["head"]["kernel"])
 
 
+def test_a_file_of_another_library_into_a_net_without_class_token(tmp_path):
+    model, variables = autoencoder()
+    file, said = tmp_path / "mae.safetensors", []
+    pretrained.export(variables, model, "mae", file)
+    other, template = vit(num_classes=5, pool="gap")
+    found = pretrained.load(file, other, template, new_head=True, say=said.append)
+    np.testing.assert_array_equal(found["params"]["pos_embed"], variables["constants"]["pos_embed"][:, 1:])
+    kernel = found["params"]["block1"]["mlp"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(kernel, variables["params"]["block1"]["mlp"]["fc1"]["kernel"])
+    assert any("class token is left out" in line for line in said)
+
+
 def test_another_width_is_refused_with_the_shapes(tmp_path):
     _, variables = autoencoder()
     run_of(tmp_path / "run", variables)
