@@ -134,7 +134,7 @@ def softmax(scores: Float[Array, "... m"]) -> Float[Array, "... m"]:
 def masked_softmax(scores: Float[Array, "... m"], mask: Mask) -> Float[Array, "... m"]:
     """The softmax of the scores where `mask` is true, 0 elsewhere; zeros alone where it is true nowhere."""
     scores = jnp.where(mask, scores, -jnp.inf)
-    peak = scores.max(-1, keepdims=True)
+    peak = lax.stop_gradient(scores.max(-1, keepdims=True))  # any constant gives the same weights
     e = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
     return e / jnp.maximum(e.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
 

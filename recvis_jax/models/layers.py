@@ -80,8 +80,18 @@ def global_avg_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 
 
 def global_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
-    """Maximum over rows and columns."""
-    return x.max((1, 2))
+    """Maximum over rows and columns; the first of several has the gradient.
+
+    The place of the maximum is kept for the gradient. JAX's own compares the elements with the maximum again; a program
+    that computes the elements twice, in two ways that round differently, then finds none that is equal.
+
+    Example:
+      >>> global_max_pool(jnp.array([1.0, 3.0, 2.0, 3.0]).reshape(1, 2, 2, 1)).tolist()
+      [[3.0]]
+    """
+    places = x.reshape(len(x), -1, x.shape[-1])
+    first = jax.lax.stop_gradient(places).argmax(1, keepdims=True)
+    return jnp.where(jnp.arange(places.shape[1])[:, None] == first, places, 0).sum(1)
 
 
 def flatten(x: Array) -> Float[Array, "b n"]:
