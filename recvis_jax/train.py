@@ -26,6 +26,7 @@ def define_flags() -> None:
     """Defines the flags of this program."""
     configs.define_flag("Config file, as configs/fashion_mnist/lenet5.py[:argument].")
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
+    flags.DEFINE_bool("report", True, "Write report.html at the end: curves, diagnosis, predictions; a second or two.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
@@ -34,9 +35,9 @@ def main(argv: list[str]) -> int:
     config = configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
     if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/first.")
-    errors.check_kwargs(train, config, "config", given=("workdir", "config"))
+    errors.check_kwargs(train, config, "config", given=("workdir", "config", "report"))
     cli.start_jax(FLAGS.compile_cache)
-    train(workdir=FLAGS.workdir, config=config, **config)
+    train(workdir=FLAGS.workdir, config=config, report=FLAGS.report, **config)
     return 0
 
 
@@ -44,6 +45,7 @@ def train(
     *,
     workdir: str,
     config: dict[str, Any] | None = None,
+    report: bool = False,
     data: dict,
     model: dict,
     optim: dict,
@@ -72,6 +74,7 @@ def train(
     Args:
       workdir: folder of the run.
       config: the whole config as plain dicts, written to `config.json`.
+      report: whether the page of the run is written at its end, or when its loss is no number.
       data: see `data.opened.open_data`.
       model: `name` and the attributes of the model.
       optim: see `training.optim.make_optimizer`.
@@ -93,9 +96,9 @@ def train(
       probe: probes of the features during training; see `trained.make_prober`.
     """
     given = locals()
-    from recvis_jax import build, fitting
+    from recvis_jax import build, environment, fitting, trained
     from recvis_jax.evaluation import evaluator
-    from recvis_jax.training import checkpoint, distributed, log, signals
+    from recvis_jax.training import checkpoint, distributed, log, processes, signals
     from recvis_jax.training.workdir import Workdir, absolute, refuse_unwritable
 
     began, tell = time.monotonic(), print if distributed.is_main() else (lambda text: None)
@@ -133,6 +136,8 @@ def train(
         home.write(length_changes=longer is not None)
         if not recorded and distributed.is_main():
             _record_data(folder, info)
+        if distributed.is_main():
+            environment.note(folder)
         writer = log.Log(folder, run.total_steps, at, evaluated=resumed.get("loop", {}).get("evaluated", 0))
         _introduce(writer.say, run, test, model["name"], every)
         if longer:
@@ -143,20 +148,32 @@ def train(
                 training, state, keeper, writer, every=every, early_stop=early_stop, resumed=resumed,
                 after=lambda state: figure(state) | after(state), stop=stop,
             )  # fmt: skip
-        except BaseException:
+        except BaseException as e:
             with contextlib.suppress(errors.Failure):
                 keeper.wait()  # what is still being saved is good
+            if report and isinstance(e, errors.Failure):
+                tell(_write_page(folder, None))
             raise
         finally:
             writer.close()
             _draw_curves(writer.path, folder / "curves.png")
         if done.reason == "interrupted":
             return _interrupted(done, keeper, stop, tell)
-        summary = _summarise(run, done, keeper, training.evaluate, test, tell)
+        best = _best(done, keeper, tell)
+        summary = _summarise(run, done, best, training.evaluate, test)
         keeper.close()
         if distributed.is_main():
             _write_summary(folder / "summary.json", summary, tell)
-            print(_report(summary, folder, time.monotonic() - began), flush=True)
+        page = ""
+        if report and distributed.is_main():
+            kept = best or done.state
+            looked_at = trained.Trained(
+                run=run, params=kept.evaluated[0], model_state=kept.evaluated[1], step=int(kept.step),
+                name="best" if best else "last", config=config or paths,
+            )  # fmt: skip
+            page = _write_page(folder, None if processes.several() else looked_at)
+        if distributed.is_main():
+            print(_report(summary, folder, time.monotonic() - began, page), flush=True)
         return summary
 
 
@@ -242,10 +259,20 @@ def _draw_curves(records: Path, path: Path) -> None:
             plot.curves(log.read_records(records), path)
 
 
-def _summarise(
-    run: Any, done: Any, keeper: Any, evaluate: Any, test: Any, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Evaluates the last and the best checkpoint on the test split, and returns the run's summary."""
+def _best(done: Any, keeper: Any, tell: Callable[[str], None]) -> Any:
+    """Returns the state of the best evaluation; None where there was none, or its checkpoint cannot be read."""
+    if not done.best:
+        return None
+    try:
+        step = done.best["step"]
+        return done.state if step == int(done.state.step) else keeper.restore(step).state
+    except (errors.BadRequest, errors.Failure) as e:
+        tell(f"warning: the best checkpoint was not evaluated on test data: {e}")
+        return None
+
+
+def _summarise(run: Any, done: Any, best: Any, evaluate: Any, test: Any) -> dict[str, Any]:
+    """Evaluates the last state and the best on the test split, and returns the run's summary."""
     from recvis_jax import build, trees
     from recvis_jax.evaluation import evaluator
 
@@ -261,13 +288,28 @@ def _summarise(
     if test:
         batches = build.eval_batches(run, test, keep=True)
         summary["final"]["test"] = evaluator.scalars(evaluate(*done.state.evaluated, batches))
-        if done.best:
-            try:
-                best = done.state if done.best["step"] == end else keeper.restore(done.best["step"]).state
-                summary["best"]["test"] = evaluator.scalars(evaluate(*best.evaluated, batches))
-            except (errors.BadRequest, errors.Failure) as e:
-                tell(f"warning: the best checkpoint was not evaluated on test data: {e}")
+        if best is not None:
+            summary["best"]["test"] = evaluator.scalars(evaluate(*best.evaluated, batches))
     return summary
+
+
+def _write_page(folder: Path, model: Any) -> str:
+    """Writes the page of the run, and returns a line that says where it is and what it found.
+
+    Args:
+      folder: of the run.
+      model: as `trained.Trained`; None where its predictions are not looked at: it failed, or is of several processes,
+        which would all have to take part.
+    """
+    from recvis_jax import reporting
+
+    path = folder / reporting.FILE
+    try:
+        page, headline = reporting.of_run(folder, model, model.run.data if model else None, examples=1000)
+        reporting.write(page, path)
+    except Exception as e:  # the run is good all the same
+        return f"note: {path} was not written: {errors.brief(e, 300)}"
+    return f"report: {path}  ({headline.title})"
 
 
 def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], None]) -> None:
@@ -350,7 +392,7 @@ def _steps(name: str, value: int | float, per_epoch: float) -> int:
     return steps
 
 
-def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
+def _report(summary: dict[str, Any], folder: Path, seconds: float, page: str) -> str:
     lines = [
         f"\nfinished ({summary['reason']}) at step {summary['step']:,}; {summary['seconds']:.0f} s of training in all"
     ]
@@ -362,6 +404,7 @@ def _report(summary: dict[str, Any], folder: Path, seconds: float) -> str:
                 shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
                 lines.append(f"  {which} (step {summary[which]['step']:,}) {kind}: {shown}")
     lines.append(f"run: {folder}  (summary.json, metrics.jsonl, curves.png, checkpoints/; {seconds:.0f} s this time)")
+    lines += [page] if page else []
     split = next((s for s in ("test", "val") if s in summary["final"]), "train")
     following = ("python", "-m", "recvis_jax.evaluate", f"--workdir={folder}", f"--split={split}")
     lines.append(f"next: {errors.command(*following)}")

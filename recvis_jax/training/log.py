@@ -22,6 +22,8 @@ from recvis_jax.training.distributed import is_main
 
 # Fields that differ from run to run; everything else in a record repeats exactly.
 TIMES = ("seconds", "images_per_second")
+# Stands for the split in the last record of a run that diverged; a run that goes on drops it with what is later.
+FAILURE = "failure"
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
@@ -155,6 +157,13 @@ class Log:
         done, spent = step - self._started_at, time.monotonic() - self._started
         eta = f", eta {_duration(spent / done * (self.total - step))}" if split == "train" and done else ""
         self.say(f"step {step}/{self.total} {split}: {shown}{eta}")
+
+    def failed(self, step: int, message: str) -> None:
+        """Notes that the run ended at a step because a number in it was not finite, for who looks at it later."""
+        if self.main:
+            with contextlib.suppress(OSError):  # the failure itself is what is to be said
+                self._file.write(json_line({"step": step, "split": FAILURE, "message": message}).encode())
+                self._file.flush()
 
     def _drop_later(self, limits: Mapping[str, int], limit: int) -> None:
         """Removes records of steps later than the limit of their split in `limits`, else `limit`.

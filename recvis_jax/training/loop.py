@@ -232,6 +232,7 @@ class _Progress:
 
     def _give_up(self, what: str, value: float, at: int) -> None:
         good = f"step {self._saved_at}" if self._saved_at >= 0 else "none"
+        self._log.failed(at, f"{what} is {value} at step {at}")
         raise errors.Failure(
             f"{what} is {value} at step {at}; the run stops. Last good checkpoint: {good}. "
             "A lower learning rate, warmup or optim.clip_norm may help."

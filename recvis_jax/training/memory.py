@@ -73,6 +73,10 @@ class Records:
         elif self._shown and split == "val":
             self.say(f"step {step}/{self._total} {split}: {log.short(values)}")
 
+    def failed(self, step: int, message: str) -> None:
+        """Notes that the run ended at a step because a number in it was not finite."""
+        self.records.append({"step": step, "split": log.FAILURE, "message": message})
+
     def close(self) -> None:
         if self._bar:
             with contextlib.suppress(Exception):  # the terminal may be gone

@@ -1,0 +1,283 @@
+"""What is known of a run: its records, and where its data are there, what its model says of them and how they look."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from recvis_jax import build, environment, errors, reading, trained
+from recvis_jax.data import info as data_info
+from recvis_jax.data import similar
+from recvis_jax.data.opened import Data
+from recvis_jax.data.sources import Source
+from recvis_jax.evaluation import diagnosis, outcomes
+from recvis_jax.training import log
+
+EXAMPLES = 10_000  # of a split that are predicted
+_COMPARED = 10_000  # training images that are compared with validation images, at most
+_ASKED = 2_000  # training images that are predicted, and validation images that are compared, at most
+_CHUNK = 256  # images read at a time
+
+Say = Callable[[str, int, int], None]
+
+
+class Records(NamedTuple):
+    """The files of a run.
+
+    Attributes:
+      folder: of the run.
+      config: its config.
+      info: what it knows of its data; None for a run of an earlier version.
+      records: of `metrics.jsonl`.
+      summary: of `summary.json`, empty for a run that has not ended.
+      lives: see `environment`.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    info: data_info.DataInfo | None
+    records: list[dict[str, Any]]
+    summary: dict[str, Any]
+    lives: list[dict[str, Any]]
+
+
+class Split(NamedTuple):
+    """Examples of a split, and what the model says of them.
+
+    Attributes:
+      name: "train", "val" or "test".
+      source: where they are read.
+      places: of the examples in the source (n).
+      outcomes: of them.
+    """
+
+    name: str
+    source: Source
+    places: np.ndarray
+    outcomes: outcomes.Outcomes
+
+
+@dataclasses.dataclass
+class Seen:
+    """What was seen beyond the files.
+
+    Attributes:
+      missing: the sentence that says why nothing was, empty where something was.
+      model: the checkpoint.
+      splits: by name.
+      pictures: how the images compare.
+      counts: examples of each class by split, in what was read.
+    """
+
+    missing: str = ""
+    model: trained.Trained | None = None
+    splits: dict[str, Split] = dataclasses.field(default_factory=dict)
+    pictures: diagnosis.Pictures | None = None
+    counts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def read(folder: Path) -> Records:
+    """Reads the files of a run.
+
+    Raises:
+      BadRequest: it is no run's folder, or a file is damaged.
+    """
+    config = trained.read_config(folder)
+    recorded = data_info.read(folder)
+    summary = folder / "summary.json"
+    return Records(
+        folder,
+        config,
+        recorded.info if recorded else None,
+        log.read_records(folder / "metrics.jsonl"),
+        reading.read_json(summary, "summary of a run") if summary.exists() else {},
+        environment.read(folder),
+    )
+
+
+def look(model: trained.Trained, data: Data, examples: int = EXAMPLES, say: Say = lambda *_: None) -> Seen:
+    """Looks at the data of a classifier and at what it says of them.
+
+    Args:
+      model: the checkpoint.
+      data: of the run.
+      examples: of the split that is reported, at most: validation, or test where there is none; spread evenly over it.
+        Of few no more than twice as many training images are compared with them.
+      say: is told (what, how much is done, how much there is).
+    """
+    seen = Seen(model=model)
+    if not data.info.num_classes or data.info.multi_label or model.run.task.gives == "other":
+        seen.missing = "Single predictions are shown of classifiers of one class an image."
+        return seen
+    there = {name: source for name in ("val", "train", "test") if (source := _open(data, name)) is not None}
+    if "val" in there:
+        there.pop("test", None)
+    predict = _make_predict(model)
+    for name, source in there.items():
+        count = min(source.length, examples, *([_ASKED] if name == "train" else []))
+        places = np.linspace(0, source.length, count, endpoint=False).astype(int)
+        part = source._replace(length=count, read=_taken(source, places))
+        found = []
+        for i, batch in enumerate(build.eval_batches(model.run, part)):
+            found.append((predict(model.params, model.model_state, batch), batch["mask"]))
+            say(name, min(count, (i + 1) * model.run.eval_batch_size), count)
+        seen.splits[name] = Split(name, source, places, outcomes.collect(found))
+        seen.counts[name] = np.bincount(seen.splits[name].outcomes.label, minlength=data.info.num_classes)
+    if {"val", "train"} <= there.keys():
+        most = min(2 * examples, _COMPARED), min(examples, _ASKED)
+        seen.pictures = _compare(there["train"], there["val"], data.info.num_classes, most, seen.counts, say)
+    return seen
+
+
+def _open(data: Data, name: str) -> Source | None:
+    try:
+        return data.named(name)
+    except errors.BadRequest as e:
+        if name == "test":  # of which configs name one that need not be there
+            return None
+        raise e
+
+
+def _taken(source: Source, places: np.ndarray) -> Callable[[Any], list[dict[str, Any]]]:
+    return lambda indices: source.read(places[np.asarray(indices, int)])
+
+
+def _make_predict(model: trained.Trained) -> Callable[[Any, Any, dict], Any]:
+    run = model.run
+
+    def predict(params: Any, model_state: Any, batch: dict) -> dict[str, jax.Array]:
+        batch = run.data.preprocess(batch)
+        with jax.sharding.use_abstract_mesh(run.mesh.abstract_mesh):
+            scores = run.task.predict(params, model_state, batch)["logits"]
+        return outcomes.of_scores(scores, batch["label"])
+
+    return jax.jit(predict, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+
+
+def _looks(source: Source, places: np.ndarray, what: str, say: Say) -> tuple[similar.Looks, np.ndarray]:
+    """Reads images chunk by chunk, and returns what they look like and their classes."""
+    parts, labels = [], []
+    for start in range(0, len(places), _CHUNK):
+        rows = source.read(places[start : start + _CHUNK])
+        parts.append(similar.look(r["image"] for r in rows))
+        labels += [int(r["label"]) for r in rows]
+        say(what, start + len(rows), len(places))
+    return similar.join(parts), np.array(labels)
+
+
+def _compare(
+    train: Source, val: Source, num_classes: int, most: tuple[int, int], counts: dict[str, np.ndarray], say: Say
+) -> diagnosis.Pictures:
+    """Compares validation images with training images, which are drawn by a seed so that a few are like all."""
+
+    def places(source: Source, most: int) -> np.ndarray:
+        if source.length <= most:
+            return np.arange(source.length)
+        return np.sort(np.random.default_rng(0).choice(source.length, most, replace=False))
+
+    order = np.random.default_rng(1).permutation(min(train.length, most[0]))
+    there, there_labels = _looks(train, places(train, most[0])[order], "training images", say)
+    mine, mine_labels = _looks(val, places(val, most[1]), "validation images", say)
+    counts["train"], counts["val"] = (np.bincount(x, minlength=num_classes) for x in (there_labels, mine_labels))
+    few = min(len(order), 1000)
+    own = similar.first(there, few)
+    found, own_found = similar.neighbours(mine, there), similar.neighbours(own, there, itself=True)
+    copied = similar.copies(mine, there)
+    near = similar.near_copies(mine, there, found) >= 0
+    new = ~near  # a copy has the class of its copy, and no distance
+    spread = np.maximum(there.light.std(0), 1e-3)
+    darker, flatter = (mine.light.mean(0) - there.light.mean(0)) / spread
+    alike = similar.vote(found, there_labels, num_classes) == mine_labels
+    own_alike = similar.vote(own_found, there_labels, num_classes) == there_labels[:few]
+    fresh = similar.Neighbours(found.places[new], found.distance[new])
+    return diagnosis.Pictures(
+        compared=(len(order), len(mine.small)),
+        copies=float(copied.mean()),
+        near=float(near.mean()),
+        expected=len(order) / train.length,
+        vote=float(alike[new].mean()) if new.any() else math.nan,
+        own_vote=float(own_alike.mean()),
+        further=similar.further(fresh, own_found) if new.any() else 0.5,
+        darker=float(darker),
+        flatter=float(flatter),
+    )
+
+
+def images(split: Split, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Reads the images of examples, by their number in `split.outcomes`."""
+    return [row["image"] for row in split.source.read(split.places[list(chosen)])] if chosen else []
+
+
+def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
+    """Puts together what a diagnosis is made of."""
+    known, config = records.info, records.config
+    classes = known.num_classes if known and not known.multi_label else 0
+    train, val = (_curve(records.records, split) for split in ("train", "val"))
+    done = max((r["step"] for r in records.records if r["split"] != log.FAILURE), default=0)
+    examples = {name: split.examples for name, split in known.splits.items()} if known else {}
+    planned = config.get("steps")
+    if planned is None:
+        planned = round((config.get("epochs") or 0) * examples.get("train", 0) / (config.get("batch_size") or 128))
+    failed = next((r.get("message", "") for r in records.records if r["split"] == log.FAILURE), "")
+    reason = records.summary.get("reason")
+    ended = reason if isinstance(reason, str) else "done" if planned and done >= planned else ""
+    clean = {
+        name: diagnosis.Measured(split.outcomes.accuracy, len(split.places)) for name, split in seen.splits.items()
+    }
+    rates = [r["learning_rate"] for r in records.records if r["split"] == "train" and is_number(r.get("learning_rate"))]
+    return diagnosis.Evidence(
+        train=train,
+        val=val,
+        steps=(done, max(planned, done)),
+        failed=f"{failed[:1].upper()}{errors.brief(failed[1:], 200)}." if failed else "",
+        classes=classes,
+        chance_loss=math.log(classes) if classes > 1 and _softmax(config) else math.nan,
+        rates=rates,
+        train_examples=examples.get("train", 0),
+        val_examples=examples.get("val", 0),
+        train_counts=seen.counts.get("train"),
+        val_counts=seen.counts.get("val"),
+        clean_train=clean.get("train"),
+        clean_val=clean.get("val"),
+        test=_test(records, examples.get("test", 0)),
+        pictures=seen.pictures,
+        ended=ended,
+    )
+
+
+def _curve(records: list[dict[str, Any]], split: str) -> diagnosis.Curve:
+    rows = [r for r in records if r["split"] == split]
+
+    def column(name: str) -> np.ndarray:
+        return np.array([r[name] if is_number(r.get(name)) else math.nan for r in rows], float)
+
+    return diagnosis.Curve(np.array([r["step"] for r in rows], int), column("loss"), column("accuracy"))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a record is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _softmax(config: dict[str, Any]) -> bool:
+    """Whether the loss of a run is the cross entropy of its classes."""
+    task = config.get("task") or {}
+    return (
+        isinstance(task, dict) and task.get("name", "classify") == "classify" and task.get("loss") in (None, "softmax")
+    )
+
+
+def _test(records: Records, examples: int) -> diagnosis.Measured | None:
+    """Test accuracy of the checkpoint that is kept, as the summary has it."""
+    for which in ("best", "final"):
+        found = records.summary.get(which)
+        values = found.get("test") if isinstance(found, dict) else None
+        accuracy = values.get("accuracy") if isinstance(values, dict) else None
+        if is_number(accuracy) and examples:
+            return diagnosis.Measured(float(accuracy), examples)  # type: ignore[arg-type]
+    return None

@@ -1,0 +1,328 @@
+"""Writes the page of a run, or of several: what is known of each, put into words and pictures."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from recvis_jax import errors, evidence, trained
+from recvis_jax.data.opened import Data
+from recvis_jax.evaluation import diagnosis, outcomes
+from recvis_jax.training import log
+from recvis_jax.vis import run_page, structure
+
+FILE = "report.html"
+_PICTURES = 12  # of a group of predictions
+_MOST_RUNS = 50
+_GROUPS = (
+    ("Worst", outcomes.worst, "The examples whose true class got the lowest probability: wrong labels are often here."),
+    ("Most confident and wrong", outcomes.confident, "Wrong predictions of the highest probability."),
+    ("Random", outcomes.drawn, "Examples drawn at random, always the same ones."),
+)
+
+
+def of_runs(
+    folders: Sequence[Path],
+    checkpoint: str | None = None,
+    data_dir: str | None = None,
+    examples: int = evidence.EXAMPLES,
+    say: evidence.Say = lambda *_: None,
+) -> str:
+    """Returns the page of runs; what needs data that are not there is left out, and said.
+
+    Args:
+      folders: of the runs.
+      checkpoint: "best", "last" or a step; None for the best, or the last of a run without validation.
+      data_dir: where the data lie, if not where the runs had them.
+      examples: of a split whose predictions are looked at.
+      say: is told (what, how much is done, how much there is).
+
+    Raises:
+      BadRequest: one is no run's folder, or damaged; or there are too many.
+    """
+    if len(folders) > _MOST_RUNS:
+        raise errors.BadRequest(f"{len(folders)} runs are given; a page shows at most {_MOST_RUNS}.")
+    records = [evidence.read(folder) for folder in folders]  # all that can be refused is refused first
+    runs = []
+    for found, name in zip(records, _names(folders), strict=True):
+        seen = _look(found, checkpoint, data_dir, examples, say)
+        runs.append(content(found, seen, name))
+    return run_page.document(runs)
+
+
+def of_run(
+    folder: Path, model: trained.Trained | None, data: Data | None, examples: int = evidence.EXAMPLES
+) -> tuple[str, diagnosis.Finding]:
+    """Returns the page of a run whose model and data are at hand, and the headline of its diagnosis.
+
+    Args:
+      folder: of the run.
+      model, data: None where there is none, as of a run that failed.
+      examples: see `of_runs`.
+    """
+    found = evidence.read(folder)
+    if model and data:
+        seen = evidence.look(model, data, examples)
+    else:
+        command = errors.command("python", "-m", "recvis_jax.report", folder.name)
+        seen = evidence.Seen(missing=f"Predictions were not looked at; {command} does.", model=model)
+    return run_page.document([content(found, seen, folder.name)]), diagnosis.diagnose(evidence.of_run(found, seen))[0]
+
+
+def write(page: str, path: Path) -> None:
+    """Replaces the file at `path` by a page.
+
+    Raises:
+      Failure: it cannot be written.
+    """
+    log.write_atomically(path, page)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Returns the shortest ends of the folders' paths that tell them apart."""
+    for length in range(1, 1 + max(len(f.parts) for f in folders)):
+        names = ["/".join(f.parts[-length:]) for f in folders]
+        if len(set(names)) == len(folders):
+            return names
+    return [f"{f.name} ({i})" for i, f in enumerate(folders, 1)]
+
+
+def _look(
+    found: evidence.Records, checkpoint: str | None, data_dir: str | None, examples: int, say: evidence.Say
+) -> evidence.Seen:
+    """Opens the model and the data as far as they are there."""
+    config = found.config
+    if data_dir and isinstance(config.get("data"), dict):
+        config = {**config, "data": {**config["data"], "data_dir": data_dir}}
+    try:
+        model = trained.of_run(found.folder, config, checkpoint)
+    except errors.BadRequest as e:
+        if checkpoint:
+            raise
+        return evidence.Seen(missing=f"There is no model to look at: {e}")
+    try:
+        return evidence.look(model, model.run.data, examples, say)
+    except (errors.BadRequest, errors.Failure) as e:  # data that are not there, or not what they were
+        return evidence.Seen(missing=f"The data are not at hand, so no predictions are shown: {e}", model=model)
+
+
+def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page.Content:
+    """Returns what a page shows of a run.
+
+    Args:
+      found: its files.
+      seen: what was seen beyond them.
+      name: of the run.
+    """
+    known = evidence.of_run(found, seen)
+    findings = [(f.level, f.title, f.why, f.advice) for f in diagnosis.diagnose(known)]
+    shown = next((seen.splits[s] for s in ("val", "test") if s in seen.splits), None)
+    counts, of = _confusion(found, shown)
+    train_counts = seen.counts.get("train")
+    return run_page.Content(
+        name=name,
+        facts=_facts(found, known, seen),
+        numbers=_numbers(found),
+        findings=findings,
+        notes=[*([seen.missing] if seen.missing else []), *_limits(known, shown)],
+        records=found.records,
+        classes=found.info.class_names if found.info else (),
+        confusion=counts,
+        confused=of,
+        train_counts=train_counts if counts is not None and train_counts is not None else None,
+        groups=[(title, about, _chosen(shown, choose)) for title, choose, about in _GROUPS] if shown else (),
+        images=(),
+        cost=_cost(found, known, seen),
+        origin=_origin(found),
+        command=str(found.lives[0].get("command", "")) if found.lives else "",
+        config=found.config,
+    )
+
+
+def _limits(known: diagnosis.Evidence, shown: evidence.Split | None) -> list[str]:
+    """Sentences on what the diagnosis could not see."""
+    out = []
+    if shown and len(shown.places) < shown.source.length:
+        out.append(
+            f"Predictions are of {len(shown.places):,} of the {shown.source.length:,} examples of {shown.name}, spread "
+            "evenly."
+        )
+    if known.pictures is None and len(known.val.steps):
+        out.append("Images were not compared: shared or shuffled ones would not be noticed.")
+    if known.clean_train is None and len(known.train.steps) and known.classes:
+        out.append("Training accuracy is as recorded in training, with augmentation and dropout where there are any.")
+    return out
+
+
+def _chosen(shown: evidence.Split, choose: Any) -> list[run_page.Prediction]:
+    rows = choose(shown.outcomes, _PICTURES)
+    o = shown.outcomes
+    return [
+        run_page.Prediction(
+            image,
+            int(shown.places[i]),
+            int(o.label[i]),
+            int(o.predicted[i]),
+            float(o.p_true[i]),
+            float(o.p_predicted[i]),
+        )
+        for i, image in zip(rows, evidence.images(shown, rows), strict=True)
+    ]
+
+
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _confusion(found: evidence.Records, shown: evidence.Split | None) -> tuple[np.ndarray | None, str]:
+    """Counts of what was predicted just now, else of what `evaluate` left in the summary."""
+    classes = found.info.num_classes if found.info else 0
+    if shown:
+        of = f"{len(shown.places):,} {_SPLITS[shown.name]} examples"
+        return outcomes.confusion(shown.outcomes, classes), of
+    evaluations = found.summary.get("evaluations")
+    for split, by_name in sorted(evaluations.items()) if isinstance(evaluations, dict) else ():
+        for name, values in sorted(by_name.items()) if isinstance(by_name, dict) else ():
+            counts = values.get("confusion_matrix") if isinstance(values, dict) else None
+            if counts is None:
+                continue
+            try:
+                counts = np.array(counts, np.float64)
+            except (ValueError, TypeError):
+                counts = np.zeros(0)
+            if counts.shape != (classes, classes) or not (counts >= 0).all() or not np.isfinite(counts).all():
+                raise errors.BadRequest(
+                    f"{found.folder / 'summary.json'} is damaged: the confusion matrix of {errors.brief(split)} is not "
+                    f"{classes} x {classes} counts."
+                )
+            return counts.astype(np.int64), f"{split}, checkpoint {name} (counted by evaluate)"
+    return None, ""
+
+
+# --- numbers ---
+
+
+def _shown(name: str, value: float, examples: int) -> str:
+    """A metric as text, an accuracy with its 95 % interval."""
+    if name == "accuracy" and 0 <= value <= 1 and examples > 0:
+        return f"{100 * value:.2f} ± {100 * diagnosis.half_width(value, examples):.2f} %"
+    share = name == "accuracy" or name.startswith(("top_", "mean_average", "mean_per_class", "probe_"))
+    return f"{100 * value:.2f} %" if share else f"{value:.4g}"
+
+
+def _facts(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
+    model = found.config.get("model")
+    out = [("model", str(model.get("name", "")) if isinstance(model, dict) else "one of its author's own")]
+    if found.info:
+        out.append(("data", found.info.name))
+    for (split, name), by in _values(found).items():
+        which = next(iter(by))
+        if name == "accuracy" or (name == "loss" and not known.classes) or name == "mean_average_precision":
+            out.append((f"{_SPLITS[split]} {name.replace('_', ' ')}, {which}", by[which]))
+    if not found.summary:
+        for name, looked in seen.splits.items():
+            out.append((f"{_SPLITS[name]} accuracy, checkpoint", f"{100 * looked.outcomes.accuracy:.2f} %"))
+    elif "train" in seen.splits:
+        out.append(("training accuracy, in evaluation", f"{100 * seen.splits['train'].outcomes.accuracy:.2f} %"))
+    if seen.model:
+        out.append(("checkpoint looked at", f"{seen.model.name}, step {seen.model.step:,}"))
+    done, planned = known.steps
+    ended = f", {known.ended}" if known.ended else ""
+    out.append(("steps", f"{done:,}{f' of {planned:,}' if planned > done else ''}{ended}"))
+    if evidence.is_number(found.summary.get("parameters")):
+        out.append(("parameters", f"{found.summary['parameters']:,}"))
+    return out
+
+
+def _values(found: evidence.Records) -> dict[tuple[str, str], dict[str, str]]:
+    """Returns (split, metric) -> {"best" or "final": value as text} of a run's summary; `BadRequest` where damaged."""
+    out: dict[tuple[str, str], dict[str, str]] = {}
+    for which in ("best", "final"):
+        for split in ("val", "test"):
+            of = found.summary.get(which, {})
+            numbers = of.get(split, {}) if isinstance(of, dict) else None
+            if not isinstance(numbers, dict):
+                path = found.folder / "summary.json"
+                raise errors.BadRequest(f"{path} is damaged: {which}.{split} is {errors.shown(numbers or of)}.")
+            for name, value in numbers.items():
+                if evidence.is_number(value):
+                    examples = found.info.splits[split].examples if found.info and split in found.info.splits else 0
+                    out.setdefault((split, name), {})[which] = _shown(name, value, examples)
+    return out
+
+
+def _numbers(found: evidence.Records) -> list[tuple[str, ...]]:
+    """Returns rows of metrics: name, then validation and test of the best checkpoint and of the last."""
+    values = _values(found)
+    columns = [(which, split) for which in ("best", "final") for split in ("val", "test")]
+    names = dict.fromkeys(name for _, name in values)
+    rows = [(name, *(values.get((split, name), {}).get(which, "") for which, split in columns)) for name in names]
+    kept = [i for i in range(1, 5) if any(row[i] for row in rows)]
+    head = ("", *(f"{_SPLITS[split]}, {which}" for which, split in columns))
+    return [tuple(row[i] for i in (0, *kept)) for row in (head, *rows)] if rows else []
+
+
+def _cost(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
+    speeds = [r["images_per_second"] for r in found.records if evidence.is_number(r.get("images_per_second"))]
+    times = [r["seconds"] for r in found.records if evidence.is_number(r.get("seconds"))]
+    out = []
+    if speeds:
+        out.append(
+            ("training images a second", f"{np.median(speeds):,.0f} (median), {min(speeds):,.0f} to {max(speeds):,.0f}")
+        )
+    if times:
+        out.append(("time of training, evaluation included", _duration(max(times))))
+    batch = found.config.get("batch_size") or 128
+    images = known.steps[0] * batch if evidence.is_number(batch) else 0
+    if images:
+        epochs = f", {images / known.train_examples:.3g} epochs" if known.train_examples else ""
+        out.append(("training images seen", f"{images:,}{epochs}"))
+    if seen.model:
+        macs = _macs(seen.model)
+        out.append(("multiplications of an image, forward", f"{macs:,}"))
+        if images:
+            out.append(("arithmetic of the training, 6 FLOPs each", f"{_scaled(6 * macs * images)}FLOPs"))
+    return out
+
+
+def _macs(model: trained.Trained) -> int:
+    def apply(variables: Any, image: jax.Array) -> Any:
+        return model.run.model.apply(variables, image, train=False)[0]
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.variables)
+    return sum(layer.macs for layer in structure.layers(apply, shapes, model.run.data.image_shape))
+
+
+def _scaled(n: float) -> str:
+    power = max(0, min(7, int(math.log10(max(n, 1)) // 3)))
+    return f"{n / 1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E', 'Z')[power]}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _origin(found: evidence.Records) -> list[tuple[str, str]]:
+    out = []
+    if found.info:
+        shape, classes = "x".join(map(str, found.info.image_shape)), found.info.num_classes
+        out.append(("data", f"{found.info.name}: images {shape}, {classes:,} classes"))
+        for name, split in found.info.splits.items():
+            out.append((f"  {_SPLITS[name]}", f"{split.examples:,} examples, {split.split} (digest {split.digest})"))
+    if found.lives:
+        first, last = found.lives[0], found.lives[-1]
+        for what, key in (("began", "began"), ("commit", "commit"), ("devices", "devices"), ("CPU", "cpu")):
+            if first.get(key):
+                out.append((what, str(first[key])))
+        out.append(("cores, processes", f"{first.get('cores')}, {first.get('processes')}"))
+        versions = (f"{name} {last.get(name)}" for name in ("recvis_jax", "jax", "python"))
+        out.append(("versions", f"{', '.join(versions)}, {last.get('system')}"))
+        if len(found.lives) > 1:
+            out.append(("resumed", f"{len(found.lives) - 1} times, last {last.get('began')}"))
+    else:
+        out.append(("machine", "not recorded"))
+    return out
