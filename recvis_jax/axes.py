@@ -1,7 +1,7 @@
-"""Names of the axes over which a batch is split, for models and training alike."""
+"""Names of the axes along which a batch is split, for models and training."""
 
-# Of functions mapped by `pmap`, and the first of a mesh.
+# The axis of functions mapped by `pmap`, and the first axis of a mesh.
 DATA_AXIS = "data"
 
-# Of a mesh, over which `jit` splits the batch.
+# Axes of a mesh along which `jit` splits the batch.
 BATCH_AXES = (DATA_AXIS, "fsdp")

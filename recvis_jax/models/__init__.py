@@ -64,7 +64,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResMLP, **kw) for name, kw in RESMLPS.items()},
 }
 
-# Models around a model, their attribute `backbone`: a dict of its name and attributes, or a built one.
+# Models that wrap another one, their attribute `backbone`: a dict of its name and attributes, or a built model.
 AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 
 
@@ -75,7 +75,7 @@ def create(name: str, **kw: Any) -> nn.Module:
     """Returns the model `name` of `MODELS` or `AROUND`, built with the attributes `kw`.
 
     Raises:
-      BadRequest: an unknown name or attribute, or a value of another type than the attribute's.
+      BadRequest: an unknown name or attribute, or a value of the wrong type.
 
     Example:
       >>> model = create("resnet20", num_classes=10)
@@ -89,7 +89,7 @@ def create(name: str, **kw: Any) -> nn.Module:
     if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
     _check_length(constructor, kw)
-    kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, of JSON, have no hash
+    kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, from JSON, are not hashable
     backbone = kw.get("backbone")
     if backbone is not None and not isinstance(backbone, (Mapping, nn.Module)):
         raise BadRequest(f"model.backbone is {shown(backbone)}; it takes a dict of the name and keys of a model.")
@@ -97,15 +97,15 @@ def create(name: str, **kw: Any) -> nn.Module:
         if "name" not in backbone:
             raise BadRequest(f"model.backbone.name is missing; there are: {', '.join(MODELS)}.")
         inner = keywords(choose(MODELS, backbone["name"], "model.backbone.name"))
-        given = {"num_classes": 0, "dtype": kw.get("dtype", jnp.float32)}  # its own head would not be used
+        given = {"num_classes": 0, "dtype": kw.get("dtype", jnp.float32)}  # the backbone's own head is not used
         if "dtype" in backbone:
-            raise BadRequest("unknown key model.backbone.dtype. The type of the computation is config.dtype.")
+            raise BadRequest("unknown key model.backbone.dtype; config.dtype sets the type of the computation.")
         kw["backbone"] = create(**{**{k: v for k, v in given.items() if k in inner}, **backbone})
     return constructor(**kw)
 
 
 def section_of(model: nn.Module) -> dict[str, Any] | None:
-    """Returns the name and attributes by which `create` makes such a model; None for one of another class.
+    """Returns the name and attributes with which `create` builds this model; None for a class it does not know.
 
     Example:
       >>> section_of(create("resnet20", num_classes=7))["num_classes"]
@@ -125,9 +125,9 @@ def section_of(model: nn.Module) -> dict[str, Any] | None:
 def _check_length(constructor: Callable[..., nn.Module], kw: Mapping[str, Any]) -> None:
     """Refuses more blocks than can be traced one by one in reasonable time."""
     depth, blocks = kw.get("depth", 0), kw.get("blocks", ())
-    residual = getattr(constructor, "func", constructor) is CifarResNet  # whose paper has 1,202 layers
+    residual = getattr(constructor, "func", constructor) is CifarResNet  # its paper goes up to 1,202 layers
     if depth > _MOST_BLOCKS and not residual and not kw.get("scan"):
-        remedy = "; model.scan=True takes more" if "scan" in keywords(constructor) else ""
-        raise BadRequest(f"model.depth is {depth}; at most {_MOST_BLOCKS} blocks are written out one by one{remedy}.")
+        remedy = "; model.scan=True allows more" if "scan" in keywords(constructor) else ""
+        raise BadRequest(f"model.depth is {depth}; at most {_MOST_BLOCKS} blocks can be traced one by one{remedy}.")
     if sum(blocks) > 2 * _MOST_BLOCKS:
-        raise BadRequest(f"model.blocks is {shown(blocks)}; at most {2 * _MOST_BLOCKS} blocks are taken in all.")
+        raise BadRequest(f"model.blocks is {shown(blocks)}; at most {2 * _MOST_BLOCKS} blocks in total are allowed.")

@@ -15,7 +15,7 @@ from recvis_jax.operations import max_pool
 class AlexNet(nn.Module):
     """Five convolutions of 64, 192, 384, 256 and 256 channels, three max pools, three fully connected layers.
 
-    The two streams of the paper, which fitted two GPUs, are one, and there is no local response normalisation.
+    The paper's two streams, made for two GPUs, are merged into one, and there is no local response normalisation.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.

@@ -43,9 +43,9 @@ class MultiHeadAttention(nn.Module):
         """Returns the new tokens and the attention weights.
 
         Args:
-          query: tokens that ask.
-          key: tokens that are asked; the query itself by default (self-attention).
-          value: what they answer with; the key by default.
+          query: tokens that attend.
+          key: tokens that are attended to; the query by default (self-attention).
+          value: what is averaged by the attention weights; the key by default.
           mask: true where a query may attend to a key, broadcast to (b k n m).
         """
         key = query if key is None else key

@@ -1,7 +1,7 @@
 """Restricted attention: which tokens of a sequence or image a query may attend to, as masks for `attention`.
 
-A mask is a boolean array (n m), true where query i (the row) may attend to key j (the column). Patterns whose heads
-differ return one mask a kind of head, (2 n n): `jnp.tile(pattern, (heads // 2, 1, 1))` gives (k n n), and
+A mask is a boolean array (n m), true where query i (the row) may attend to key j (the column). Patterns with two kinds
+of heads return one mask for each kind, (2 n n): `jnp.tile(pattern, (heads // 2, 1, 1))` gives (k n n), and
 `pattern.any(0)` merges both into one head.
 """
 
@@ -40,13 +40,13 @@ def local_1d(n: int, block: int, memory: int, causal: bool = True) -> Bool[np.nd
 def local_2d(
     h: int, w: int, block: tuple[int, int], memory: tuple[int, int], causal: bool = True
 ) -> Bool[np.ndarray, "n n"]:
-    """The image is cut into rectangles of queries; one attends to itself and to a margin above, left and right.
+    """The image is cut into rectangles of queries; a rectangle attends to itself and to a margin above, left and right.
 
     Args:
       h, w: rows and columns of the image; tokens are in rows, then columns.
       block: h_q, w_q, rows and columns of a query block; those at the border may be smaller.
       memory: h_m rows above a block, and w_m columns on its left and on its right (the corners included).
-      causal: whether a query attends to itself and to pixels generated earlier only: blocks are generated row by row,
+      causal: whether a query attends only to itself and to pixels generated earlier: blocks are generated row by row,
         and pixels row by row in their block.
 
     Raises:
@@ -70,7 +70,7 @@ def local_2d(
 def strided(n: int, stride: int) -> Bool[np.ndarray, "2 n n"]:
     """One head sees the current and the `stride` tokens before it, the other every stride-th token back from it.
 
-    With the stride of an image's row, that is a row's length of pixels and the column above.
+    If the stride is the width of an image, the first head sees the last w pixels, the second the column above.
 
     Raises:
       BadRequest: a stride below 1.

@@ -51,7 +51,7 @@ class BiT(nn.Module):
     """A 7x7 stem of stride 2, max pool, 4 stages of pre-activation bottlenecks, norm, global mean, head.
 
     Images of any size. Stages have 4, 8, 16 and 32 `width` channels; all but the first start with stride 2. No
-    statistics are shared between images, so that training works with any batch.
+    statistics are shared between images, so training works with any batch size.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.
@@ -90,7 +90,7 @@ class BiT(nn.Module):
         norm, acts = partial(GroupNorm, self.norm_groups, dtype=self.dtype), {}
         block_type = nn.remat(PreActBottleneck) if self.remat else PreActBottleneck
         x = StdConv(self.width, 7, 2, dtype=self.dtype, name="stem")(x)
-        # Zeros around the map, not minus infinity: the published weights were trained so.
+        # Pad with zeros, not minus infinity: the published weights were trained this way.
         acts["stem"] = x = max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
         for stage, blocks in enumerate(self.blocks, 1):
             for block in range(1, blocks + 1):

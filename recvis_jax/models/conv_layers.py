@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from recvis_jax.models.layers import Acts
 from recvis_jax.operations import max_pool
 
-# He et al. 2015, "Delving deep into rectifiers", eq. 14: normal with variance 2 / fan_out, kept in the backward pass.
+# He et al. 2015, "Delving deep into rectifiers", eq. 14: normal with variance 2 / fan_out, which preserves the variance
+# of gradients.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 # PyTorch's default for kernels: uniform in ±1 / sqrt(fan_in).
@@ -59,7 +60,7 @@ def dense_head(
 
 
 def ceil_max_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int = 0) -> Float[Array, "b i j c"]:
-    """Maximum over windows, incomplete ones at the right and bottom included where they start inside (`ceil_mode`).
+    """Maximum over windows; incomplete ones at the right and bottom count if they start inside (`ceil_mode`).
 
     Args:
       x: feature maps.
@@ -78,7 +79,7 @@ def ceil_max_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding:
 
 
 def adaptive_avg_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b s s c"]:
-    """Mean over size x size bins that cover any image; neighbours share a row or column where they do not divide.
+    """Mean over size x size bins; neighbouring bins overlap by a row or column if the size does not divide the image.
 
     Bin i covers rows floor(i h / s) up to ceil((i + 1) h / s), as in PyTorch's `AdaptiveAvgPool2d`.
     """

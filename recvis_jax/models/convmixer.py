@@ -48,7 +48,7 @@ class Block(nn.Module):
 class ConvMixer(nn.Module):
     """A convolution of patches, blocks of depthwise and pointwise convolutions, global mean, head.
 
-    Batch norm comes after the activation. Rows and columns that do not fill a patch are left out.
+    Batch norm comes after the activation. Rows and columns that do not fill a patch are dropped.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out, and the features are the output.

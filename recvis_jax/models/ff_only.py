@@ -1,4 +1,4 @@
-"""The feed-forward-only network: a Vision Transformer with an MLP across tokens in the place of attention."""
+"""The feed-forward-only network: a Vision Transformer with an MLP across tokens in place of attention."""
 
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-    """x + mlp_channels(norm(x)), then, transposed, x + mlp_tokens(norm(x)); either MLP is 4 times as wide inside.
+    """x + mlp_channels(norm(x)), then, transposed, x + mlp_tokens(norm(x)); both MLPs are 4 times as wide inside.
 
     The second norm is over the tokens of a channel.
 
@@ -65,7 +65,7 @@ class FFOnly(nn.Module):
       patch_size: rows and columns of a patch, in pixels.
       width: channels of a token.
       depth: number of blocks.
-      dropout: probability that a unit is dropped in training, of the embedded tokens and in every MLP.
+      dropout: probability that a unit of the embedded tokens or of an MLP is dropped, in training.
       drop_path: probability that the last block's branches are dropped for an example in training, growing linearly
         from 0 in the first block.
       remat: computes the blocks' intermediates again in the backward pass instead of keeping them.
@@ -73,7 +73,7 @@ class FFOnly(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; a
+      BadRequest: an image that is not made of whole patches, or has another number of them than the parameters; a
         probability outside [0, 1).
 
     Reference: Melas-Kyriazi 2021, "Do you even need attention? A stack of feed-forward layers does surprisingly well on

@@ -20,10 +20,10 @@ class Block(nn.Module):
     """x + fc2(u * gate(norm(v)^T)^T) with (u, v) = gelu(fc1(norm(x))).
 
     The gate, a linear map across tokens, starts near the constant 1. Its layer norm adds 1e-5 to the variance, the
-    others 1e-6.
+    others add 1e-6.
 
     Attributes:
-      hidden: width of fc1, that is of u and v together.
+      hidden: width of fc1: of u and v together.
       dtype: of the computation.
     """
 
@@ -60,7 +60,7 @@ class GMLP(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; a
+      BadRequest: an image that is not made of whole patches, or has another number of them than the parameters; a
         probability outside [0, 1).
 
     Reference: Liu et al. 2021, "Pay attention to MLPs".

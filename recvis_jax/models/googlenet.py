@@ -30,7 +30,7 @@ _normal = nn.initializers.normal(0.01)
 
 
 class ConvNorm(nn.Module):
-    """ReLU of the batch norm, with epsilon 1e-3, of a convolution without bias that keeps the size."""
+    """Convolution without bias that keeps the size, batch norm with epsilon 1e-3, ReLU."""
 
     width: int
     size: int
@@ -46,9 +46,9 @@ class ConvNorm(nn.Module):
 
 
 class Inception(nn.Module):
-    """1x1, 3x3 and "5x5" convolutions and a max pool side by side, their channels one after the other.
+    """1x1, 3x3 and "5x5" convolutions and a max pool side by side; their channels are concatenated.
 
-    The paper's 5x5 convolution is a 3x3 one, as in torchvision, whose weights were trained so.
+    The paper's 5x5 convolution is 3x3 here, as in torchvision's published weights.
 
     Attributes:
       widths: a row of `INCEPTION`.
@@ -97,15 +97,15 @@ class GoogLeNet(nn.Module):
     Attributes:
       num_classes: number of outputs; 0 leaves all heads out.
       aux_logits: whether there are auxiliary heads.
-      transform_input: takes images normalised by ImageNet's mean and standard deviation, and normalises them to
-        (x - 0.5) / 0.5, with which torchvision's published weights were trained.
+      transform_input: converts images normalised by ImageNet's mean and standard deviation to (x - 0.5) / 0.5, the
+        input of torchvision's published weights.
       dropout: probability that a feature is dropped before the head in training.
       dropout_aux: the same in the auxiliary heads.
       bn_groups: parts of the global batch with batch-norm statistics of their own.
       dtype: of the computation.
 
     Raises:
-      BadRequest: images smaller than 15x15, a dropout outside [0, 1), or `transform_input` on other than 3 channels.
+      BadRequest: images smaller than 15x15, a dropout outside [0, 1), or `transform_input` without 3 channels.
 
     Reference: Szegedy et al. 2014, "Going deeper with convolutions"; Ioffe & Szegedy 2015 for the norms. Equal to
       torchvision's `googlenet.py`.

@@ -54,14 +54,14 @@ class Bottleneck(nn.Module):
 class HybridViT(ViT):
     """A Vision Transformer on the feature map of a residual network with group norms and standardised weights.
 
-    A 7x7 stem of stride 2, max pool, and stages of bottlenecks of which all but the first start with stride 2; padding
-    is TensorFlow's. All else, with `patch_size` in pixels of the feature map, is as in `ViT`.
+    A 7x7 stem of stride 2, max pool, and stages of bottlenecks; all stages but the first start with stride 2. Padding
+    is TensorFlow's. Everything else is as in `ViT`, with `patch_size` in pixels of the feature map.
 
     Attributes:
-      stages: number of bottlenecks of each stage; with none the patches are those of the pooled stem.
+      stages: number of bottlenecks of each stage; without stages, patches are taken from the pooled stem.
 
     Raises:
-      BadRequest: as `ViT`; a feature map that is not made of whole patches.
+      BadRequest: as in `ViT`; a feature map that is not made of whole patches.
 
     Reference: Dosovitskiy et al. 2020, "An image is worth 16x16 words", section 3.1 and appendix B.1; Steiner et al.
     2021, "How to train your ViT?", for the smaller ones. Equal to timm's `vit_*_r*`.

@@ -11,7 +11,7 @@ from recvis_jax.errors import BadRequest, choose, nearest
 from recvis_jax.models.layers import Acts
 from recvis_jax.models.norms import BatchNorm
 
-# What is made of a layer (b ... d): of tokens (b n d) or of maps (b h w d).
+# Ways to pool a layer of tokens (b n d) or maps (b h w d) into vectors; maps are flattened to tokens first.
 POOLS = {
     "mean": lambda x: x.mean(1),
     "max": lambda x: x.max(1),
@@ -23,41 +23,41 @@ POOLS = {
 
 
 def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
-    """Returns one vector an image of a layer's activations, in float32.
+    """Returns a layer's activations as one vector per image, in float32.
 
     Args:
       acts: a model's named intermediates.
       layer: the name of one.
-      pool: of activations (b n d) or (b h w d); vectors (b d) stay as they are. 'mean', 'max' over all places; 'first'
-        the first token (the class token's, where there is one), 'rest' the mean of the others, 'first_rest' both side
-        by side; 'flatten' all numbers.
+      pool: of activations (b n d) or (b h w d); vectors (b d) are not changed. 'mean' or 'max' over all positions;
+        'first': the first token (the class token, if there is one); 'rest': the mean of the others; 'first_rest': both
+        concatenated; 'flatten': all values.
 
     Raises:
-      BadRequest: an unknown pool, or a layer that the model does not have, with those it has.
+      BadRequest: an unknown pool, or a layer that the model does not have (the message lists its layers).
     """
     take = choose(POOLS, pool, "pool")
     if layer not in acts:
         raise BadRequest(f"the model has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
     x = acts[layer].astype(jnp.float32)
-    x = x[:, None] if x.ndim == 1 else x  # a number an image
+    x = x[:, None] if x.ndim == 1 else x  # one number per image
     return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
 
 
 class Probe(nn.Module):
     """head(norm(pool(layer of the backbone))), the backbone frozen and in evaluation mode.
 
-    No gradient reaches the backbone, its batch norms neither use nor change the statistics of a batch, and the
-    optimizer leaves it alone (`frozen_parameters`), so that every byte of it stays as it was.
+    The backbone stays bit-identical: no gradient reaches it, its batch norms neither use nor change the statistics of a
+    batch, and the optimizer skips it (`frozen_parameters`).
 
     Attributes:
-      backbone: `__call__(image, *, train) -> (output, acts)`, whose own output is not used.
+      backbone: `__call__(image, *, train) -> (output, acts)`; its output is not used.
       num_classes: number of outputs.
-      layer: name in `acts` of what the head reads.
-      pool: how it becomes a vector; see `pooled`.
-      norm: a batch norm without scale and bias before the head (He et al. 2022, appendix A.1), which makes one
-        learning rate fit features of any scale.
+      layer: name in `acts` of the layer that the head reads.
+      pool: how the layer becomes a vector; see `pooled`.
+      norm: a batch norm without scale and bias before the head (He et al. 2022, appendix A.1), so that one learning
+        rate suits features of any scale.
       hidden: widths of layers with ReLU before the last; one of them is the adaptation layer FCa of Oquab et al. 2014.
-      frozen: whether the backbone is; otherwise it is trained with the head, from what it was initialised from.
+      frozen: whether the backbone is frozen; otherwise it is trained with the head, from its initial parameters.
       dtype: of the computation.
 
     Reference: He et al. 2022, "Masked autoencoders are scalable vision learners", appendix A.1; Oquab et
@@ -75,7 +75,7 @@ class Probe(nn.Module):
 
     @property
     def frozen_parameters(self) -> str | None:
-        """Regular expression of the parameters that no optimizer may touch."""
+        """Regular expression of the parameters that the optimizer must not change."""
         return r"^backbone/" if self.frozen else None
 
     @nn.compact

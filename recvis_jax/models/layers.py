@@ -45,13 +45,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-# A dense layer on tokens (b n d); use it wherever there is more than a batch axis.
+# A dense layer on tokens (b n d); use it for inputs with more than a batch and a channel axis.
 Dense = partial(nn.Dense, dot_general=dot_rows)
 
 # A convolution (b h w c); use it instead of flax's.
 Conv = partial(nn.Conv, conv_general_dilated=convolve)
 
-# A convolution and the maximum over windows of 2x2 of its outputs; the bias comes after both, with the same result.
+# A convolution and 2x2 max pooling of its outputs; the bias is added after the pooling, with the same result.
 ConvMaxPool = partial(nn.Conv, conv_general_dilated=convolve_and_pool)
 
 POOLS = {"avg": avg_pool, "max": max_pool}
@@ -63,10 +63,10 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 def batch_split(x: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
-    """Tells the compiler to split activations over the devices by their examples, and by nothing else.
+    """Tells the compiler to split activations over the devices by examples only.
 
-    Without it the layout of the parameters may win: split parameters would then have activations of the whole batch on
-    every device. Does nothing outside a mesh with `BATCH_AXES`.
+    Otherwise the compiler may follow the layout of split parameters and keep activations of the whole batch on every
+    device. Does nothing outside a mesh with `BATCH_AXES`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(BATCH_AXES) <= set(mesh.auto_axes):

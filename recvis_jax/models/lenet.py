@@ -13,11 +13,11 @@ from recvis_jax.models.layers import POOLS, Acts, Conv, activation, flatten, lin
 class LeNet5(nn.Module):
     """conv 6@5x5, pool, conv 16@5x5, pool, fully connected 120, 84, and the head.
 
-    As the paper's but for complete connections between the feature maps, pooling without weights and a linear head
-    instead of radial basis functions. 61,706 parameters for 28x28x1.
+    Differences from the paper: all feature maps are connected, pooling has no weights, and the head is linear instead
+    of radial basis functions. 61,706 parameters for 28x28x1.
 
-    The first convolution pads by 2 (the paper pads 28x28 digits to 32x32). The second is unpadded where its input has
-    at least 6 rows and columns, else (images under 12x12, such as 8x8 digits) padded by 2.
+    The first convolution pads by 2 (the paper pads 28x28 digits to 32x32). The second has no padding if its input has
+    at least 6 rows and columns; for smaller images (under 12x12, such as 8x8 digits) it pads by 2.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out, and the features are the output.

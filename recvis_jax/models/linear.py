@@ -14,8 +14,8 @@ class Linear(nn.Module):
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out, and the features are the output.
-      activation: function on the outputs; with 'identity' and cross-entropy this is softmax regression, with another
-        one and a squared loss Rosenblatt's or Widrow's unit with a smooth threshold.
+      activation: function of the outputs. 'identity' with cross-entropy is softmax regression; another one with a
+        squared loss is Rosenblatt's or Widrow's unit with a smooth threshold.
       dtype: of the computation.
 
     Reference: Rosenblatt 1958, "The perceptron".

@@ -20,7 +20,7 @@ VARIANTS = {f"mae_{size}{p}": dict(patch_size=p, **SIZES[size]) for size, p in (
 
 
 def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "b n d"]:
-    """Cuts images into patches, row by row; the numbers of a patch are in the order (row, column, channel).
+    """Cuts images into patches, row by row; the values of a patch are in the order (row, column, channel).
 
     Raises:
       BadRequest: the image is not made of whole patches.
@@ -31,7 +31,7 @@ def patchify(images: Float[Array, "b h w c"], patch_size: int) -> Float[Array, "
 
 
 def unpatchify(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int, int]) -> Float[Array, "b h w c"]:
-    """Puts patches together to images of `size` (h, w); the inverse of `patchify`.
+    """Assembles patches into images of `size` (h, w); the inverse of `patchify`.
 
     Raises:
       BadRequest: an image of this size has another number of patches.
@@ -39,7 +39,7 @@ def unpatchify(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int,
     (rows, columns), (b, n, d) = patch_grid(size, patch_size), patches.shape
     if rows * columns != n or d % patch_size**2:
         raise BadRequest(
-            f"{n} patches of {d} numbers are no {size[0]}x{size[1]} image of {patch_size}x{patch_size} patches."
+            f"{n} patches of {d} values do not make a {size[0]}x{size[1]} image of {patch_size}x{patch_size} patches."
         )
     x = patches.reshape(b, rows, columns, patch_size, patch_size, -1).swapaxes(2, 3)
     return x.reshape(b, *size, -1)
@@ -48,16 +48,16 @@ def unpatchify(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int,
 def random_masking(
     noise: Float[Array, "b n"], keep: int
 ) -> tuple[Int[Array, "b k"], Float[Array, "b n"], Int[Array, "b n"]]:
-    """Keeps the `keep` patches of least noise.
+    """Keeps the `keep` patches with the least noise.
 
     Args:
-      noise: a number for every patch, as from `jax.random.uniform`.
+      noise: a number for every patch, for instance from `jax.random.uniform`.
       keep: number of visible patches.
 
     Returns:
       ids_keep: the visible patches, by increasing noise.
       mask: 1 for a masked patch, 0 for a visible one.
-      ids_restore: the place of every patch in the order of increasing noise, of which the visible come first.
+      ids_restore: the place of every patch in the order of increasing noise; visible patches come first.
     """
     order = jnp.argsort(noise, axis=1)
     ids_restore = jnp.argsort(order, axis=1)
@@ -65,26 +65,26 @@ def random_masking(
 
 
 class MAE(nn.Module):
-    """Patches, positions, random masking, encoder; mask tokens, decoder, and the numbers of every patch.
+    """Patches, positions, random masking, encoder; mask tokens, decoder, and the predicted values of every patch.
 
-    Both position embeddings are sines and cosines, and no parameters: they are kept in the collection `constants`,
-    since published files hold them.
+    Both position embeddings are fixed sines and cosines, not parameters. They are kept in the collection `constants`
+    because published files contain them.
 
     Attributes:
       patch_size: rows and columns of a patch, in pixels.
       width, depth, heads: of the encoder.
       decoder_width, decoder_depth, decoder_heads: of the decoder.
-      mask_ratio: part of the patches that the encoder does not see, in [0, 1).
-      encoder_mask_tokens: the encoder is given a mask token in the place of every masked patch, and so has as many
-        tokens as the decoder; the dearer and worse form of the ablation (table 1c, "encoder w/ [M]").
+      mask_ratio: fraction of the patches that the encoder does not see, in [0, 1).
+      encoder_mask_tokens: gives the encoder a mask token in place of every masked patch, so that it has as many tokens
+        as the decoder; the slower and worse variant of the ablation (table 1c, "encoder w/ [M]").
       norm_eps: added to the variance in layer norms.
       remat: computes the blocks' intermediates again in the backward pass instead of keeping them.
       scan: compiles one block and loops over stacked parameters (`recvis_jax.models.scan` converts them).
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the positions; a mask
-        ratio that leaves no patch; heads that do not divide a width; noise of another shape than the patches.
+      BadRequest: an image that is not made of whole patches, or has another number of them than the positions; a mask
+        ratio that leaves no patch visible; heads that do not divide a width; noise whose shape is not (b n).
 
     Reference: He et al. 2022, "Masked autoencoders are scalable vision learners".
     """
@@ -118,13 +118,14 @@ class MAE(nn.Module):
 
         Args:
           x: images.
-          train: whether it is training, in which patches are masked by noise from the stream "dropout" unless given.
-          noise: a number for every patch; those of the least are visible. Without it, in evaluation, all are.
+          train: whether it is training; then, unless noise is given, it is drawn from the stream "dropout".
+          noise: a number for every patch; patches with the least noise are visible. In evaluation without noise, all
+            are visible.
 
         Returns:
-          pred: the numbers of every patch.
+          pred: the values of every patch.
           acts: among others `mask` (b n), 1 where a patch was masked; `ids_restore` (b n); `latent`, the encoder's
-            normalised tokens of the class token and the visible patches; `features`, the class token's.
+            normalised output for the class token and the visible patches; `features`, that of the class token.
         """
         b, channels, grid = len(x), x.shape[-1], patch_grid(x.shape[1:3], self.patch_size)
         images, n = f"{x.shape[1]}x{x.shape[2]} images", grid[0] * grid[1]
@@ -134,7 +135,7 @@ class MAE(nn.Module):
             raise BadRequest(f"noise is of shape {noise.shape}; {b} {images} have {(b, n)} patches.")
         keep = n if noise is None else int(n * (1 - self.mask_ratio))
         if not keep:
-            raise BadRequest(f"mask_ratio={self.mask_ratio} leaves none of {n} patches.")
+            raise BadRequest(f"mask_ratio={self.mask_ratio} leaves none of {n} patches visible.")
         noise = jnp.broadcast_to(jnp.arange(n, dtype=jnp.float32), (b, n)) if noise is None else noise
         ids_keep, mask, ids_restore = random_masking(noise, keep)
         small = nn.initializers.normal(0.02)
@@ -176,7 +177,7 @@ class MAE(nn.Module):
         return x
 
     def positions(self, name: str, grid: tuple[int, int], width: int, images: str) -> Float[Array, "1 m d"]:
-        """Returns the position embeddings of the class token, zeros, and of the patches."""
+        """Returns the position embeddings of the class token (zeros) and of the patches."""
         n = 1 + grid[0] * grid[1]
         check_tokens(self, n, f"constants/{name}", 1, images)
         table = self.variable("constants", name, lambda: jnp.pad(sincos2d(*grid, width), ((1, 0), (0, 0)))[None])
@@ -184,5 +185,5 @@ class MAE(nn.Module):
 
 
 def patch_xavier(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """Draws the kernel of patches as Glorot's of the linear map that it is."""
+    """Draws the patch embedding's kernel with Glorot's rule for a linear layer, not for a convolution."""
     return xavier_uniform(key, (shape[0] * shape[1] * shape[2], shape[3]), dtype).reshape(shape)

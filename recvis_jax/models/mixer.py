@@ -96,7 +96,7 @@ class Mixer(nn.Module):
       tokens_dim: hidden width of the MLPs across tokens.
       channels_dim: hidden width of the MLPs across channels.
       activation: elementwise function of the MLPs; published JAX weights were trained with 'gelu_tanh'.
-      gated: whether the MLPs are gated, by silu; these know no dropout of units.
+      gated: whether the MLPs are gated, by silu; gated MLPs have no dropout of units.
       dropout: probability that a unit of an MLP is dropped, in training.
       drop_path: probability that the last block's branches are dropped for an example in training, growing linearly
         from 0 in the first block.
@@ -105,7 +105,7 @@ class Mixer(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; an
+      BadRequest: an image that is not made of whole patches, or has another number of them than the parameters; an
         unknown activation; a probability outside [0, 1).
 
     Reference: Tolstikhin et al. 2021, "MLP-Mixer: an all-MLP architecture for vision".
@@ -129,9 +129,9 @@ class Mixer(nn.Module):
         check_rates(dropout=self.dropout, drop_path=self.drop_path)
         activation(self.activation)
         if self.gated and self.dropout:
-            raise BadRequest("gated MLPs have no dropout of units; drop_path drops branches.")
+            raise BadRequest("gated MLPs have no dropout of units; use drop_path, which drops branches.")
         if self.gated and self.activation != "gelu":
-            raise BadRequest(f"gated MLPs have silu for their gates, not activation={self.activation!r}.")
+            raise BadRequest(f"gated MLPs always use silu; activation={self.activation!r} has no effect.")
         super().__post_init__()
 
     @nn.compact

@@ -20,18 +20,18 @@ class BatchNorm(nn.Module):
 
     y = (x - mean) / sqrt(var + epsilon) * scale + bias, per channel (the last axis). In training, mean and (biased)
     variance are those of the batch, in float32 and one pass: var = E[x^2] - E[x]^2. In evaluation they are the
-    running ones, kept in the collection `batch_stats` as `mean` and `var`, updated as
-    running = momentum * running + (1 - momentum) * batch, where, as in PyTorch, the variance that enters is the
-    unbiased one, n / (n - 1) of that above.
+    running ones, kept in the collection `batch_stats` as `mean` and `var` and updated as
+    running = momentum * running + (1 - momentum) * batch. As in PyTorch, the running variance uses the unbiased
+    variance of the batch, n / (n - 1) times the one above.
 
-    The batch is the global one however it is split: under `jit` the array is global already; where a mapped axis
-    named `data` is bound (`pmap`), statistics are averaged over it. With `groups` = g > 1 the global batch is cut into
+    Statistics are those of the global batch, however it is split: under `jit` the array is already global; if a mapped
+    axis `data` is bound (`pmap`), statistics are averaged over it. With `groups` = g > 1 the global batch is cut into
     g equal parts, example j into part j mod g, and each is normalised by its own statistics (ghost batch
-    normalisation); the running statistics then take the average over the parts. Strided parts lie evenly over any
-    devices, and are the micro-batches of accumulated gradients.
+    normalisation); the running statistics then use the average over the parts. Such strided parts are spread evenly
+    over any number of devices, and are the same as the micro-batches of accumulated gradients.
 
     Attributes:
-      groups: number of parts of the global batch, at least 1; divides the examples of each device.
+      groups: number of parts of the global batch, at least 1; must divide the number of examples on each device.
       momentum: weight of the old running statistics, in [0, 1].
       epsilon: added to the variance.
       use_scale, use_bias: whether there is a learnt scale and bias per channel.
@@ -71,10 +71,10 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value[None], running_var.value[None]
 
-        # One multiply and one add an element: forward and backward then read the activations once each.
+        # One multiply and one add per element, so that forward and backward pass each read the activations once.
         a = lax.rsqrt(var + self.epsilon) * scale
         shift = bias - mean * a
-        if len(a) == 1:  # no reshape around elementwise work: XLA's CPU loops would not be vectorised
+        if len(a) == 1:  # without a reshape: around one, XLA does not vectorise its loops on CPUs
             return (x.astype(jnp.float32) * a[0] + shift[0]).astype(self.dtype)
         rows = (len(a), *(1,) * (x.ndim - 2), c)
         parts = x.reshape(-1, len(a), *x.shape[1:]).astype(jnp.float32)
@@ -84,14 +84,14 @@ class BatchNorm(nn.Module):
 def batch_statistics(
     x: Float[Array, "b *space c"], groups: int
 ) -> tuple[Float[Array, "g c"], Float[Array, "g c"], Float[Array, "c"], Float[Array, "c"]]:
-    """Returns mean and biased variance of each part of the global batch, and what the running statistics take in.
+    """Returns mean and biased variance of each part of the global batch, and the values for the running statistics.
 
     Args:
-      x: activations, this device's share of them where the axis `data` is mapped.
+      x: activations; this device's share of them if the axis `data` is mapped.
       groups: number of parts; example j belongs to part j mod groups.
 
     Returns:
-      mean, var: a row a part, float32.
+      mean, var: a row for each part, float32.
       mean_all, var_all: averages over the parts of their means and unbiased variances.
     """
     b, c = x.shape[0], x.shape[-1]
@@ -112,7 +112,7 @@ def batch_statistics(
 
 
 def data_axis_size() -> int:
-    """Returns the size of the mapped axis `data`, 1 where none is bound."""
+    """Returns the size of the mapped axis `data`, or 1 if it is not bound."""
     try:
         return lax.axis_size(DATA_AXIS)
     except NameError:  # what JAX raises for an axis name that is not bound
@@ -120,7 +120,7 @@ def data_axis_size() -> int:
 
 
 class LayerNorm(nn.Module):
-    """Normalises every token over its numbers: (x - mean) / sqrt(var + epsilon) * scale + bias, in float32.
+    """Normalises every token over its channels: (x - mean) / sqrt(var + epsilon) * scale + bias, in float32.
 
     Attributes:
       epsilon: added to the variance.
@@ -141,7 +141,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalises each example over space and each of `groups` runs of channels; one group is layer, c instance norm.
+    """Normalises each example over space and each of `groups` runs of channels; 1 group: layer norm, c: instance norm.
 
     Attributes:
       groups: number of runs of channels; 0 means gcd(32, c), -1 means c.
@@ -178,7 +178,7 @@ class GroupNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """The absence of normalisation, with a normaliser's signature."""
+    """Identity with the signature of a normaliser."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *space c"], *, train: bool = False) -> Float[Array, "b *space c"]:
@@ -194,8 +194,8 @@ def make_norm(
     """Returns a constructor of normalisers, each called as `norm(name=...)(x, train=train)`.
 
     Args:
-      kind: 'batch'; 'layer' (over space and channels of an example), 'instance' (over space), 'group' (over space and
-        runs of channels), which know no batch; or 'none'.
+      kind: 'batch'; 'layer' (over space and channels), 'instance' (over space) or 'group' (over space and runs of
+        channels), each within an example; or 'none'.
       bn_groups: parts of the global batch with statistics of their own, for 'batch'.
       norm_groups: runs of channels, for 'group'; 0 takes gcd(32, channels).
       dtype: of the output.

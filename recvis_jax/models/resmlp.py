@@ -1,4 +1,4 @@
-"""ResMLP: one linear layer across tokens and one MLP across channels a block, without normalisation."""
+"""ResMLP: each block has a linear layer across tokens and an MLP across channels, without normalisation."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ VARIANTS = {
 
 
 class Affine(nn.Module):
-    """x * scale + bias per channel: what remains of a norm without statistics."""
+    """x * scale + bias per channel: a norm without statistics."""
 
     dtype: Any = jnp.float32
 
@@ -36,7 +36,7 @@ class Block(nn.Module):
     """x + scale1 * linear_tokens(affine(x)^T)^T, then x + scale2 * mlp_channels(affine(x)).
 
     Attributes:
-      layer_scale: what `scale1` and `scale2`, per channel, start at.
+      layer_scale: initial value of `scale1` and `scale2`, which are per channel.
       dropout: probability that a unit of the MLP is dropped, in training.
       train: whether it is training.
       dtype: of the computation.
@@ -71,7 +71,7 @@ class ResMLP(nn.Module):
       patch_size: rows and columns of a patch, in pixels.
       width: channels of a token; the MLPs have 4 times as many.
       depth: number of blocks.
-      layer_scale: what the factors of the residual branches start at.
+      layer_scale: initial value of the factors of the residual branches.
       dropout: probability that a unit of an MLP is dropped, in training.
       drop_path: probability that the last block's branches are dropped for an example in training, growing linearly
         from 0 in the first block.
@@ -80,7 +80,7 @@ class ResMLP(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the parameters; a
+      BadRequest: an image that is not made of whole patches, or has another number of them than the parameters; a
         probability outside [0, 1).
 
     Reference: Touvron et al. 2021, "ResMLP: feedforward networks for image classification with

@@ -27,8 +27,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class ResidualBlock(nn.Module):
     """act(x' + F(x)), where F is two 3x3 convolutions, or 1x1, 3x3, 1x1 with a bottleneck, each with a norm.
 
-    x' is x, or a strided 1x1 convolution of x with a norm where the shape changes. A bottleneck has its stride in the
-    3x3 convolution (as torchvision's "v1.5"; the paper has it in the first 1x1).
+    x' is x, or a strided 1x1 convolution of x with a norm if the shape changes. The stride of a bottleneck is in its
+    3x3 convolution (as in torchvision's "v1.5"; in the paper it is in the first 1x1).
 
     Attributes:
       width: channels inside; the output has `width`, or 4 `width` / `widen` with a bottleneck.
@@ -118,7 +118,7 @@ class ResNet(nn.Module):
                 f"num_classes={self.num_classes} at least 0."
             )
         if self.widen > 1 and not self.bottleneck:
-            raise BadRequest(f"widen={self.widen} widens bottlenecks and needs bottleneck=True; or set width.")
+            raise BadRequest(f"widen={self.widen} needs bottleneck=True; without bottlenecks set width instead.")
         activation(self.activation)
         make_norm(self.norm)
 

@@ -1,7 +1,7 @@
-"""The two forms of the parameters of equal blocks: one subtree a block, or one for all with a leading axis.
+"""Converts the parameters of equal blocks between two forms: one subtree per block, or one with a leading axis.
 
-A model with `scan=True` keeps `blocks/...`, arrays of (depth, ...); without, `block0/...`, `block1/...`, and so on. A
-masked autoencoder's decoder likewise has `decoder_blocks` or `decoder_block0`, ...
+A model with `scan=True` has `blocks/...`, arrays (depth, ...); otherwise it has `block0/...`, `block1/...`, and so on.
+Likewise, a masked autoencoder's decoder has `decoder_blocks` or `decoder_block0`, ...
 """
 
 import re

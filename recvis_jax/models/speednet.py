@@ -1,4 +1,4 @@
-"""A small convolutional network for the least time to a given accuracy on images of about 28x28."""
+"""A small convolutional network that reaches a given accuracy quickly, on images of about 28x28."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from recvis_jax.models.norms import make_norm
 class SpeedNet(nn.Module):
     """A strided stem, stages of conv, 2x2 max pool and residual convolutions, global maximum, scaled head.
 
-    What makes it quick on a CPU: the stem halves the image before there are many channels, every other layer has at
-    least 64, for which convolutions run near the machine's peak, and each convolution is followed by one fused
-    norm and activation.
+    It is fast on a CPU because the stem halves the image while there are few channels, all other layers have at least
+    64 channels, with which convolutions run near the machine's peak, and one fused norm and activation follows each
+    convolution.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out, and the features are the output.
@@ -29,7 +29,7 @@ class SpeedNet(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: widths and blocks of different numbers of stages, or images too small for the stages.
+      BadRequest: widths and blocks for different numbers of stages, or images too small for the stages.
 
     Reference: the ideas of Page 2019, "How to train your ResNet", and Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on
     a single GPU".
@@ -47,7 +47,9 @@ class SpeedNet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
         if len(self.blocks) != len(self.widths) - 1:
-            raise BadRequest(f"widths={self.widths} are of stem and stages, blocks={self.blocks} of stages alone.")
+            raise BadRequest(
+                f"widths={self.widths} must have one entry more than blocks={self.blocks}: the stem and every stage."
+            )
         smallest = 2 ** len(self.widths)
         if min(x.shape[1:3]) < smallest:
             raise BadRequest(f"images of at least {smallest}x{smallest} are needed, not {x.shape[1]}x{x.shape[2]}.")

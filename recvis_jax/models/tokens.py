@@ -15,12 +15,12 @@ from recvis_jax.models.attention import xavier_uniform
 from recvis_jax.models.conv_layers import dense_head
 from recvis_jax.models.layers import Acts, Conv, Dense, batch_split
 
-# The DeiT family's initialiser of everything: a normal of 0.02, cut off at two of them.
+# The initialiser of the DeiT family: normal with standard deviation 0.02, truncated at two standard deviations.
 trunc_normal = nn.initializers.truncated_normal(0.02)
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of every patch of the image, as a convolution; tokens in rows, then columns.
+    """A linear map of every patch, computed as a convolution; tokens are ordered row by row.
 
     Attributes:
       width: of a token.
@@ -49,7 +49,7 @@ class PatchEmbed(nn.Module):
 
 
 def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
-    """Returns rows and columns of patches of an image of `size` (h, w); `BadRequest` where they are not whole."""
+    """Returns rows and columns of patches of an image of `size` (h, w); `BadRequest` if the patches do not fit."""
     h, w = size
     if patch_size < 1:
         raise BadRequest(f"patch_size must be at least 1, not {patch_size}.")
@@ -60,12 +60,12 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
 
 
 def prepend(token: Float[Array, "1 1 d"], x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
-    """Puts the same token before those of every example."""
+    """Puts the same token before the tokens of every example."""
     return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1])), x], axis=1)
 
 
 def sincos2d(h: int, w: int, width: int, last: bool = False) -> Float[np.ndarray, "n d"]:
-    """Sines and cosines of the column in the first half of the width, of the row in the second.
+    """Position embeddings: sines and cosines of the column in the first half of the width, of the row in the second.
 
     Position x and frequency i of f = d / 4 give sin(x / 10000^(i / f)) and the cosine. Rows of the result are the
     patches of the h w grid, row by row.
@@ -89,13 +89,13 @@ def sincos2d(h: int, w: int, width: int, last: bool = False) -> Float[np.ndarray
 
 
 def check_tokens(module: nn.Module, n: int, path: str, axis: int, images: str) -> None:
-    """Raises `BadRequest` where the variable `path` below `module` was made for another number of tokens than `n`.
+    """Raises `BadRequest` if the variable `path` below `module` was made for a number of tokens other than `n`.
 
     Args:
       module: the calling module.
       n: number of tokens.
-      path: names joined by '/', of the collection first.
-      axis: of the variable, whose size is a number of tokens.
+      path: names joined by '/', starting with the collection.
+      axis: the variable's axis over tokens.
       images: what has these tokens, for the message.
     """
     found = module.variables
@@ -103,7 +103,7 @@ def check_tokens(module: nn.Module, n: int, path: str, axis: int, images: str) -
         found = found.get(key, {})
     if hasattr(found, "shape") and found.shape[axis] != n:
         have, name = found.shape[axis], path.split("/", 1)[1]
-        raise BadRequest(f"{images} are {n} tokens, but {name} was made for {have}; the size of images is fixed.")
+        raise BadRequest(f"{images} give {n} tokens, but {name} was made for {have}; the image size is fixed.")
 
 
 class Mlp(nn.Module):
@@ -152,19 +152,19 @@ def stack(
     """Applies `depth` equal blocks one after the other, inside the compact method of the calling module.
 
     Args:
-      block: a linen class, or a partial of one; its modules are called as `block(x, keep) -> (x, acts)`, with
-        `drop_path`'s factors (None where there is nothing to drop) and with intermediates `{"out": x, ...}`.
+      block: a linen class, or a partial of one; its modules are called as `block(x, keep) -> (x, acts)`, where `keep`
+        are the factors for `drop_path` (None if nothing is dropped) and `acts` the intermediates `{"out": x, ...}`.
       x: tokens.
       depth: number of blocks.
-      rate: probability that a residual branch of the last block is left out for an example, and scaled up for the
-        others; it grows linearly from 0 in the first block. 0 in evaluation.
+      rate: probability that a residual branch of the last block is dropped for an example (and scaled up for the
+        others); it grows linearly from 0 in the first block. 0 in evaluation.
       remat: computes intermediates again in the backward pass instead of keeping them.
       scan: compiles one block and loops over it. Its parameters are stacked along a new first axis below
         `{name}s`; otherwise they are below `{name}0`, `{name}1`, ... (`recvis_jax.models.scan` converts).
       name: of a block.
 
     Returns:
-      Tokens, and intermediates: `{name}{i}` the output of block i, `{name}{i}/{key}` those it names.
+      Tokens, and intermediates: `{name}{i}` is the output of block i, `{name}{i}/{key}` its named intermediates.
 
     Reference: Huang et al. 2016, "Deep networks with stochastic depth", for `rate`.
     """
@@ -174,7 +174,7 @@ def stack(
     if remat:
         make = nn.remat(make, prevent_cse=not scan)
     x, keep = batch_split(x), None
-    if rate:  # drawn outside of the loop, where the rates are constants
+    if rate:  # drawn outside of the loop, because the rates must be constants
         ones = jnp.ones((len(x), 2))
         keep = jnp.stack([nn.Dropout(float(r), deterministic=False)(ones) for r in np.linspace(0, rate, depth)])
     if scan:
@@ -197,7 +197,7 @@ def stack(
 
 
 def zero_head(acts: Acts, num_classes: int, dtype: Any) -> tuple[Float[Array, "b k"], Acts]:
-    """Ends a network with a linear head on `acts["features"]` that starts at zero; none where `num_classes` is 0."""
+    """Ends a network with a zero-initialised linear head on `acts["features"]`; no head if `num_classes` is 0."""
     zeros = nn.initializers.zeros
     return dense_head(acts, num_classes, dtype, kernel_init=zeros, bias_init=zeros)
 

@@ -32,7 +32,7 @@ def sinusoidal(n: int, width: int) -> Float[np.ndarray, "n d"]:
 
 
 class Layer(nn.Module):
-    """Self-attention, attention to a memory where one is given, and an MLP; each with a residual and a norm.
+    """Self-attention, attention to a memory if one is given, and an MLP; each with a residual and a norm.
 
     Attributes:
       heads: of every attention.
@@ -84,7 +84,7 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """An encoder of the source, and a decoder of the target that attends to it and, causally, to itself.
 
-    Tokens in, tokens out: embeddings before and the output layer after are the caller's. Both stacks end with a norm.
+    Tokens in, tokens out: the caller provides the embeddings and the output layer. Both stacks end with a norm.
 
     Attributes:
       width: of the tokens.
@@ -92,10 +92,10 @@ class Transformer(nn.Module):
       encoder_depth, decoder_depth: numbers of layers.
       hidden: width inside the MLPs.
       pre_norm: norms before the branches, instead of after the sums as in the paper.
-      positions: 'sinusoidal' adds them to source and target, 'none' leaves that to the caller.
+      positions: 'sinusoidal' adds them to source and target; with 'none' the caller does.
       activation: elementwise function of the MLPs.
       norm_eps: added to the variance in layer norms.
-      dropout: probability that a unit is dropped in training, of the tokens with positions, of branches, inside MLPs.
+      dropout: probability that a unit of the tokens with positions, of a branch or of an MLP is dropped, in training.
       dtype: of the computation.
 
     Raises:
@@ -140,7 +140,7 @@ class Transformer(nn.Module):
 
         Args:
           source, target: embedded tokens.
-          source_mask, target_mask: true for a token, false for padding, which no query attends to.
+          source_mask, target_mask: true for a token, false for padding; no query attends to padding.
           train: whether dropout is on.
         """
         acts: Acts = {}
@@ -162,7 +162,7 @@ class Transformer(nn.Module):
     def start(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
         """Returns the tokens with their positions."""
         if x.shape[-1] != self.width:
-            raise BadRequest(f"tokens of width {x.shape[-1]} where the model has {self.width}.")
+            raise BadRequest(f"tokens have width {x.shape[-1]}, but the model has {self.width}.")
         x = x.astype(self.dtype)
         if self.positions == "sinusoidal":
             x = x + jnp.asarray(sinusoidal(x.shape[1], self.width), self.dtype)

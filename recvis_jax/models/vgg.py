@@ -1,4 +1,4 @@
-"""VGG networks, and the "medium" network of the same group a year earlier."""
+"""VGG networks, and the earlier "medium" network of the same group."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ _normal = nn.initializers.normal(0.01)
 class VGG(nn.Module):
     """Stages of 3x3 convolutions, each ending in a 2x2 max pool, then two fully connected layers and the head.
 
-    Stage s has `width` 2^(s-1) channels, at most 8 `width`. Maps that are not 7x7 at the end, for images that are not
-    224x224, are averaged to 7x7.
+    Stage s has `width` 2^(s-1) channels, at most 8 `width`. If the image is not 224x224, the last maps are averaged to
+    7x7.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.
@@ -85,7 +85,7 @@ class VGG(nn.Module):
 class VGGM(nn.Module):
     """The network CNN-M: five convolutions of 96, 256, 512, 512 and 512 channels, two of them of stride 2.
 
-    The first two are followed by local response normalisation, these and the last by a 3x3 max pool of stride 2.
+    Local response normalisation follows the first two; a 3x3 max pool of stride 2 follows these and the last one.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.

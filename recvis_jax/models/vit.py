@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """A learnt query attends to the tokens; x + mlp(norm(x)) of what it finds.
+    """A learnt query attends to the tokens, with result x; returns x + mlp(norm(x)).
 
     Attributes: as those of `Block`.
 
@@ -103,14 +103,14 @@ class ViT(nn.Module):
       heads: of every attention.
       pool: what the head reads. 'cls': the class token after the final norm, as in the paper; 'gap': the mean of the
         tokens after the final norm, without a class token (Beyer et al. 2022); 'gap_norm': the final norm of the mean
-        of the patches' tokens, beside an unread class token (fine-tuned masked autoencoders); 'map': a learnt query
-        that attends to the tokens after the final norm, without a class token (Zhai et al. 2022).
-      positions: 'learned', for the one grid of patches that they were made for, the class token's first; or
-        'sincos2d', fixed, for any grid.
+        of the patch tokens; there is a class token, but it is not read (fine-tuned masked autoencoders); 'map': a
+        learnt query that attends to the tokens after the final norm, without a class token (Zhai et al. 2022).
+      positions: 'learned', for one fixed grid of patches, with the class token first; or 'sincos2d', fixed, for any
+        grid.
       pre_logits: a dense layer of the same width and tanh before the head, as in the paper's pre-training.
       activation: elementwise function of the MLPs; published JAX weights were trained with 'gelu_tanh'.
       norm_eps: added to the variance in layer norms.
-      dropout: probability that a unit is dropped in training, of the embedded tokens and in every branch.
+      dropout: probability that a unit of the embedded tokens or of a branch is dropped, in training.
       drop_path: probability that the last block's branches are dropped for an example in training, growing linearly
         from 0 in the first block.
       remat: computes the blocks' intermediates again in the backward pass instead of keeping them.
@@ -118,7 +118,7 @@ class ViT(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: an image that is not made of whole patches, or of another number of them than the learned positions;
+      BadRequest: an image that is not made of whole patches, or has another number of them than the learned positions;
         an unknown pool, positions or activation; heads that do not divide the width; a probability outside [0, 1).
 
     Reference: Dosovitskiy et al. 2020, "An image is worth 16x16 words"; Beyer et al. 2022, "Better plain ViT baselines
@@ -184,7 +184,7 @@ class ViT(nn.Module):
     def add_positions(
         self, x: Float[Array, "b n d"], grid: tuple[int, int], has_cls: bool, images: str
     ) -> Float[Array, "b m d"]:
-        """Puts the class token first, where there is one, and adds position embeddings."""
+        """Puts the class token first, if there is one, and adds position embeddings."""
         if has_cls:
             x = prepend(self.param("cls_token", nn.initializers.zeros, (1, 1, self.width)), x)
         if self.positions == "learned":

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves and ends after the step that it is at."""
+"""SIGTERM and Ctrl-C: a run saves and ends after the current step."""
 
 import os
 import signal

@@ -143,7 +143,7 @@ def test_names_of_the_npz_files():
 @pytest.mark.parametrize("name", [n for n in SMALL if n != "vit_s16"])
 def test_other_sizes_are_refused(name):
     model, spec, _ = build(name)
-    with pytest.raises(BadRequest, match=r"12x8 images are (6|7) tokens"):
+    with pytest.raises(BadRequest, match=r"12x8 images give (6|7) tokens"):
         jax.eval_shape(lambda v: model.apply(v, jnp.zeros((2, 12, 8, 3)), train=False), spec)
     with pytest.raises(BadRequest, match="9x8 images are not made of 4x4 patches"):
         jax.eval_shape(lambda v: model.apply(v, jnp.zeros((2, 9, 8, 3)), train=False), spec)
