@@ -1,4 +1,4 @@
-"""Objectives: each pairs a built model with a loss and gives a `Task` of pure functions."""
+"""Objectives: each pairs a built model with a loss and returns a `Task` of pure functions."""
 
 from recvis_jax.tasks.classify import classify
 from recvis_jax.tasks.mae import mae

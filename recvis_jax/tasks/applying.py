@@ -30,9 +30,9 @@ def apply_train(
     Args:
       model: `__call__(inputs, *, train) -> (output, acts)`.
       params, model_state: the model's variables.
-      batch: with `slot` (b), the examples' places in the global batch.
+      batch: with `slot` (b), the examples' indices in the global batch.
       key: key of this step's dropout.
-      inputs: what the model is given; by default the batch's `image` (b h w c).
+      inputs: input of the model; by default the batch's `image` (b h w c).
 
     Returns:
       (output, acts, new model_state).
@@ -56,7 +56,7 @@ def apply_eval(model: nn.Module, params: Any, model_state: Any, image: jax.Array
 def _dropout_by_slot(slots: jax.Array) -> Callable:
     """Makes every `nn.Dropout` draw each example's mask from (key, slot).
 
-    One key for a whole batch would give other masks on other numbers of devices, or with accumulated gradients.
+    With one key for a whole batch, masks would depend on the number of devices and of micro-batches.
     """
 
     def intercept(next_fun, args, kwargs, context):

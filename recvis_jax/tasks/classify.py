@@ -1,4 +1,4 @@
-"""Classification: one class an image, or several (multi-label)."""
+"""Classification: one class per image, or several (multi-label)."""
 
 import functools
 import math
@@ -42,32 +42,32 @@ def classify(
 
     Args:
       model: `__call__(image, *, train) -> (logits (b k), acts)`.
-      image_shape: (h, w, c) of what the model is given.
+      image_shape: (h, w, c) of the model's input.
       num_classes: k.
       multi_label: labels are multi-hot (b k).
-      loss: a name of `losses.LOSSES`; None means "softmax", or "sigmoid" for multi-label data. With "l1", "l2" and
-        "huber" the outputs are regressed on the one-hot label, as the early perceptrons were trained.
+      loss: a name of `losses.LOSSES`; None means "softmax", or "sigmoid" for multi-label data. "l1", "l2" and "huber"
+        fit the outputs to the one-hot label, as early perceptrons were trained.
       label_smoothing: in [0, 1), for "softmax" and "sigmoid".
-      delta: where Huber's loss turns linear.
-      aux_weight: of the losses of auxiliary heads, which a model with the attribute `aux_logits` (GoogLeNet) has: acts
-        "aux1/logits", "aux2/logits", ... (b k). Added to the loss in training; evaluation leaves those heads out
+      delta: error at which Huber's loss becomes linear.
+      aux_weight: weight of the losses of auxiliary heads, for models with the attribute `aux_logits` (GoogLeNet): acts
+        "aux1/logits", "aux2/logits", ... (b k). Added to the loss in training; evaluation ignores these heads
         (Szegedy et al. 2015, "Going deeper with convolutions", section 5).
-      views: predictions are the mean of the outputs for several views of an image: "one" is the image itself, "mirror"
-        adds its mirror image, "mirror_shift" also both of them moved by one pixel up and left, and down and right, at
-        half the weight (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
+      views: predictions are averaged over views of an image: "one" is the image itself, "mirror" adds its mirror image,
+        "mirror_shift" also adds both shifted by one pixel up and left, and down and right, with half the weight
+        (Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
     """
     loss = loss or ("sigmoid" if multi_label else "softmax")
     function = errors.choose(losses.LOSSES, loss, "loss")
     if multi_label and loss == "softmax":
-        raise errors.BadRequest("task.loss='softmax' needs one class an image; these labels are multi-hot: 'sigmoid'.")
+        raise errors.BadRequest("task.loss='softmax' needs one class per image; multi-hot labels need 'sigmoid'.")
     given = {"label_smoothing": label_smoothing, "delta": delta}
     defaults = {"label_smoothing": 0.0, "delta": 1.0}
     for name, value in given.items():
         if value != defaults[name] and name not in _TAKES[loss]:
-            raise errors.BadRequest(f"task.{name}={value} has no meaning for task.loss={loss!r}.")
+            raise errors.BadRequest(f"task.{name}={value} is not used by task.loss={loss!r}.")
     if not 0 <= label_smoothing < 1:
         raise errors.BadRequest(f"task.label_smoothing={label_smoothing} is outside [0, 1).")
-    # Asked of the model, not of its acts: a probe's have the auxiliary heads of its backbone, which are not its own.
+    # Look at the model, not at its acts: a probe's acts include the auxiliary heads of its backbone.
     auxiliary = bool(getattr(model, "aux_logits", False))
     if not 0 <= aux_weight < math.inf:
         raise errors.BadRequest(f"task.aux_weight={aux_weight} is not a number of at least 0.")
@@ -78,7 +78,7 @@ def classify(
 
     def correct(logits: jax.Array, label: jax.Array) -> jax.Array:
         if multi_label:
-            known = label >= 0  # -1 marks an entry that is left out
+            known = label >= 0  # -1 marks an entry to ignore
             return jnp.where(known, (logits > 0) == (label > 0.5), 0).sum(-1) / jnp.maximum(known.sum(-1), 1)
         truth = label if label.ndim == 1 else label.argmax(-1)
         return ((logits.argmax(-1) == truth) & ~jnp.isnan(logits).any(-1)).astype(jnp.float32)

@@ -1,8 +1,8 @@
-"""Losses, one number an example: (b ...) and its labels -> (b,), in float32 whatever the input's dtype.
+"""Losses, one number per example: (b ...) and labels -> (b,), in float32 whatever the input's dtype.
 
-Nothing here is masked or reduced over the batch: that happens in one place, in the step. A class label outside
-[0, k) is for the data side to refuse, on the host; here, where nothing can be raised, it makes that example's loss NaN,
-so that the run stops. Its gradient stays finite, so a padded row may hold any label once its loss is masked.
+Nothing here is masked or reduced over the batch; the step does both. Class labels outside [0, k) are refused on the
+host when data are read. Compiled code cannot raise an error, so here such a label makes its example's loss NaN, which
+stops the run. The gradient stays finite, so a padded row may hold any label as long as its loss is masked.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def softmax_cross_entropy(
     _check_smoothing(label_smoothing)
     logits, labels = _class_arrays(logits, labels, "softmax")
     if labels.ndim == 1 and not label_smoothing:
-        # Without one-hot targets, a logit of -inf (a class ruled out) costs nothing: there is no 0 * inf.
+        # Without one-hot targets, a logit of -inf (an excluded class) is harmless: there is no 0 * inf.
         classes, valid = _in_range(labels, logits.shape[1])
         return _nan_unless(valid, optax.losses.softmax_cross_entropy_with_integer_labels(logits, classes))
     targets, valid = _one_hot(labels, logits.shape[1]) if labels.ndim == 1 else _distributions(labels)
@@ -62,15 +62,15 @@ def sigmoid_cross_entropy(
     Args:
       logits: log odds, (b k).
       labels: classes (b), integers in [0, k), taken as one-hot; or multi-hot or soft targets (b k) in [0, 1], where -1
-        marks an entry that does not count (PASCAL VOC's "difficult"). Against a single logit (b 1), labels (b)
-        are the binary targets themselves.
-      label_smoothing: a in [0, 1); the targets become (1 - a) y + a / max(k, 2), as timm does for k > 1.
-      reduction: over the classes that count, "sum" (big_vision) or "mean" (timm, and "ResNet strikes back"); the
-        gradients differ by the factor k, and so does the fitting learning rate.
+        marks an entry to ignore (PASCAL VOC's "difficult"). With a single logit (b 1), labels (b) are the binary
+        targets themselves.
+      label_smoothing: a in [0, 1); the targets become (1 - a) y + a / max(k, 2), as in timm for k > 1.
+      reduction: over the classes that are not ignored, "sum" (big_vision) or "mean" (timm, and "ResNet strikes back");
+        gradients differ by the factor k, so suitable learning rates do too.
 
     Returns:
-      Losses (b,), float32. NaN where a class lies outside [0, k), or a target outside [0, 1] and is not -1; 0
-      where no entry counts.
+      Losses (b,), float32. NaN if a class is outside [0, k), or a target is outside [0, 1] and not -1; 0 if all
+      entries are ignored.
 
     Raises:
       BadRequest: shapes that do not fit, labels (b) that are not integers, an unknown reduction, a smoothing outside
@@ -93,7 +93,7 @@ def sigmoid_cross_entropy(
     valid = jnp.all(((targets >= 0) & (targets <= 1)) | ~counted, axis=1)
     if labels.ndim == 1 and k > 1:
         valid = _in_range(labels, k)[1]
-    # Bad targets are replaced before the formula as well: masked afterwards, a NaN would still reach the gradient.
+    # Replace bad targets before the formula too: a NaN that is only masked afterwards still reaches the gradient.
     targets = jnp.where(counted & valid[:, None], targets, 0.0)
     targets = (1 - label_smoothing) * targets + label_smoothing / max(k, 2)
     losses = jnp.where(counted, optax.losses.sigmoid_binary_cross_entropy(logits, targets), 0.0).sum(axis=1)
@@ -113,8 +113,8 @@ def l2(predictions: Shaped[AnyArray, "..."], targets: Shaped[AnyArray, "..."]) -
 
     Args:
       predictions: (b ...).
-      targets: values of the same shape; or (b) against predictions (b 1), and the other way round; or classes (b),
-        integers in [0, k), against predictions (b k) with k > 1, taken as one-hot targets.
+      targets: values of the same shape; or (b) with predictions (b 1), and the other way round; or classes (b),
+        integers in [0, k), with predictions (b k) and k > 1, taken as one-hot targets.
 
     Returns:
       Losses (b,), float32. NaN where a class lies outside [0, k).
@@ -179,32 +179,32 @@ def _class_arrays(logits: AnyArray, labels: AnyArray, name: str) -> tuple[Array,
     binary = name == "sigmoid" and k == 1
     if labels.ndim == 1 and not binary and not jnp.issubdtype(labels.dtype, jnp.integer):
         raise BadRequest(
-            f"{name} loss: labels of shape {labels.shape} against logits of shape {logits.shape} are classes and must "
+            f"{name} loss: labels of shape {labels.shape} with logits of shape {logits.shape} are classes and must "
             f"be integers, not {labels.dtype}."
         )
     return logits, labels
 
 
 def _regression_arrays(predictions: AnyArray, targets: AnyArray, name: str) -> tuple[Array, Array, Bool[Array, "b"]]:
-    """Returns predictions and targets of one shape (b ...) in float32, and (b,) whether the label was in range."""
+    """Returns predictions and targets of the same shape (b ...) in float32, and (b,) whether labels are in range."""
     predictions, targets = jnp.asarray(predictions, jnp.float32), jnp.asarray(targets)
     p, t = predictions.shape, targets.shape
     valid = jnp.ones(p[:1], bool)
     if p and p != t and p[:1] == t[:1] and sorted((len(p), len(t))) == [1, 2]:
-        if (*p, 1)[:2] == (*t, 1)[:2]:  # (b 1) against (b)
+        if (*p, 1)[:2] == (*t, 1)[:2]:  # (b 1) with (b)
             targets = targets.reshape(p)
         elif len(t) == 1 and p[1] > 1 and jnp.issubdtype(targets.dtype, jnp.integer):
             targets, valid = _one_hot(targets, p[1])
     if not p or targets.shape != p:
         raise BadRequest(
             f"{name} loss: targets of shape {t} and type {targets.dtype} do not fit predictions of shape {p}; they "
-            "must have the same shape, or be classes (b) of an integer type against predictions (b k)."
+            "must have the same shape, or be integer classes (b) with predictions (b k)."
         )
     return predictions, targets.astype(jnp.float32), valid
 
 
 def _in_range(labels: Array, k: int) -> tuple[Array, Bool[Array, "b"]]:
-    """Returns the classes clipped to [0, k), so that an index is always good, and which of them needed no clipping."""
+    """Returns the classes clipped to [0, k), so that they are always valid indices, and which were in range."""
     labels = labels.astype(jnp.int32)  # a narrow type, such as uint8, may not hold k
     return jnp.clip(labels, 0, k - 1), (labels >= 0) & (labels < k)
 

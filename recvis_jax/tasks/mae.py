@@ -21,13 +21,13 @@ def mae(
 ) -> Task:
     """Pairs a masked autoencoder with the mean squared error of its masked patches.
 
-    In training an image's mask is a function of (seed, step, slot in the batch); in evaluation of its pixels alone, so
-    that it is the same in every evaluation, however the images are batched.
+    In training, an image's mask is a function of (seed, step, slot in the batch). In evaluation it depends only on the
+    image's pixels, so it is the same in every evaluation, however the images are batched.
 
     Args:
       model: `models.mae.MAE`: `__call__(image, *, train, noise) -> (patches (b n d), acts)` with `acts["mask"]`.
-      image_shape: (h, w, c) of what the model is given.
-      norm_targets: the target of a patch has mean 0 and standard deviation 1 over its own numbers.
+      image_shape: (h, w, c) of the model's input.
+      norm_targets: whether the values of every target patch are normalised to mean 0 and standard deviation 1.
       sampling: a name of `masking.SAMPLERS`: 'random', 'block' or 'grid'.
 
     Reference: He et al. 2022, "Masked autoencoders are scalable vision learners", section 3.
@@ -35,10 +35,10 @@ def mae(
     p = getattr(model, "patch_size", None)
     if p is None or not hasattr(model, "mask_ratio"):
         raise errors.BadRequest(
-            f"task 'mae' trains masked autoencoders, as mae_b16; {type(model).__name__} has no patches to mask."
+            f"task 'mae' trains masked autoencoders, such as mae_b16; {type(model).__name__} has no patches to mask."
         )
     if not model.mask_ratio:
-        raise errors.BadRequest("task 'mae' needs a model.mask_ratio above 0: no patch would be left to predict.")
+        raise errors.BadRequest("task 'mae' needs model.mask_ratio above 0; at 0 there is no patch to predict.")
     sampler = errors.choose(masking.SAMPLERS, sampling, "task.sampling")
 
     def apply(params, model_state, image, keys, train):
@@ -62,10 +62,10 @@ def mae(
         image = batch["image"]
         found = predict(params, model_state, batch)
         raw, pred = target_patches(image, p, False), found["prediction"]
-        if norm_targets:  # what is missing to a picture, the patch itself says
+        if norm_targets:  # undo the normalisation with the true patch's mean and variance
             pred = pred * jnp.sqrt(raw.var(-1, keepdims=True, ddof=1) + 1e-6) + raw.mean(-1, keepdims=True)
         masked, size = found["mask"][..., None] > 0, image.shape[1:3]
-        seen, pasted = jnp.where(masked, 0.0, raw), jnp.where(masked, pred, raw)  # nobody predicts what is visible
+        seen, pasted = jnp.where(masked, 0.0, raw), jnp.where(masked, pred, raw)  # visible patches are not predicted
         return {"masked": to_images(seen, p, size), "reconstruction": to_images(pasted, p, size), "original": image}
 
     return Task(
@@ -79,10 +79,10 @@ def mae(
 
 
 def target_patches(image: Float[Array, "b h w c"], patch_size: int, norm: bool) -> Float[Array, "b n d"]:
-    """Returns what is to be predicted, patch by patch; numbers in the order (row, column, channel).
+    """Returns the patches to predict; values of a patch are in the order (row, column, channel).
 
     Args:
-      image: as the model is given it.
+      image: the model's input.
       patch_size: rows and columns of a patch.
       norm: whether every patch is normalised, with the unbiased variance plus 1e-6 as in the reference code.
     """
@@ -95,7 +95,7 @@ def target_patches(image: Float[Array, "b h w c"], patch_size: int, norm: bool) 
 
 
 def to_images(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int, int]) -> Float[Array, "b h w c"]:
-    """Puts patches, row by row, together to images of `size` (h, w)."""
+    """Assembles patches, row by row, into images of `size` (h, w)."""
     (h, w), b = size, len(patches)
     x = patches.reshape(b, h // patch_size, w // patch_size, patch_size, patch_size, -1)
     return x.swapaxes(2, 3).reshape(b, h, w, -1)
@@ -104,10 +104,10 @@ def to_images(patches: Float[Array, "b n d"], patch_size: int, size: tuple[int, 
 def patch_loss(
     pred: Float[Array, "b n d"], target: Float[Array, "b n d"], mask: Float[Array, "b n"]
 ) -> Float[Array, "b"]:
-    """Returns the mean squared error over an image's masked patches; what is predicted for the others has no part.
+    """Returns the mean squared error over an image's masked patches; predictions for visible patches are ignored.
 
     Args:
-      pred, target: numbers of every patch.
+      pred, target: values of every patch.
       mask: 1 for a masked patch, 0 for a visible one.
     """
     error = jnp.square(pred.astype(jnp.float32) - target).mean(-1)

@@ -1,7 +1,7 @@
-"""Which patches an autoencoder does not see: noise for every patch, of which those of the most are masked.
+"""Chooses the patches that an autoencoder masks: every patch gets noise, and the patches with the most are masked.
 
-Each sampler is `f(key, rows, columns) -> noise (rows columns,)` of one image; a model masks as many patches of the most
-noise as its mask ratio says, whatever the sampler, so shapes never depend on what is drawn.
+Each sampler is `f(key, rows, columns) -> noise (rows columns,)` for one image. The number of masked patches is set by
+the model's mask ratio, not by the sampler, so shapes never depend on random numbers.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from jaxtyping import Array, Float, Key
 
 Sampler = Callable[[Array, int, int], Array]
 
-# Rectangles that `block` draws: together they cover three quarters of a grid with near certainty.
+# Number of rectangles that `block` draws: together they almost surely cover three quarters of a grid.
 _RECTANGLES = 32
 
 
 def uniform(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "n"]:
-    """Every set of patches alike: the random sampling of He et al. 2022, section 3."""
+    """Random sampling, all sets of patches equally likely (He et al. 2022, section 3)."""
     return jax.random.uniform(key, (rows * columns,))
 
 
 def block(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "n"]:
-    """Rectangles one after the other until enough is masked, as in BEiT; of the last one only some patches.
+    """Masks one rectangle after another until enough patches are masked, as in BEiT; the last one only in part.
 
     A rectangle's area is uniform between 16 patches (or an eighth of a smaller grid) and two fifths of the grid; its
     aspect ratio is log-uniform in [0.3, 1 / 0.3].
@@ -45,7 +45,7 @@ def block(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "n"]:
 
 
 def grid(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "n"]:
-    """Keeps the first patch of every 2 x 2, and of those or of the others at random where another number is kept.
+    """Keeps the first patch of every 2 x 2; if the mask ratio keeps fewer or more, those are chosen at random.
 
     Reference: He et al. 2022, table 1f, "grid".
     """
@@ -58,14 +58,14 @@ SAMPLERS: dict[str, Sampler] = {"random": uniform, "block": block, "grid": grid}
 
 
 def noise_of(sampler: Sampler, keys: Key[Array, "b"], size: tuple[int, int]) -> Float[Array, "b n"]:
-    """Returns the noise of images, one key each, over grids of `size` (rows, columns)."""
+    """Returns the noise for images, with one key each, on grids of `size` (rows, columns)."""
     return jax.vmap(lambda key: sampler(key, *size))(keys)
 
 
 def keys_of(images: Float[Array, "b h w c"]) -> Key[Array, "b"]:
-    """Returns a key for every image that depends on its pixels alone: the same in any batch, on any device."""
+    """Returns a key for every image that depends only on its pixels: the same in any batch, on any device."""
     bits = jax.lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).reshape(len(images), -1)
     places = jnp.arange(bits.shape[1], dtype=jnp.uint32)
-    # Integer sums are exact in any order; multiplication by odd numbers keeps every bit of a pixel.
+    # Integer sums are exact in any order; multiplication by odd numbers is invertible, so every bit of a pixel counts.
     hashed = jnp.sum((bits ^ (bits >> 15)) * ((2 * places + 1) * jnp.uint32(2654435761)), axis=1, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), hashed)

@@ -1,4 +1,4 @@
-"""Regression of a number, or of a vector, an image."""
+"""Regression of one number or vector per image."""
 
 import functools
 
@@ -22,16 +22,16 @@ def regress(
 
     Args:
       model: `__call__(image, *, train) -> (prediction (b k), acts)`; k = 1 for labels of shape (b,).
-      image_shape: (h, w, c) of what the model is given.
+      image_shape: (h, w, c) of the model's input.
       loss: "l1", "l2" or "huber".
-      delta: where Huber's loss turns linear, in units of the label.
+      delta: error at which Huber's loss becomes linear, in units of the label.
     """
     names = ("l1", "l2", "huber")
     function = errors.choose({name: losses.LOSSES[name] for name in names}, loss, "regression loss")
     if loss == "huber":
         function = functools.partial(function, delta=delta)
     elif delta != 1.0:
-        raise errors.BadRequest(f"task.delta={delta} has no meaning for task.loss={loss!r}.")
+        raise errors.BadRequest(f"task.delta={delta} is not used by task.loss={loss!r}.")
 
     def train(params, model_state, batch, key):
         prediction, _, new = apply_train(model, params, model_state, batch, key)

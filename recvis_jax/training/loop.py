@@ -105,13 +105,14 @@ def run(
 
 
 class _Progress:
-    """A run in progress: its state, and what was seen of it.
+    """A run in progress: its state, and the metrics so far.
 
     Attributes:
-      state, step: the state after so many updates.
+      state: the current state.
+      step: number of updates made.
       begin: the step at which this process began.
-      kept: JSON that lies beside every checkpoint: best and last evaluation, the step evaluated last, how many
-        evaluations the best is old, sums since the last record, seconds of earlier lives.
+      kept: JSON saved with every checkpoint: best and last evaluation, the step evaluated last, the number of
+        evaluations since the best, sums since the last record, seconds of earlier processes.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class _Progress:
         self._since = time.monotonic(), self.step
 
     def record_rest(self) -> None:
-        """Records the steps since the last record, where there are any."""
+        """Records the steps since the last record, if there are any."""
         if self.kept["sums"] and self.step > self.begin:
             self.record_train()
 
@@ -184,13 +185,13 @@ class _Progress:
         return is_best
 
     def check_validation_loss(self) -> None:
-        """Ends the run where the loss of the last evaluation is not finite."""
+        """Ends the run if the loss of the last evaluation is not finite."""
         loss = self.kept["last"]["metrics"].get("loss", 0.0)
         if loss is None or not math.isfinite(loss):
             self._give_up("the validation loss", math.nan if loss is None else loss, self.step)
 
     def save(self, is_best: bool) -> None:
-        """Saves the state unless that has been done; a state that is not finite ends the run instead."""
+        """Saves the state unless it is already saved; a state that is not finite ends the run instead."""
         self._look()
         if self.step == self._saved_at and not is_best:
             return
@@ -209,7 +210,7 @@ class _Progress:
             self.save(is_best=True)
 
     def finished(self, reason: str) -> Finished:
-        """Returns how the run ended, when all of it is on disk."""
+        """Returns how the run ended, after everything is on disk."""
         self._checkpointer.wait()
         return Finished(self.state, reason, self.kept["best"], self.kept["last"], self._seconds())
 

@@ -1,4 +1,4 @@
-"""The optimizers by name: the direction of each, before the learning rate, and where weight decay enters."""
+"""The optimizers by name: the update direction of each, before the learning rate, and its kind of weight decay."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -147,7 +147,7 @@ def test_auxiliary_heads_of_a_part_of_the_model_are_not_its_own():
     "kw, says",
     [
         (dict(loss="hinge"), "There are: huber, l1, l2, sigmoid, softmax"),
-        (dict(loss="l1", label_smoothing=0.1), "no meaning for task.loss='l1'"),
+        (dict(loss="l1", label_smoothing=0.1), "is not used by task.loss='l1'"),
         (dict(label_smoothing=1.0), "outside"),
         (dict(loss="softmax", multi_label=True), "multi-hot"),
         (dict(aux_weight=-0.1), "task.aux_weight=-0.1 is not a number of at least 0"),
