@@ -2,7 +2,13 @@
 
   python -m recvis_jax.probe --workdir=runs/mae --protocols=linear,knn,fewshot --layers=features
   python -m recvis_jax.probe --workdir=runs/mae --baselines=random,pixels --per_class=60,600,0
+  python -m recvis_jax.probe --workdir=runs/mae --layers=pixels --protocols=svm,kernel_svm,forest
   python -m recvis_jax.probe --config=configs/x.py --config.init_from=hf://owner/repo --out=runs/x
+
+linear is logistic regression, knn nearest neighbours, fewshot ridge regression on a few examples a class, svm a linear
+support vector machine, kernel_svm one of the kernel that suits best (chi2, intersection, rbf), forest a random forest;
+kernel_svm and forest are scikit-learn's. Of images of several classes each, as VOC's, linear and svm report the mean
+average precision.
 
 Features are written once to `features/` and reused. The table, and `probe.json`, are of the test split, or of what
 --split names. Penalties and numbers of neighbours are chosen on the validation split; where that is what is reported,
@@ -29,7 +35,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
     flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
-    flags.DEFINE_list("protocols", ["linear", "knn", "fewshot"], "Which of linear, knn, fewshot.")
+    flags.DEFINE_list(
+        "protocols", ["linear", "knn", "fewshot"], "Which of linear, knn, fewshot, svm, kernel_svm, forest."
+    )
     flags.DEFINE_list("layers", ["features"], "Names of intermediates; a wrong one is answered with all of them.")
     flags.DEFINE_string("pool", "mean", "Of tokens or maps: mean, max, first, rest, first_rest, flatten.")
     flags.DEFINE_list("baselines", [], "Further rows: random (the same layers, untrained) and pixels.")
@@ -142,9 +150,10 @@ def probe(
     if note:
         print(note, flush=True)
     info = sources["train"]
-    if info.multi_label or info.num_classes < 2:
+    if info.num_classes < (1 if info.multi_label else 2):
         raise errors.BadRequest(
-            f"probes need one class an image, of two or more; {errors.printable(info.name)} has not."
+            "probes need classes, one an image of two or more, or several an image; "
+            f"{errors.printable(info.name)} has not."
         )
 
     def features(weights: Any, layers: Sequence[str]) -> dict[str, dict[str, probes.Set]]:
@@ -187,11 +196,13 @@ def probe(
 
             found = probes.run(protocols, *parts, num_classes=info.num_classes, per_class=count, seeds=seeds, say=tell)
             row = {"weights": weights, "layer": layer, "pool": "" if layer == trained.PIXELS else pool}
-            records += [{**row, "per_class": count, **r._asdict()} for r in found]
+            records += [{**row, "per_class": count, **r.record()} for r in found]
             table[label] = _by_column(found)
         n = count * info.num_classes or len(ready[0][2][0].labels)
         shown = {"val": "validation"}.get(reported, reported)
-        print(_show(f"{errors.printable(shown)} accuracy, {n:,} labels", table), flush=True)
+        metric = "mean average precision" if info.multi_label else "accuracy"
+        what = "images" if info.multi_label else "labels"
+        print(_show(f"{errors.printable(shown)} {metric}, {n:,} {what}", table), flush=True)
     if distributed.is_main():
         name = "probe" + suffix + ("" if split is None else f"-{reported}")
         where = folder / ("".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:150] + ".json")
@@ -278,7 +289,7 @@ def _by_column(results: list[Any]) -> dict[str, str]:
     """Returns 'mean ± deviation' in percent by the results' names; the deviation is that of the sample."""
     found: dict[str, list[float]] = {}
     for r in results:
-        found.setdefault(r.name, []).append(100 * r.accuracy)
+        found.setdefault(r.name, []).append(100 * r.score)
     return {
         k: f"{statistics.mean(v):.2f}" + (f" ± {statistics.stdev(v):.2f}" if len(v) > 1 else "")
         for k, v in found.items()

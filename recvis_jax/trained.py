@@ -290,7 +290,7 @@ def make_prober(
         parts = probes.hold_out(fit, run.data.info.num_classes)
         found: dict[str, list[float]] = {}
         for r in probes.run(protocols, *parts, val, num_classes=run.data.info.num_classes):
-            found.setdefault(f"probe_{r.name}", []).append(r.accuracy)
+            found.setdefault(f"probe_{r.name}", []).append(r.score)
         return {name: float(np.mean(a)) for name, a in found.items()}
 
     return prober

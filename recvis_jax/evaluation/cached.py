@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from recvis_jax.errors import BadRequest
 
 # (n d) and (n). Lengths are compared by `check`, whose sentence is what a user is to see: hence no letters for them.
 Features = Float[jax.Array | np.ndarray, "_ _"]
 Labels = Int[jax.Array | np.ndarray, " _"]
+Targets = Int[jax.Array | np.ndarray, " _"] | Num[jax.Array | np.ndarray, "_ _"]  # classes, or several an example
 
 Progress = Callable[[int, int], None]  # is told how much is done, and how much there is in all
 
@@ -77,6 +78,37 @@ def check_labels(labels: Any, n: int, num_classes: int, what: str) -> np.ndarray
     return labels.astype(np.int32)
 
 
+def check_targets(labels: Any, n: int, num_classes: int, what: str) -> Int[np.ndarray, "n k"]:
+    """Returns for every class 1 for its examples, -1 for others and 0 for those that it ignores, as int8.
+
+    Args:
+      labels: classes (n), or (n k) of 1, 0 and, for entries that are ignored, -1 or NaN.
+      n: how many there must be.
+      num_classes: k.
+      what: whose they are, for the message.
+
+    Raises:
+      BadRequest: labels of another shape, or that are none of these.
+
+    Example:
+      >>> check_targets(np.array([1, 0]), 2, 2, "training")
+      array([[-1,  1],
+             [ 1, -1]], dtype=int8)
+      >>> check_targets(np.array([[1, -1, 0]]), 1, 3, "training")
+      array([[ 1,  0, -1]], dtype=int8)
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2:
+        classes = check_labels(labels, n, num_classes, what)
+        return np.where(classes[:, None] == np.arange(num_classes), 1, -1).astype(np.int8)
+    if labels.shape != (n, num_classes):
+        raise BadRequest(f"{what} labels have the shape {labels.shape}; of several classes it is {(n, num_classes)}.")
+    wrong = ~(np.isin(labels, (-1, 0, 1)) | np.isnan(labels)).all(axis=1)
+    if wrong.any():
+        raise BadRequest(f"{what} labels of example {int(np.argmax(wrong))} are not made of 1, 0 and -1 (ignored).")
+    return np.where(labels == 1, 1, np.where(labels == 0, -1, 0)).astype(np.int8)
+
+
 def block(x: np.ndarray, start: int, size: int, fill: float = 0, *, pad: bool = False) -> np.ndarray:
     """Reads rows from `start` on, at most `size`; features as float32. With `pad`, as many, the missing ones `fill`."""
     part = x[start : start + size]
@@ -96,3 +128,38 @@ def moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
     mean = sum(x.sum(axis=0, dtype=np.float64) for x in blocks()) / n
     return mean, np.sqrt(sum(((x - mean) ** 2).sum(axis=0) for x in blocks()) / n)
+
+
+def length(parts: Sequence[np.ndarray]) -> float:
+    """Returns the root of the mean squared length of all rows.
+
+    Example:
+      >>> length([np.array([[3.0, 4.0], [0.0, 5.0]])])
+      5.0
+    """
+    total = sum(
+        float(np.einsum("nd,nd->", rows, rows, dtype=np.float64))
+        for x in parts
+        for rows in (block(x, start, _ROWS) for start in range(0, len(x), _ROWS))
+    )
+    return float(np.sqrt(total / sum(map(len, parts))))
+
+
+def outputs(
+    kernel: Float[np.ndarray, "d k"], bias: Float[np.ndarray, " k"], features: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n k"]:
+    """Returns features @ kernel + bias in float32, a part of the features at a time."""
+    size = min(_ROWS, len(features))
+    weights, offset = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
+    parts = (block(features, at, size, pad=True) for at in range(0, len(features), size))
+    return np.concatenate([np.asarray(_affine(x, weights, offset)) for x in parts])[: len(features)]
+
+
+def accuracy(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
+    """Returns the fraction of examples whose largest score is that of their class; of equals the lowest counts."""
+    return float(np.mean(np.argmax(scores, axis=1) == labels))
+
+
+@jax.jit
+def _affine(x: Float[Array, "n d"], kernel: Float[Array, "d k"], bias: Float[Array, " k"]) -> Float[Array, "n k"]:
+    return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias

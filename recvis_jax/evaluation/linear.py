@@ -6,15 +6,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.evaluation import cached, softmax_regression
+from recvis_jax.evaluation import cached, paths, softmax_regression
 from recvis_jax.evaluation.cached import Features, Labels
 
 L2S = tuple(10.0**i for i in range(1, -7, -1))  # strongest first: from nearly no use of the features to nearly free
-
-_ROWS = 8192  # examples classified at a time
 
 
 class Classifier(NamedTuple):
@@ -103,7 +101,7 @@ def fit(
       Liu and Nocedal, 1989, "On the limited memory BFGS method for large scale optimization".
     """
     features, labels = cached.check(features, labels, num_classes)
-    _check_numbers([l2], max_iter, tol)
+    check_numbers([l2], max_iter, tol)
     problem = _Problem([(features, labels)], num_classes, standardise)
     return problem.solve(l2, init, max_iter, tol)
 
@@ -149,25 +147,20 @@ def fit_path(
     features, labels = cached.check(features, labels, num_classes)
     val = cached.check(val_features, val_labels, num_classes, "validation", features.shape[1])
     path = sorted(set(L2S if l2s is None else map(float, l2s)), reverse=True)
-    _check_numbers(path, max_iter, tol)
-    if patience is not None and patience < 1:
-        raise BadRequest(f"patience is {patience}; it takes a number of penalties of at least 1, or None.")
+    check_numbers(path, max_iter, tol)
+    paths.check_patience(patience)
 
-    say(0, len(path))
     problem = _Problem([(features, labels)], num_classes, standardise)
-    fits: dict[float, Classifier] = {}
-    accuracies: dict[float, float] = {}
-    last, best = None, path[0]
-    for i, l2 in enumerate(path):
-        fits[l2] = last = problem.solve(l2, last, max_iter, tol)
-        accuracies[l2] = _accuracy(last, *val)
-        say(min(i + 1, len(path) - refit), len(path))
-        best = max(accuracies, key=lambda key: accuracies[key])  # of equals the first, the strongest
-        if patience is not None and i - path.index(best) >= patience:
-            break
+    fits, accuracies, best = paths.walk(
+        path,
+        lambda l2, before: problem.solve(l2, before, max_iter, tol),
+        lambda found: _accuracy(found, *val),
+        patience=patience,
+        last=int(refit),
+        say=say,
+    )
     notes = [f"l2={l2:g}: {c.warning}" for l2, c in fits.items() if c.warning]
-    if len(path) > 1 and best in (path[0], path[-1]):
-        notes.append(f"the best l2={best:g} is at the end of those tried; a wider range may do better")
+    notes += paths.at_the_end(path, best, "l2")
     classifier = fits[best]
     if refit:
         problem = _Problem([(features, labels), val], num_classes, standardise)
@@ -241,7 +234,8 @@ class _Problem:
         )
 
 
-def _check_numbers(l2s: Sequence[float], max_iter: int, tol: float) -> None:
+def check_numbers(l2s: Sequence[float], max_iter: int, tol: float) -> None:
+    """Raises `BadRequest` for penalties, steps or tolerances out of range."""
     if not l2s or not all(np.isfinite(l2) and l2 >= 0 for l2 in l2s):
         raise BadRequest(f"l2 is {', '.join(map(str, l2s)) or 'empty'}; it takes finite numbers of at least 0.")
     if max_iter < 1 or not tol > 0:
@@ -253,12 +247,4 @@ def _accuracy(classifier: Classifier, features: np.ndarray, labels: np.ndarray) 
 
 
 def _predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
-    size = min(_ROWS, len(features))
-    kernel, bias = jnp.asarray(classifier.kernel), jnp.asarray(classifier.bias)
-    blocks = (cached.block(features, at, size, pad=True) for at in range(0, len(features), size))
-    return np.concatenate([np.asarray(_argmax(x, kernel, bias)) for x in blocks])[: len(features)]
-
-
-@jax.jit
-def _argmax(x: Float[Array, "n d"], kernel: Float[Array, "d k"], bias: Float[Array, " k"]) -> Int[Array, " n"]:
-    return jnp.argmax(jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST) + bias, axis=1).astype(jnp.int32)
+    return np.argmax(cached.outputs(classifier.kernel, classifier.bias, features), axis=1).astype(np.int32)

@@ -1,7 +1,7 @@
 """Probes: protocols that say how good features are. `PROTOCOLS` is the table of contents.
 
 Each is `f(train, val, test, *, num_classes, seed, say) -> [result, ...]` on `Set`s of features. What there is to
-choose, a penalty or a number of neighbours, is chosen on validation data; the test data are looked at once.
+choose, a penalty, a kernel or a number of neighbours, is chosen on validation data; the test data are looked at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.evaluation import cached, fewshot, knn, linear
+from recvis_jax.evaluation import cached, fewshot, forest, kernel_svm, knn, linear, several, svm
 
 
 class Set(NamedTuple):
-    """Features (n d), perhaps memory-mapped, and classes (n)."""
+    """Features (n d), perhaps memory-mapped; classes (n), or several an example, (n k) of 1, 0 and -1 (ignored)."""
 
     values: np.ndarray
     labels: np.ndarray
@@ -26,24 +26,76 @@ class Result(NamedTuple):
 
     Attributes:
       name: of the column: 'linear', 'knn', '5-shot', ...
-      accuracy: on the test data, in [0, 1].
+      score: on the test data, in [0, 1].
       seed: of the draw of examples; None where nothing was drawn.
       details: what was chosen, and how well it did on validation data.
+      metric: what the score is: 'accuracy'; of several classes an example 'mean_average_precision', VOC's 11 points.
     """
 
     name: str
-    accuracy: float
+    score: float
     seed: int | None
     details: dict[str, Any]
+    metric: str = "accuracy"
+
+    def record(self) -> dict[str, Any]:
+        """Returns it for JSON, the score under the name of its metric.
+
+        Example:
+          >>> Result("knn", 0.5, None, {}).record()
+          {'name': 'knn', 'accuracy': 0.5, 'seed': None, 'details': {}}
+        """
+        return {"name": self.name, self.metric: self.score, "seed": self.seed, "details": self.details}
 
 
 def linear_probe(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Logistic regression, its penalty chosen on validation data, refitted on both."""
+    """Logistic regression, its penalty chosen on validation data, refitted on both; of several classes, one a class."""
+    if train.labels.ndim == 2:
+        found = several.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
+        details = {"l2": found.l2, "val_mean_average_precision": found.val_accuracy[found.l2], "warning": found.warning}
+        scores = cached.outputs(found.classifier.kernel, found.classifier.bias, test.values)
+        value = several.mean_average_precision(scores, test.labels)
+        return [Result("linear", value, seed, details, "mean_average_precision")]
     found = linear.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
     details = {"l2": found.l2, "val_accuracy": found.val_accuracy[found.l2], "warning": found.warning}
     return [Result("linear", linear.accuracy(found.classifier, *test), seed, details)]
+
+
+def linear_machine(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
+) -> list[Result]:
+    """Linear support vector machine, its c chosen on validation data, refitted on both."""
+    metric = "accuracy" if train.labels.ndim == 1 else "mean_average_precision"
+    score = cached.accuracy if metric == "accuracy" else several.mean_average_precision
+    found = svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, score=score, say=say)
+    details = {"c": found.c, "scale": found.scale, f"val_{metric}": found.val_score[found.c], "warning": found.warning}
+    return [Result("svm", score(svm.decide(found.classifier, test.values), test.labels), seed, details, metric)]
+
+
+def kernel_machine(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
+) -> list[Result]:
+    """Kernel support vector machine, its kernel and c chosen on validation data, refitted on both.
+
+    Of more than `kernel_svm.LARGEST` examples it is an approximation, which the name of the column says.
+    """
+    found = kernel_svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, seed=seed or 0, say=say)
+    details = {"kernel": found.kernel, "c": found.c, "gamma": found.machine.gamma, "landmarks": found.landmarks}
+    details |= {"val_accuracy": found.val_accuracy[found.kernel, found.c]}
+    name = "kernel_svm" + (f", {found.landmarks:,} landmarks" if found.landmarks else "")
+    accuracy = float(np.mean(kernel_svm.predict(found.machine, test.values) == test.labels))
+    return [Result(name, accuracy, seed, details)]
+
+
+def random_forest(
+    train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
+) -> list[Result]:
+    """Random forest, the number of features that its splits look at chosen on validation data, grown again on both."""
+    found = forest.fit(*train, *val, num_classes=num_classes, refit=seed is None, seed=seed or 0, say=say)
+    details = {"looked_at": found.looked_at, "val_accuracy": found.val_accuracy[found.looked_at]}
+    return [Result("forest", float(np.mean(forest.predict(found, test.values) == test.labels)), seed, details)]
 
 
 def nearest_neighbours(
@@ -74,14 +126,18 @@ PROTOCOLS: dict[str, Callable[..., list[Result]]] = {
     "linear": linear_probe,
     "knn": nearest_neighbours,
     "fewshot": few_shot_probe,
+    "svm": linear_machine,
+    "kernel_svm": kernel_machine,
+    "forest": random_forest,
 }
+SEVERAL = ("linear", "svm")  # which take several classes an example
 
 
 def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
     """Returns most of the examples and a tenth of every class, drawn once, to choose on where nothing else is there.
 
     Of classes with fewer than ten examples none are held out, unless that leaves nothing to choose on: then one of
-    every class that has two or more.
+    every class that has two or more. Of examples of several classes each, it is a tenth of all.
 
     Raises:
       BadRequest: no class has two examples.
@@ -91,6 +147,12 @@ def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
       >>> len(fit.labels), np.bincount(chosen_on.labels)
       (36, array([2, 2]))
     """
+    if data.labels.ndim == 2:
+        if len(data.labels) < 2:
+            raise errors.BadRequest("there is one training example: there is nothing to choose a penalty on.")
+        out = np.zeros(len(data.labels), bool)
+        out[np.random.default_rng(0).permutation(len(out))[: max(1, len(out) // 10)]] = True
+        return Set(data.values[~out], data.labels[~out]), Set(data.values[out], data.labels[out])
     counts = np.bincount(data.labels, minlength=num_classes)
     taken = counts // 10 if (counts >= 10).any() else np.minimum(counts // 2, 1)
     if not taken.any():
@@ -109,15 +171,23 @@ def check(
 
     Args:
       protocols: names of `PROTOCOLS`.
-      labels: of the training examples (n).
+      labels: of the training examples (n), or (n k).
       names: of the classes, for messages; may be empty.
       num_classes: k.
       per_class: the largest number of examples of each class that is asked for.
     """
     for name in protocols:
         errors.choose(PROTOCOLS, name, "protocol")
+    if labels.ndim == 2:
+        if refused := [p for p in protocols if p not in SEVERAL]:
+            raise errors.BadRequest(
+                f"{', '.join(refused)} takes one class an image; of several classes each take {', '.join(SEVERAL)}."
+            )
+        if per_class:
+            raise errors.BadRequest("examples of each class are drawn where an image has one class, not several.")
+        return
     if num_classes < 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise errors.BadRequest("probes need one class an image, of two classes or more.")
+        raise errors.BadRequest("probes need classes, one an image of two or more, or several an image.")
     counts = np.bincount(labels, minlength=num_classes)
     least = int(np.argmin(counts))
     rarest = f"class {errors.printable(names[least] if least < len(names) else least)[:60]!r}"

@@ -1,0 +1,232 @@
+"""Linear support vector machines: squared hinge, a class against all others, c chosen on validation data."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.evaluation import cached, one_vs_rest, paths
+from recvis_jax.evaluation.cached import Features, Targets
+
+CS = tuple(10.0**i for i in range(-2, 4))  # strongest penalty first; of features of length about 1
+
+
+class Classifier(NamedTuple):
+    """A linear layer on features as they come, and how the fit went; decision values are features @ kernel + bias.
+
+    Attributes:
+      kernel, bias: float32.
+      c: weight of the losses against the penalty.
+      objective: of every class at the end (k).
+      gap: how far the objectives are above their minima at most, relative to them, as the last gradient says.
+      iterations: steps of Newton's method.
+      passes: over the examples.
+      warning: empty where the gap is within the tolerance, else one line.
+    """
+
+    kernel: Float[np.ndarray, "d k"]
+    bias: Float[np.ndarray, " k"]
+    c: float = 0.0
+    objective: Float[np.ndarray, " k"] | tuple[()] = ()
+    gap: float = float("nan")
+    iterations: int = 0
+    passes: int = 0
+    warning: str = ""
+
+
+class Chosen(NamedTuple):
+    """What `fit_path` chose.
+
+    Attributes:
+      classifier: of the chosen c.
+      c: that with the best score on validation data; of equals the smallest. Of features divided by `scale`.
+      scale: what features are divided by: the root of their mean squared length.
+      val_score: by c, in the order of fitting, of classifiers that did not see the validation data.
+      passes: over the examples, by c.
+      warning: one line for all that is to be known of the path, or empty.
+    """
+
+    classifier: Classifier
+    c: float
+    scale: float
+    val_score: dict[float, float]
+    passes: dict[float, int]
+    warning: str = ""
+
+
+def fit(
+    features: Features,
+    labels: Targets,
+    *,
+    num_classes: int,
+    c: float = 1.0,
+    bias_scale: float = 1.0,
+    init: Classifier | None = None,
+    max_iter: int = 100,
+    tol: float = 1e-8,
+) -> Classifier:
+    """Minimises ½ (||w||² + (b / bias_scale)²) + c Σ max(0, 1 - y (w·x + b))² for every class against all others.
+
+    This is scikit-learn's `LinearSVC(C=c, intercept_scaling=bias_scale)`, and LIBLINEAR's `-s 2 -c C -B bias_scale`:
+    the bias is penalised as the weight of a further feature, the constant `bias_scale`.
+
+    Features stay on the device in float32 up to 8 GiB; of more, parts are read again in every pass.
+
+    Args:
+      features: (n d), floats; may be a memory map.
+      labels: classes (n), or several of them: (n k) of 1, 0 and, for entries that are ignored, -1 (or NaN).
+      num_classes: k; classes without examples are allowed.
+      c: weight of the losses, above 0.
+      bias_scale: above 0.
+      init: where to start, such as the fit of a smaller c; zeros otherwise.
+      max_iter: steps at most.
+      tol: ends when no objective is further above its minimum, relative to it. The weights are then known up to about
+        sqrt(2 tol objective).
+
+    Raises:
+      BadRequest: labels outside the classes, other lengths or shapes, features that are not finite, a number out of
+        range.
+
+    Example:
+      >>> x = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
+      >>> classifier = fit(x, np.array([0, 0, 1, 1]), num_classes=2, c=10.0)
+      >>> predict(classifier, x)
+      array([0, 0, 1, 1], dtype=int32)
+
+    Reference:
+      Fan et al., 2008, "LIBLINEAR: a library for large linear classification".
+    """
+    features = cached.check_features(features, "training")
+    targets = cached.check_targets(labels, len(features), num_classes, "training")
+    _check_numbers([c], max_iter, tol, bias_scale)
+    examples = one_vs_rest.Examples([(features, targets)], 0.0, 1.0, bias_scale)
+    return _solve(examples, c, init, max_iter, tol)
+
+
+def fit_path(
+    features: Features,
+    labels: Targets,
+    val_features: Features,
+    val_labels: Targets,
+    *,
+    num_classes: int,
+    cs: Sequence[float] | None = None,
+    refit: bool = False,
+    patience: int | None = 2,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    score: Callable[[Float[np.ndarray, "n k"], np.ndarray], float] | None = None,
+    say: cached.Progress = cached.silent,
+) -> Chosen:
+    """Fits along a path of c, each from the one before, and picks the best on validation data.
+
+    Features are divided by one number, the root of their mean squared length, so that the same c suit any; their
+    directions, and what a representation's own normalisation did, stay.
+
+    Args:
+      features, labels: to fit on, as in `fit`.
+      val_features, val_labels: to choose on.
+      num_classes: k.
+      cs: fitted from the smallest on; None for `CS`, 0.01 to 1000.
+      refit: fits the chosen c again on training and validation data together.
+      patience: ends the path when so many c in a row were worse than the best so far, because the largest take the
+        longest; None fits all.
+      max_iter, tol: of every fit.
+      score: (decision values, labels) -> what is to be as large as possible; None for the accuracy.
+      say: is told how many c are fitted, and how many there are.
+
+    Raises:
+      BadRequest: as `fit`, for either data.
+
+    Example:
+      >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([0, 0, 1, 1])
+      >>> chosen = fit_path(x, labels, x + 0.1, labels, num_classes=2, cs=(1.0, 100.0))
+      >>> chosen.c, chosen.val_score[chosen.c], accuracy(chosen.classifier, x, labels)
+      (1.0, 1.0, 1.0)
+    """
+    features = cached.check_features(features, "training")
+    targets = cached.check_targets(labels, len(features), num_classes, "training")
+    val_features = cached.check_features(val_features, "validation", features.shape[1])
+    val_targets = cached.check_targets(val_labels, len(val_features), num_classes, "validation")
+    path = sorted(set(CS if cs is None else map(float, cs)))
+    _check_numbers(path, max_iter, tol)
+    paths.check_patience(patience)
+    scale = cached.length([features]) or 1.0
+    examples = one_vs_rest.Examples([(features, targets)], 0.0, scale, 1.0)
+    measure = score or cached.accuracy
+
+    def fit_one(c: float, before: Classifier | None) -> Classifier:
+        return _solve(examples, c, before, max_iter, tol)
+
+    def score_one(found: Classifier) -> float:
+        return measure(decide(found, val_features), np.asarray(val_labels))
+
+    fits, scores, best = paths.walk(path, fit_one, score_one, patience=patience, last=int(refit), say=say)
+    notes = [f"c={c:g}: {f.warning}" for c, f in fits.items() if f.warning]
+    notes += paths.at_the_end(path, best, "c")
+    classifier = fits[best]
+    if refit:
+        del examples  # its features leave the device
+        both = one_vs_rest.Examples([(features, targets), (val_features, val_targets)], 0.0, scale, 1.0)
+        classifier = _solve(both, best, classifier, max_iter, tol)
+        notes += [f"refit: {classifier.warning}"] if classifier.warning else []
+    say(len(path), len(path))
+    return Chosen(classifier, best, scale, scores, {c: f.passes for c, f in fits.items()}, "; ".join(notes))
+
+
+def decide(classifier: Classifier, features: Features) -> Float[np.ndarray, "n k"]:
+    """Returns the decision values of features (n d): above 0 for the class, below for all others.
+
+    Example:
+      >>> decide(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, -2.0]]))
+      array([[ 1., -2.]], dtype=float32)
+    """
+    features = cached.check_features(features, "given", len(classifier.kernel))
+    return cached.outputs(classifier.kernel, classifier.bias, features)
+
+
+def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]:
+    """Returns the class of the largest decision value of features (n d); of equals that of the lowest index.
+
+    Example:
+      >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
+      array([1, 0], dtype=int32)
+    """
+    return np.argmax(decide(classifier, features), axis=1).astype(np.int32)
+
+
+def accuracy(classifier: Classifier, features: Features, labels: Targets) -> float:
+    """Returns the fraction of features (n d) whose predicted class is the label (n).
+
+    Example:
+      >>> accuracy(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([1, 1]))
+      0.5
+    """
+    labels = cached.check_labels(labels, len(features), len(classifier.bias), "given")
+    return float(np.mean(predict(classifier, features) == labels))
+
+
+def _solve(examples: one_vs_rest.Examples, c: float, init: Classifier | None, max_iter: int, tol: float) -> Classifier:
+    k = examples.targets.shape[1]
+    if init is not None and (init.kernel.shape != (examples.width - 1, k) or init.bias.shape != (k,)):
+        raise BadRequest(
+            f"init has a kernel {init.kernel.shape} and a bias {init.bias.shape}; they must be "
+            f"{(examples.width - 1, k)}, {(k,)}."
+        )
+    start = jnp.zeros((examples.width, k)) if init is None else examples.weights(init.kernel, init.bias)
+    end = one_vs_rest.minimise(examples, one_vs_rest.SQUARED_HINGE, c, start, tol=tol, max_iter=max_iter)
+    kernel, bias = examples.layer(end.weights)
+    warning = one_vs_rest.warning(end, tol, max_iter)
+    return Classifier(kernel, bias, c, np.asarray(end.value), end.gap, end.iterations, end.passes, warning)
+
+
+def _check_numbers(cs: Sequence[float], max_iter: int, tol: float, bias_scale: float = 1.0) -> None:
+    if not cs or not all(np.isfinite(c) and c > 0 for c in cs):
+        raise BadRequest(f"c is {', '.join(map(str, cs)) or 'empty'}; it takes finite numbers above 0.")
+    if max_iter < 1 or not tol > 0:
+        raise BadRequest(f"max_iter is {max_iter} and tol is {tol}; they take numbers of at least 1 and above 0.")
+    if not (np.isfinite(bias_scale) and bias_scale > 0):
+        raise BadRequest(f"bias_scale is {bias_scale}; it takes a finite number above 0.")
