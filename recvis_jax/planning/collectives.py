@@ -1,4 +1,4 @@
-"""What the devices of a compiled program exchange: every collective, how often, how much, and among whom."""
+"""Communication in a compiled program: every collective, how often it runs, how much it sends, and between whom."""
 
 import re
 from collections import Counter
@@ -22,13 +22,13 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 class Collective(NamedTuple):
-    """One kind of exchange.
+    """One kind of communication.
 
     Attributes:
       kind: of `KINDS`.
-      bytes: the whole array, on each device: what is summed, what has been gathered, what is to be scattered or sent.
-      groups: devices that exchange among each other, by their place in the mesh; pairs (from, to) of permutations.
-      times: how often in a run of the program.
+      bytes: size of the whole array: the summed one, the gathered one, or the one to scatter or send.
+      groups: devices that communicate with each other, by their index in the mesh; for permutations, pairs (from, to).
+      times: how often it runs per run of the program.
     """
 
     kind: str
@@ -38,13 +38,13 @@ class Collective(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many devices exchange among each other."""
+        """Number of devices in a group."""
         return len(self.groups[0]) if self.groups else 1
 
     def received(self, members: int | None = None) -> float:
-        """Returns the bytes that each of `members` (by default the devices) must receive, at least, in one exchange.
+        """Returns the least bytes that each of `members` (by default the devices of a group) must receive in one run.
 
-        A sum over n is scattered and gathered, each (n - 1) / n of the array; no algorithm does with less (Patarasuk &
+        A sum over n is a scatter and a gather of (n - 1) / n of the array each; no algorithm needs less (Patarasuk &
         Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations").
         """
         n = members or self.size
@@ -54,7 +54,7 @@ class Collective(NamedTuple):
 
 
 def collectives_of(program: Program, counts: Counts, devices: int) -> list[Collective]:
-    """Lists the collectives of a program on `devices`, equal ones together, those that exchange most first."""
+    """Lists the collectives of a program on `devices`; equal ones are merged, those that send most come first."""
     found: Counter[tuple[str, int, Groups]] = Counter()
     for name, times in counts.runs.items():
         computation = program.computations.get(name, {})
@@ -67,7 +67,7 @@ def collectives_of(program: Program, counts: Counts, devices: int) -> list[Colle
             size = len(groups[0]) if groups else 1
             if size < 2:
                 continue
-            # A fusion of this name sums and keeps a part: the compiler runs it as the one operation that does that.
+            # A fusion of this name sums and keeps a part; the compiler runs it as one reduce-scatter.
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             found[kind, inputs * size if kind == "all-gather" else inputs, groups] += times
@@ -76,10 +76,10 @@ def collectives_of(program: Program, counts: Counts, devices: int) -> list[Colle
 
 
 def groups_of(i: Instruction, devices: int) -> Groups:
-    """Returns the groups of devices of a collective; all devices in one where it names none.
+    """Returns the groups of devices of a collective; one group of all devices if it names none.
 
-    Four notations: pairs, lists `{{0,1},{2,3}}`, a reshaped row `[2,4]<=[4,2]T(1,0)`, and a mesh with the names of the
-    axes that exchange, `mesh['x'=4,'y'=2] {'x'}`.
+    There are four notations: pairs, lists `{{0,1},{2,3}}`, a reshaped row `[2,4]<=[4,2]T(1,0)`, and a mesh with the
+    names of the communicating axes, `mesh['x'=4,'y'=2] {'x'}`.
     """
     pairs = re.search(r"source_target_pairs=\{(\{[\d,{}]*\})\}", i.attributes)
     if pairs:
@@ -99,7 +99,7 @@ def groups_of(i: Instruction, devices: int) -> Groups:
 
 
 def _of_mesh(axes: str, over: list[tuple[str, str, str]]) -> Groups:
-    """Groups along axes of a mesh, or along a factor of one: `'x':(2)4` is the 4 of an axis of size 2 x 4 x rest."""
+    """Groups along axes of a mesh, or along a factor of an axis: `'x':(2)4` is the 4 in an axis of 2 x 4 x rest."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     listed = re.search(r"device_ids=\(?\[([\d,]+)\]", axes)
     order = np.asarray(_ints(listed[1])) if listed else np.arange(np.prod(list(sizes.values()), dtype=int))

@@ -1,4 +1,4 @@
-"""Compiles a config's train step for devices that are not there, and says what it needs of their memory."""
+"""Compiles a config's train step for devices that are not here, and reports how much memory it needs."""
 
 import math
 import re
@@ -18,29 +18,29 @@ from recvis_jax.planning.topology import Topology
 from recvis_jax.training import sharding
 from recvis_jax.training.step import make_train_step
 
-AHEAD = 2  # batches that `data.pipeline` has on the devices beside that of the step
+AHEAD = 2  # batches that `data.pipeline` keeps on the devices besides that of the step
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-_TOO_LARGE = (  # libtpu's messages: what a program needs, what there is
+_TOO_LARGE = (  # libtpu's messages: memory needed, memory available
     re.compile(rf"\({_SIZE}B?\) exceeds available HBM \({_SIZE}B?\)"),
     re.compile(rf"Used {_SIZE}B? of {_SIZE}B? hbm"),
 )
 
 
 class Memory(NamedTuple):
-    """What a device keeps, in bytes.
+    """Memory of a device, in bytes.
 
     Attributes:
-      parameters, optimizer, statistics, average: its part of the state: parameters, the optimizer's numbers, running
-        statistics and constants of the model, the moving average.
+      parameters, optimizer, statistics, average: its part of the state: parameters, optimizer state, running statistics
+        and constants of the model, the moving average.
       batch: its part of a batch.
-      ahead: the batches that wait beside it, and a data set that is cached on devices.
-      temporaries: activations, gradients and workspace at their peak; None where the compiler gave up before it knew.
+      ahead: waiting batches, and a data set that is cached on devices.
+      temporaries: peak of activations, gradients and workspace; None if the program does not fit.
       program: the compiled program itself.
-      padding: what arrays take beyond their numbers, in the layouts that the compiler gave them.
-      need: all together; where the compiler gave up, what it said.
-      available: what a program may use; None where that is not known.
+      padding: memory that arrays take beyond their own size, because of the compiler's layouts.
+      need: the total; if the program does not fit, the compiler's own number.
+      available: what a program may use; None if unknown.
     """
 
     parameters: int
@@ -57,20 +57,20 @@ class Memory(NamedTuple):
 
     @property
     def shortfall(self) -> int:
-        """By how much the need exceeds what is available, in bytes; 0 where it fits."""
+        """Missing memory, in bytes; 0 if the program fits."""
         return 0 if self.available is None else max(0, self.need - self.available)
 
 
 class Compiled(NamedTuple):
-    """A train step, compiled as far as it went.
+    """A compiled train step.
 
     Attributes:
       traced: the step before compilation.
-      batch: shapes of what it takes beside the state.
-      memory: see there.
-      program: the compiled program; None where it does not fit and the compiler gave up.
-      once_flops: XLA's own count of operations, loops once; None where it has none.
-      seconds: that tracing and compiling took.
+      batch: shapes of the batch that it takes.
+      memory: see `Memory`.
+      program: the compiled program; None if it does not fit.
+      once_flops: XLA's own count of operations, which counts loops once; None if XLA gives none.
+      seconds: time for tracing and compiling.
     """
 
     traced: Any
@@ -82,7 +82,7 @@ class Compiled(NamedTuple):
 
 
 def batch_of(run: build.Run) -> dict[str, Any]:
-    """Returns the shapes, types and shardings of a global batch, as the pipeline makes it of one example."""
+    """Returns the shapes, types and shardings of a global batch, from what the pipeline makes of one example."""
 
     def same(x: Any) -> Any:
         return x
@@ -107,16 +107,16 @@ def batch_of(run: build.Run) -> dict[str, Any]:
 def compile_step(
     run: build.Run, machine: Topology, *, accumulate: int = 1, ema_decay: float | None = None, cached: int = 0
 ) -> Compiled:
-    """Compiles the train step of a run whose mesh is of a machine's devices.
+    """Compiles the train step of a run whose mesh consists of a machine's devices.
 
     Args:
-      run: as `build.make_run(devices=...)` gives it.
-      machine: whose devices they are.
+      run: from `build.make_run(devices=...)`.
+      machine: the machine of these devices.
       accumulate, ema_decay: see `training.step.make_train_step`.
       cached: bytes of a data set that every device keeps.
 
     Raises:
-      Failure: the compiler fails for another reason than too little memory.
+      Failure: the compiler fails for a reason other than too little memory.
     """
     began = time.monotonic()
     batch = batch_of(run)
@@ -155,7 +155,7 @@ def compile_step(
 
 
 def _known(run: build.Run, batch: dict[str, Any], cached: int) -> dict[str, int]:
-    """Returns what a device keeps of state and data, by attribute of `Memory`."""
+    """Returns the memory of a device for state and data, by attribute of `Memory`."""
     state = run.template
     own = local_bytes(batch)
     return {
@@ -174,12 +174,12 @@ def local_bytes(tree: Any) -> int:
 
 
 def parse_too_large(message: str) -> tuple[int, int] | None:
-    """Reads from a compiler's message what a program needs of a device's memory and what there is, in bytes."""
+    """Reads (memory needed, memory available), in bytes, from a compiler's error message; None if it has neither."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     for pattern in _TOO_LARGE:
         if found := pattern.search(message):
             sizes = [float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3)]
-            # The message rounds to hundredths: what does not fit lacks something.
+            # The message rounds to hundredths; the need must come out above what is available.
             return max(int(sizes[0]), int(sizes[1]) + GiB // 100), int(sizes[1])
     return None

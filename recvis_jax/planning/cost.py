@@ -1,8 +1,8 @@
-"""What a compiled program costs a device: arithmetic of its matrix products, and bytes from and to its memory.
+"""What a compiled program costs a device: arithmetic of its matrix products, and bytes moved from and to its memory.
 
-Arithmetic is that of products and convolutions, two operations a multiplication: what matrix units do. Elementwise work
-is left out, as in the counts of `describe`. Bytes are those that instructions outside of fusions read and write in the
-device's large memory: an estimate, as caches and the overlap of neighbours are not known.
+Arithmetic counts matrix products and convolutions, two operations per multiplication: the work of matrix units.
+Elementwise work is left out, as in the counts of `describe`. Bytes are those that instructions outside of fusions read
+from and write to the device's main memory. This is an estimate, as caches and overlap are not known.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from recvis_jax.planning.hlo import Counts, Instruction, Program
 
-# Instructions that move nothing, or whose parts are counted where they stand.
+# Instructions that move nothing, or whose parts are counted by themselves.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
     "opt-barrier async-start async-update async-done add-dependency".split()
@@ -28,7 +28,7 @@ class Cost(NamedTuple):
 
     Attributes:
       flops: two for every multiplication of its products and convolutions.
-      bytes: read from and written to the device's large memory.
+      bytes: read from and written to the device's main memory.
     """
 
     flops: int
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
 
 def cost_of(program: Program, counts: Counts) -> Cost:
-    """Adds up the cost of all instructions, each as often as it runs."""
+    """Adds up the cost of all instructions, each times the number of its runs."""
     flops = moved = 0
     for name, times in counts.runs.items():
         computation = program.computations.get(name, {})
@@ -61,7 +61,7 @@ def flops_of(computation: Computation, i: Instruction) -> int:
     target = found[1] if found else ""
     if target.startswith(("__cublas$", "__onednn$matmul")):
         return _dot(given[0], result, _numbers(r'"lhs_contracting_dimensions":\[([^\]]*)\]', i))
-    if target.startswith("__cudnn$conv"):  # image, kernel and output are told apart as in the forward pass
+    if target.startswith("__cudnn$conv"):  # image, kernel and output keep their roles of the forward pass
         if "BackwardInput" in target:
             return _convolution(i, result, given[1], given[0])
         if "BackwardFilter" in target:
@@ -80,9 +80,9 @@ def _numbers(pattern: str, i: Instruction) -> list[int]:
 
 
 def _convolution(i: Instruction, image: tuple, kernel: tuple, output: tuple) -> int:
-    """Arithmetic of a convolution: products with padding and with the holes of a dilated image are not counted.
+    """Arithmetic of a convolution, without products with padding or with the holes of a dilated image.
 
-    TPUs write products of matrices as convolutions, a batch as a dilated image of which one pixel in n is not a hole.
+    On TPUs matrix products are written as convolutions, and a batch as a dilated image with one pixel in n.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     if not labels:
@@ -110,7 +110,7 @@ def _convolution(i: Instruction, image: tuple, kernel: tuple, output: tuple) -> 
 
 
 def valid_taps(image: int, kernel: int, output: int, pad: int, stride: int, holes: int, spread: int) -> int:
-    """Returns how many (output, tap) pairs along an axis meet a pixel of the image.
+    """Returns how many (output, tap) pairs along an axis hit a pixel of the image.
 
     Args:
       image, kernel, output: sizes.
@@ -128,11 +128,11 @@ def valid_taps(image: int, kernel: int, output: int, pad: int, stride: int, hole
 
 
 def bytes_of(program: Program, computation: Computation, i: Instruction) -> int:
-    """Returns the bytes of large memory that one instruction outside of fusions reads and writes."""
+    """Returns the bytes of main memory that one instruction outside of fusions reads and writes."""
     if i.opcode in _FREE or i.opcode.endswith("-done"):
         return 0
     written = [a for a in i.arrays if a.in_main_memory]
-    if i.opcode.endswith("-start"):  # its result names operand, result and some more
+    if i.opcode.endswith("-start"):  # its result is a tuple of operand, result and more
         written = written[1:2]
     if i.opcode in _PARTS:
         return 2 * sum(a.bytes for a in written)
@@ -156,7 +156,7 @@ def _size(computation: Computation, name: str) -> int:
 
 
 def _read(program: Program, inner: Computation, name: str) -> int:
-    """The bytes that a fusion reads of one of its parameters: of one that it slices, the slices."""
+    """The bytes that a fusion reads of one of its parameters; if it slices the parameter, only the slices."""
     total = 0
     for user in inner.values():
         if name not in user.operands:
@@ -177,7 +177,7 @@ def _read(program: Program, inner: Computation, name: str) -> int:
 
 
 def _written(inner: Computation, fusion: Instruction) -> int:
-    """The bytes that a fusion writes: of a result that is updated in place, the update."""
+    """The bytes that a fusion writes; for a result that is updated in place, only the update."""
     root = next(i for i in inner.values() if i.is_root)
     roots = [inner[o] for o in root.operands] if root.opcode == "tuple" else [root]
     total = 0

@@ -1,17 +1,17 @@
-"""What accelerators can do at best, as their makers publish it. The one table of peaks.
+"""Published peaks of accelerators, in one table.
 
 Sources:
   TPU v2: peak and bandwidth as in `jax.experimental.pallas.tpu`'s table of chips.
   TPU v3, v4, v5e, v5p, v6e, 7x: cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}, "System architecture".
   links of v2 and v3: Norrie et al. 2021, "The design process for Google's training chips": 496 and 656 Gbit/s in
-    each direction. Of the others the same pages: v4 2400, v5e 1600, v5p 4800 Gbit/s a chip one way; v6e 800 and 7x
+    each direction. The others from the pages above: v4 2400, v5e 1600, v5p 4800 Gbit/s a chip one way; v6e 800 and 7x
     1200 GB/s in both directions; divided by the chip's links, 4 on a 2D and 6 on a 3D torus.
   which axes of a slice are rings: the same pages, and Austin et al. 2025, "How to scale your model", part 2.
   A100: NVIDIA A100 datasheet (SXM, 80 GB); H100: NVIDIA H100 datasheet (SXM); without sparsity. Between machines: one
     200 Gbit/s (DGX A100) or 400 Gbit/s (DGX H100) port a GPU, from the user guides of these systems.
-  memory of TPUs: what libtpu 0.0.42 says is available to a program, in its message to one that is too large.
-  memory of GPUs: three quarters, which JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
-    (docs.jax.dev, "GPU memory allocation").
+  memory of TPUs: what libtpu 0.0.42 reports as available, in its error message for a program that is too large.
+  memory of GPUs: three quarters of the total, JAX's default for XLA_PYTHON_CLIENT_MEM_FRACTION (docs.jax.dev, "GPU
+    memory allocation").
 """
 
 from typing import NamedTuple
@@ -20,22 +20,22 @@ GiB = 1 << 30
 
 
 class Device(NamedTuple):
-    """One kind of accelerator. A chip may show JAX two devices, which then share what is the chip's.
+    """One kind of accelerator. A chip may appear to JAX as two devices, which share its peaks.
 
     Attributes:
       platform: JAX's name: "tpu", "cuda" or "cpu".
-      flops: peak operations a second of a chip, in products of bfloat16 with float32 sums.
-      flops32: the same for float32 at JAX's default precision, bfloat16 on TPUs and TF32 on GPUs.
+      flops: peak operations a second of a chip, for bfloat16 products with float32 sums.
+      flops32: the same for float32 at JAX's default precision: bfloat16 on TPUs, TF32 on GPUs.
       bandwidth: bytes a second from and to a chip's memory.
-      memory: bytes that programs may use on one device; None for no limit that is known.
-      per_chip: devices of a chip.
-      axes: of the torus that a slice is cut from; 0 where every chip of a machine reaches every other.
-      link: bytes a second of one link in one direction; all links of a chip together where `axes` is 0.
-      ring: an axis is a ring, whose ends are linked, if its length is a multiple of this.
-      whole: whether only a slice all of whose axes are such has rings.
-      machine: chips of one machine.
-      network: bytes a second, in one direction, that a chip may send to other machines; 0 where links lead there too.
-      name: as its maker writes it.
+      memory: bytes that programs may use on one device; None if no limit is known.
+      per_chip: devices per chip.
+      axes: number of axes of the torus that a slice is cut from; 0 if all chips of a machine are connected directly.
+      link: bytes a second of one link in one direction; of all links of a chip together if `axes` is 0.
+      ring: an axis is a ring, with linked ends, if its length is a multiple of this.
+      whole: whether a slice has rings only if all of its axes qualify.
+      machine: chips per machine.
+      network: bytes a second, in one direction, that a chip may send to other machines; 0 if the links lead there too.
+      name: as written by its maker.
     """
 
     platform: str
@@ -76,16 +76,13 @@ DEVICES: dict[str, Device] = {
     "h100": Device(
         "cuda", 989.4e12, 494.7e12, 3350e9, int(0.75 * 84_942_979_072), 1, 0, 450e9, 0, False, 8, 50e9, "H100 SXM 80 GB"
     ),
-    # Simulated devices of this machine: for trying out what needs no accelerator. Nothing is published.
+    # Simulated devices of this machine, for trials without an accelerator. There are no published peaks.
     "cpu": Device("cpu", 0, 0, 0, None, 1, 0, 0, 0, False, 0, 0, "simulated CPU device"),
 }
 
 
 class Gpu(NamedTuple):
-    """What XLA must know of a GPU to compile for it: what `cudaGetDeviceProperties` says of one.
-
-    XX
-    """
+    """What XLA must know of a GPU to compile for it, from `cudaGetDeviceProperties`."""
 
     name: str
     capability: tuple[int, int]

@@ -1,15 +1,14 @@
-"""The arithmetic that a model asks for, counted in the programs before any compiler has seen them.
+"""The arithmetic of a model and of its train step, counted in the traced programs before compilation.
 
-Two numbers, both of matrix products and convolutions and two operations a multiplication:
+Both numbers count matrix products and convolutions, with two operations per multiplication:
 
-- of the model: three times its forward pass in training, one for the outputs and two for the gradients with respect to
+- the model: three times its forward pass in training, once for the outputs and twice for the gradients with respect to
   activations and parameters. This is the numerator of "model FLOPs utilisation" (Chowdhery et al. 2022, "PaLM",
-  appendix B), whatever is computed twice to save memory. A masked autoencoder's forward pass in training sees only the
-  visible patches.
-- of the step: every product in its own program, with what `remat` computes again, without gradients that nobody needs
-  (those of the first layer's input, and of frozen layers), accumulated micro-batches and scanned blocks as often as
-  they run. Products with a convolution's padding, and with the holes between the pixels of a strided one's gradient,
-  are not counted.
+  appendix B); recomputation to save memory is not counted. A masked autoencoder's forward pass in training sees only
+  the visible patches.
+- the step: every product in its traced program. This includes recomputation by `remat`, and counts micro-batches and
+  scanned blocks as often as they run. It excludes gradients that are not needed (of the first layer's input and of
+  frozen layers), and products with a convolution's padding or with the holes in the gradient of a strided one.
 """
 
 from collections.abc import Callable
@@ -25,25 +24,25 @@ def model_flops(task: Any, template: Any, batch: Any) -> int:
     """Returns three times the arithmetic of the forward pass in training over a batch.
 
     Args:
-      task: with the function `loss` (params, model_state, batch, key).
+      task: has the function `loss` (params, model_state, batch, key).
       template: a state, of arrays or of their shapes.
-      batch: as a step takes it after augmentation, of shapes.
+      batch: shapes of an augmented batch.
     """
     program = jax.make_jaxpr(task.loss)(template.params, template.model_state, batch, jax.random.key(0))
     return 3 * 2 * count(program.jaxpr, structure.macs_of)
 
 
 def step_flops(traced: Any) -> int:
-    """Returns the arithmetic of a whole step over all devices, from what `step.trace(state, batch)` gave."""
+    """Returns the arithmetic of a whole step over all devices, from the result of `step.trace(state, batch)`."""
     return 2 * count(traced.jaxpr.jaxpr, macs_that_matter)
 
 
 def count(program: Any, macs: Callable[[Any], int]) -> int:
-    """Returns the multiplications of a program (a jaxpr), loops as often as they go round.
+    """Returns the multiplications of a program (a jaxpr); loops count once per iteration.
 
     Args:
-      program: with equations `eqns`.
-      macs: counts those of one equation.
+      program: has equations `eqns`.
+      macs: counts the multiplications of one equation.
     """
     total = 0
     for e in program.eqns:
@@ -64,7 +63,7 @@ def count(program: Any, macs: Callable[[Any], int]) -> int:
 
 
 def macs_that_matter(e: Any) -> int:
-    """Returns the multiplications of one equation, of a convolution those that meet a pixel of the image."""
+    """Returns the multiplications of one equation; for a convolution, only those with a pixel of the image."""
     if e.primitive.name != "conv_general_dilated":
         return structure.macs_of(e)
     p, (image, kernel), output = e.params, (v.aval.shape for v in e.invars), e.outvars[0].aval.shape
@@ -80,6 +79,6 @@ def macs_that_matter(e: Any) -> int:
 
 
 def _open(value: Any) -> Any:
-    """Returns the program that a parameter of an equation is, if it is one."""
+    """Returns the program in an equation's parameter, or None if it holds none."""
     value = getattr(value, "jaxpr", value)
     return value if hasattr(value, "eqns") else None

@@ -1,15 +1,15 @@
 """Reads the text of a compiled program: its instructions, and how often each of its computations runs.
 
-XLA's own cost analysis counts the body of a loop once. Here a computation runs as often as those that call it, a loop's
-body as often as the loop goes round: `known_trip_count` where the compiler says it, else what the condition and the
-counter's start and step say.
+XLA's own cost analysis counts the body of a loop once. Here a computation runs as often as its callers, and a loop's
+body once per iteration. The number of iterations is the compiler's `known_trip_count`, or else follows from the
+condition and the counter's start and step.
 """
 
 import math
 import re
 from typing import NamedTuple
 
-# Bits of a number of each type; tokens and opaque types have none.
+# Bits per element of types whose name has no number; tokens and opaque types have none.
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b(pred|token|opaque|[a-z]+\d+[a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -27,7 +27,7 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its size, without the padding of a layout."""
+        """Its size in bytes, without the padding of a layout."""
         bits = _BITS.get(self.type)
         if bits is None:
             bits = int(re.search(r"\d+", self.type)[0])  # type: ignore[index]  # f32, bf16, f8e4m3fn, s4
@@ -35,12 +35,12 @@ class Array(NamedTuple):
 
     @property
     def in_main_memory(self) -> bool:
-        """Whether it lies in the device's large memory, rather than on the chip (S(1) and others on TPUs)."""
+        """Whether it is in the device's main memory, not on the chip (S(1) and others on TPUs)."""
         return "S(" not in self.layout
 
 
 class Instruction(NamedTuple):
-    """One instruction: name, operation, result, names of its operands, the text between its parentheses and after."""
+    """One instruction: name, operation, result, names of its operands, the text inside and after its parentheses."""
 
     name: str
     opcode: str
@@ -52,7 +52,7 @@ class Instruction(NamedTuple):
 
     @property
     def calls(self) -> list[tuple[str, str]]:
-        """The computations that it runs, as (how, name): "calls", "to_apply", "body", "condition", "branch"."""
+        """The computations it runs, as (how, name); how is "calls", "to_apply", "body", "condition" or "branch"."""
         found = [(m[1], m[2]) for m in _CALLED.finditer(self.attributes)]
         branches = _BRANCHES.search(self.attributes)
         if branches:
@@ -61,14 +61,14 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled program: its computations by name, each a dict of instructions in order, and the first to run."""
+    """A compiled program: its computations by name, each an ordered dict of instructions, and the entry computation."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
 
 def parse(text: str) -> Program:
-    """Reads the text of an HLO module, as `compiled.as_text()` gives it."""
+    """Parses the text of an HLO module, from `compiled.as_text()`."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -102,7 +102,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Splits behind the parenthesis that closes the one with which the text begins."""
+    """Splits the text after the parenthesis that closes its first one."""
     depth = 0
     for m in re.finditer(r"[()]", text):
         depth += 1 if m[0] == "(" else -1
@@ -112,7 +112,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """Reads a shape, `bf16[8,128]{1,0:T(8,128)}` or a tuple of such."""
+    """Parses a shape, `bf16[8,128]{1,0:T(8,128)}` or a tuple of shapes."""
     return tuple(
         Array(m[1], tuple(int(d.lstrip("<=")) for d in m[2].split(",") if d), m[3] or "")
         for m in _ARRAY.finditer(shape)
@@ -120,13 +120,13 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 class Counts(NamedTuple):
-    """How often things run.
+    """How often computations run.
 
     Attributes:
-      runs: of every computation, by name.
-      fused: names of computations inside of fusions, whose instructions keep nothing in memory.
-      loops: how many loops there are.
-      unknown: names of loops whose number of rounds could not be read, and is taken to be 1.
+      runs: number of runs by name of the computation.
+      fused: names of computations inside fusions, whose instructions keep nothing in memory.
+      loops: number of loops.
+      unknown: names of loops whose number of iterations is unknown and assumed to be 1.
     """
 
     runs: dict[str, int]
@@ -136,7 +136,7 @@ class Counts(NamedTuple):
 
 
 def count_runs(program: Program) -> Counts:
-    """Returns how often every computation of a program runs, both branches of a condition as if they were taken."""
+    """Returns how often every computation of a program runs, as if every branch of a conditional were taken."""
     runs: dict[str, int] = {}
     fused: set[str] = set()
     loops: dict[str, int | None] = {}
@@ -152,7 +152,7 @@ def count_runs(program: Program) -> Counts:
                 rounds = 1 if found is None else found
             for how, called in i.calls:
                 if how == "to_apply" and i.opcode != "call":
-                    continue  # the sum of a reduction: of no size
+                    continue  # a reduction's operator: negligible
                 visit(called, times * (rounds if how in ("body", "condition") else 1), inside or i.opcode == "fusion")
 
     visit(program.entry, 1, False)
@@ -160,12 +160,12 @@ def count_runs(program: Program) -> Counts:
 
 
 def trip_count(program: Program, within: str, loop: Instruction) -> int | None:
-    """Returns how often a loop goes round, or None where that cannot be read.
+    """Returns the number of iterations of a loop, or None if it cannot be found.
 
     Args:
-      program: of the loop.
-      within: computation that the loop is part of.
-      loop: instruction `while`.
+      program: the loop's program.
+      within: name of the computation with the loop.
+      loop: the instruction `while`.
     """
     known = re.search(r'known_trip_count[\\"]*:\{[\\"]*n[\\"]*:[\\"]*(\d+)', loop.attributes)
     if known:
@@ -173,7 +173,7 @@ def trip_count(program: Program, within: str, loop: Instruction) -> int | None:
     called = dict(loop.calls)
     condition, body = program.computations[called["condition"]], program.computations[called["body"]]
     compare = _root(condition)
-    if compare.opcode == "fusion":  # a condition that the compiler wrapped: its parameters are the fusion's operands
+    if compare.opcode == "fusion":  # the compiler wrapped the condition: its parameters are the fusion's operands
         inner = program.computations[dict(compare.calls)["calls"]]
         given = compare.operands
         compare = _root(inner)
@@ -211,7 +211,7 @@ def _root(computation: dict[str, Instruction]) -> Instruction:
 def _through(
     computation: dict[str, Instruction], name: str, renamed: dict[str, str] | None = None
 ) -> Instruction | None:
-    """Follows a name through instructions that change nothing."""
+    """Follows a name back through instructions that do not change values."""
     i = computation.get(name)
     while i is not None and i.opcode in ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"):
         name = (renamed or {}).get(i.operands[0], i.operands[0])
@@ -226,7 +226,7 @@ def _constant(i: Instruction | None) -> int | None:
 
 
 def _start(program: Program, within: str, loop: Instruction, index: int) -> int | None:
-    """The value of element `index` with which a loop begins."""
+    """The initial value of element `index` of a loop's state."""
     computation = program.computations[within]
     init = _through(computation, loop.operands[0])
     if init is None or init.opcode != "tuple":
@@ -235,7 +235,7 @@ def _start(program: Program, within: str, loop: Instruction, index: int) -> int 
 
 
 def _step(body: dict[str, Instruction], index: int) -> int | None:
-    """What a round of a loop adds to element `index`."""
+    """What one iteration of a loop adds to element `index`."""
     root = _root(body)
     if root.opcode != "tuple":
         return None

@@ -1,4 +1,4 @@
-"""From a config and a machine to a plan: compile the step, count what it costs, bound the time of the whole run."""
+"""From a config and a machine to a plan: compile the step, count its cost, bound the time of the whole run."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,31 +12,31 @@ from recvis_jax.planning.compiling import Memory
 from recvis_jax.planning.sizes import Examples, examples_of
 from recvis_jax.planning.topology import Topology
 
-# Keys of a config that `train` takes and that change nothing of its step; a test holds this.
+# Keys of a config that `train` takes and that do not change its step; tested.
 _OTHER = frozenset(
     "compile metrics log_every eval_every checkpoint_every checkpoint_dir early_stop init_from probe".split()
 )
 
 
 class Plan(NamedTuple):
-    """What is known of a config on a machine.
+    """What is known about a config on a machine.
 
     Attributes:
-      machine: where.
-      settings: of the config, those that decide about memory and time, as text.
+      machine: the machine.
+      settings: those of the config that affect memory and time, as text.
       mesh: sizes of its axes.
       memory: of a device.
-      parameters: of the model.
-      batch_size: images a step.
-      model_flops, step_flops: of a step over all devices: three forward passes, and what the step's program asks for.
-      cost: of the compiled step on a device; None where it does not fit.
-      once_flops: XLA's own count on a device, loops once.
+      parameters: number of parameters of the model.
+      batch_size: images per step.
+      model_flops, step_flops: of a step over all devices: three forward passes, and the traced step.
+      cost: of the compiled step on a device; None if it does not fit.
+      once_flops: XLA's own count on a device, which counts loops once.
       exchanged: collectives of a step.
-      loops: how many loops were counted, and names of those whose rounds are not known.
-      bounds: of the time of a step; None where it does not fit or nothing is published.
+      loops: number of loops, and names of those with an unknown number of iterations.
+      bounds: of the time of a step; None if it does not fit or no peaks are published.
       examples: of an epoch.
       steps: of the whole run.
-      seconds: that compiling took.
+      seconds: time for compiling.
     """
 
     machine: Topology
@@ -58,31 +58,31 @@ class Plan(NamedTuple):
 
     @property
     def fits(self) -> bool:
-        """Whether a device's memory suffices."""
+        """Whether the step fits a device's memory."""
         return self.cost is not None and not self.memory.shortfall
 
     def hours(self, seconds: float) -> float:
-        """Hours of the whole run at so many seconds a step."""
+        """Hours of the whole run, given the seconds of a step."""
         return seconds * self.steps / 3600
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Refuses what is no config of `train`, or cannot be planned."""
+    """Refuses configs that `train` would refuse, or that cannot be planned."""
     errors.check_kwargs(build.make_run, config, "config", extra=_OTHER, given=("devices", "recorded", "built"))
     if config.get("compile", "jit") != "jit":
-        raise errors.BadRequest("plan compiles what compile='jit' runs; add --config.compile=jit.")
+        raise errors.BadRequest("plan supports only compile='jit'; add --config.compile=jit.")
 
 
 def make_plan(config: dict[str, Any], machine: Topology) -> Plan:
     """Compiles a config's train step for a machine and counts what it costs.
 
     Args:
-      config: as plain dicts, of the keys that `train` takes.
+      config: as plain dicts, with the keys that `train` takes.
       machine: what to compile for.
 
     Raises:
-      BadRequest: the config cannot be run, or not on so many devices.
-      Failure: the compiler fails for another reason than too little memory.
+      BadRequest: the config cannot be run, or not on this number of devices.
+      Failure: the compiler fails for a reason other than too little memory.
     """
     check_config(config)
     batch_size, accumulate = config.get("batch_size", 128), config.get("accumulate", 1)
@@ -125,7 +125,7 @@ def make_plan(config: dict[str, Any], machine: Topology) -> Plan:
 
 
 def _cached(run: build.Run, data: dict[str, Any], examples: Examples) -> int:
-    """Returns the bytes of the images and labels that every device keeps, of a data set cached on devices."""
+    """Returns the bytes of images and labels on every device if the data set is cached on devices, else 0."""
     assert run.data.train is not None
     source = run.data.train._replace(length=examples.number)
     if pipeline.choose_cache(data.get("cache", "auto"), source, run.data.random) != "device":
@@ -135,7 +135,7 @@ def _cached(run: build.Run, data: dict[str, Any], examples: Examples) -> int:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a config decides about memory and time, beside the model and the batch."""
+    """Returns the settings of a config that affect memory and time, besides the batch size."""
     model, layout = config["model"], config.get("sharding", "replicate")
     name = layout if isinstance(layout, str) else layout.get("strategy", "replicate")
     return {

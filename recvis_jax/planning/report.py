@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from recvis_jax import columns
 from recvis_jax.planning.planner import Plan
 
-# Where both were compiled: ViT-S/16 on v5e:2x4 1 % and 1.2 times, ResNet-50 on v4:2x2x2 0 and 1.0, MAE ViT-L/16 on
+# Both levels compiled: ViT-S/16 on v5e:2x4 1 % and 1.2 times, ResNet-50 on v4:2x2x2 0 and 1.0, MAE ViT-L/16 on
 # v5e:16x16 12 % and 1.7, ViT-H/14 on v5e:4x4 with fsdp, remat and scan 4 % and 1.2, and other collectives.
 _NOTE = (
-    "O0 takes up to 12 % less memory than what training compiles, moves up to 1.7 times the bytes and, with split "
-    "parameters, exchanges others; --level=default compiles that"
+    "O0 takes up to 12 % less memory than the level used for training, moves up to 1.7 times the bytes and, with split "
+    "parameters, uses other collectives; --level=default compiles at that level"
 )
 
 
@@ -27,7 +27,7 @@ def verdict(plan: Plan) -> str:
 
 
 def describe(plan: Plan, level: str) -> str:
-    """Returns all that is known of a plan, in lines."""
+    """Returns everything in a plan, as lines."""
     m, mesh = plan.machine, " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
     each = f", {m.device.per_chip} devices each" if m.device.per_chip > 1 else ""
     s = plan.settings
@@ -50,7 +50,7 @@ def describe(plan: Plan, level: str) -> str:
 
 
 def _narrow(plan: Plan) -> str:
-    """Returns a warning where what a plan leaves free may be needed after all."""
+    """Returns a warning if the memory that a plan leaves free may be too little."""
     m = plan.memory
     if m.available is None or m.shortfall or m.available - m.need > 0.15 * m.need:
         return ""
@@ -58,7 +58,7 @@ def _narrow(plan: Plan) -> str:
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """Returns plans side by side, one a line, in the order given."""
+    """Returns plans as a table, one per line, in the order given."""
     head = ["sharding", "remat", "scan", "accumulate", "memory", "arithmetic", "step at best", "images/s", "chip-hours"]
     rows = [head]
     for p in plans:
@@ -164,12 +164,12 @@ def size(n: float) -> str:
 
 
 def decimal(n: float) -> str:
-    """Returns bytes that move, in decimal units as bandwidths are."""
+    """Returns bytes that are moved, in decimal units like bandwidths."""
     return f"{number(n)}B"
 
 
 def number(n: float) -> str:
-    """Returns a number by thousands, as `4.09 G`."""
+    """Returns a number with a decimal prefix, such as `4.09 G`."""
     for unit in ("", "k", "M", "G", "T"):
         if n < 999.5 or unit == "T":
             return f"{n:.3g} {unit}" if n < 999.5 else f"{n:,.0f} {unit}"

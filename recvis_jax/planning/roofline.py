@@ -1,8 +1,8 @@
-"""Bounds on the time of a step, from what it costs and what a machine can do at best.
+"""Bounds on the time of a step, from its cost and the peaks of a machine.
 
-Three things take time: arithmetic, memory and the network. Each is bounded from below at the published peak. If all
-three overlap the step takes the longest of them ("at best"), if nothing overlaps their sum. What a program reaches lies
-above the first and, as no peak is reached for long, often above the second.
+Three things take time: arithmetic, memory and the network. The published peak gives a lower bound for each. If all
+three overlap, the step takes the longest of them ("at best"); if nothing overlaps, their sum. Real programs take longer
+than the first, and often longer than the second, as no peak is sustained.
 
 Reference: Williams et al. 2009, "Roofline: an insightful visual performance model for multicore architectures".
 """
@@ -16,7 +16,7 @@ from recvis_jax.planning.topology import Topology
 
 
 class Place(NamedTuple):
-    """Where a device is: its chip's place on the torus (or its machine and number), which machine, which chip."""
+    """Where a device is: its chip's coordinates on the torus (or its number), its machine, its chip."""
 
     at: tuple[int, ...]
     machine: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Seconds that a step takes at least: for arithmetic, for memory, and on the network."""
+    """Least seconds of a step, for arithmetic, for memory, and for the network."""
 
     compute: float
     memory: float
@@ -61,7 +61,7 @@ def bounds(
 
     Args:
       cost: of the step, on one device.
-      exchanged: its collectives.
+      exchanged: collectives of the step.
       topology: the machine.
       where: places of the devices, in the order of the mesh.
       dtype: of the computation, "bfloat16" or "float32".
@@ -73,12 +73,12 @@ def bounds(
 
 
 def exchange_time(c: Collective, topology: Topology, where: Sequence[Place]) -> float:
-    """Returns the seconds that one collective takes at least: of the group that takes longest.
+    """Returns the least seconds of one collective: those of its slowest group.
 
-    On a torus a chip takes part with the links along the axes on which its group extends: two where the axis is a ring
-    that the group goes all the way round, else one, as a corner has. Devices of one chip exchange within it, and those
-    of other groups share its links. Where all chips of a machine reach each other, they do so at `link`, and machines
-    at `network` a chip.
+    On a torus, a chip uses the links along the axes over which its group extends: two links if the axis is a ring and
+    the group fills it, else one, as at a corner. Devices of one chip communicate inside it, and groups that share a
+    chip share its links. If all chips of a machine are connected directly, each sends at `link` inside the machine and
+    at `network` between machines.
     """
     device = topology.device
     slowest = 0.0
@@ -92,7 +92,7 @@ def exchange_time(c: Collective, topology: Topology, where: Sequence[Place]) -> 
             links = 0
             for axis in range(device.axes):
                 spread = {where[d].at[axis] for d in group}
-                # A pair of a permutation is one step of a longer ring: it may use what the whole machine has.
+                # A pair of a permutation is one step of a longer ring, which may extend over the whole machine.
                 whole = len(spread) == topology.shape[axis] or pairs
                 if len(spread) > 1:
                     links += 2 if topology.rings[axis] and whole and not pairs else 1
@@ -103,6 +103,6 @@ def exchange_time(c: Collective, topology: Topology, where: Sequence[Place]) -> 
         slowest = max(slowest, received / device.link)
         if len(machines) > 1:
             among = c.received(2 if pairs else len(machines))
-            cards = len(chips) / len(machines)  # of one machine that take part, each with its own port
+            cards = len(chips) / len(machines)  # participating chips of one machine, each with its own port
             slowest = max(slowest, among / (cards * device.network))
     return slowest

@@ -1,7 +1,7 @@
-"""The same training in other ways: which strategies fit a machine, the cheapest first.
+"""Searches for strategies with which a training fits a machine, the cheapest first.
 
-Nothing here changes what is learned, but where a model has batch norm: accumulated micro-batches have statistics of
-their own.
+None of them changes what is learned, except in models with batch norm: each accumulated micro-batch has its own
+statistics.
 """
 
 import itertools
@@ -23,19 +23,19 @@ def search(
 ) -> list[Plan]:
     """Plans a config with all strategies, and returns those that fit, the cheapest first.
 
-    The strategies are the config's own `sharding` and "replicate" and "fsdp", each with and without `remat`, with
-    blocks scanned and not, and with as many micro-batches as are needed, doubled up to `most`. More micro-batches than
-    needed are not tried: they cost time and save nothing that is short.
+    The strategies are the config's own `sharding`, "replicate" and "fsdp", each with and without `remat` and scanned
+    blocks. The number of micro-batches is doubled until the plan fits, up to `most`; more than needed would only cost
+    time.
 
     Args:
       config: as plain dicts.
       machine: to plan for.
-      make: (config, machine) -> plan, as `planner.make_plan`.
-      say: is told what is tried.
-      most: micro-batches at most.
+      make: (config, machine) -> plan, such as `planner.make_plan`.
+      say: called with a line about every trial.
+      most: largest number of micro-batches.
 
     Raises:
-      BadRequest: no strategy can be run at all.
+      BadRequest: no strategy can be run.
     """
     found = []
     refused, planned = None, 0
@@ -47,7 +47,7 @@ def search(
             except errors.BadRequest as e:
                 say(f"{_text(tried)}: {e}")
                 refused = e
-                break  # what cannot be run does not become possible with more micro-batches
+                break  # more micro-batches do not help
             planned += 1
             lacks = report.size(plan.memory.shortfall)
             say(f"{_text(tried)}: {'fits' if plan.fits else f'lacks {lacks} a device'} ({plan.seconds:.0f} s)")
@@ -60,13 +60,13 @@ def search(
 
 
 def cost_of(plan: Plan) -> tuple[float, ...]:
-    """What plans are sorted by: least time of a step, then the sum of what takes time, then memory."""
+    """Sort key of plans: least time of a step, then the time without overlap, then memory."""
     times = (plan.bounds.best, plan.bounds.serial) if plan.bounds else (0.0, float(plan.cost.flops if plan.cost else 0))
     return *times, plan.memory.need
 
 
 def variants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yields a config with all shardings, remat and scan that its model can have, those that compute least first."""
+    """Yields a config with all shardings, remat and scan that its model supports; those that compute least first."""
     model = config["model"]
     takes = errors.keywords(models.MODELS[model["name"]]) if model.get("name") in models.MODELS else {}
     shardings: list[Any] = [config.get("sharding", "replicate")]
@@ -79,7 +79,7 @@ def variants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def micro_batches(config: dict[str, Any], machine: Topology, most: int) -> list[int]:
-    """Returns the config's number of micro-batches and its doublings that still divide the batch."""
+    """Returns the config's number of micro-batches, and its doublings that still divide the batch."""
     first, batch = config.get("accumulate", 1), config.get("batch_size", 128)
     found = [first * 2**k for k in range(most.bit_length()) if first * 2**k <= max(first, most)]
     return [n for n in found if n == first or batch % (n * machine.devices) == 0]

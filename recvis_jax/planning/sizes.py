@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from recvis_jax import errors
 from recvis_jax.data import DATASETS, sources
 
-# Examples of every split, for data that are not there. ImageNet: Russakovsky et al. 2015, "ImageNet large scale visual
+# Examples of every split, for data that are not here. ImageNet: Russakovsky et al. 2015, "ImageNet large scale visual
 # recognition challenge", table 2. Others: Xiao et al. 2017, "Fashion-MNIST"; LeCun et al. 1998; Krizhevsky 2009,
 # "Learning multiple layers of features from tiny images".
 SIZES: dict[str, dict[str, int]] = {
@@ -19,20 +19,20 @@ _MOCK = 64  # made-up examples of a split, enough for shapes
 
 
 class Examples(NamedTuple):
-    """How many examples an epoch has, and how that is known."""
+    """How many examples an epoch has, and the source of that number."""
 
     number: int
     source: str
 
 
 def examples_of(data: dict[str, Any]) -> tuple[Examples, dict[str, Any]]:
-    """Returns the size of a config's training split, and its `data` section with made-up images where there are none.
+    """Returns the size of a config's training split, and its `data` section, with mock images if the data are missing.
 
     Args:
       data: a config's section `data`.
 
     Raises:
-      BadRequest: the data are not there and not known either, or have no such split.
+      BadRequest: the data are missing and not in `SIZES`, or have no such split.
     """
     name, split = data.get("name", ""), data.get("train", "train")
     keys = {k: data[k] for k in ("data_dir", "image_key", "label_key", "mock") if k in data}
@@ -46,7 +46,7 @@ def examples_of(data: dict[str, Any]) -> tuple[Examples, dict[str, Any]]:
         parts = sources.parts_of(split, SIZES[name], name)
         count, source = sum(last - first for _, first, last in parts), f"the table of sizes, {name}/{split}"
         data = data | {"mock": _MOCK, "train": "train", "val": None, "test": None}
-        if data.get("classes"):  # of each of which there must be one
+        if data.get("classes"):  # the mock data need an example of each
             data["mock"] = 50 * DATASETS[name].num_classes
             source += ", before some classes are chosen"
         if data.get("per_class"):

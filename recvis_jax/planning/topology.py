@@ -1,7 +1,7 @@
-"""Names of machines, `v5e:16x16` or `h100:8`, and the devices that stand for them when a program is compiled.
+"""Names of machines, `v5e:16x16` or `h100:8`, and the devices to compile for.
 
-A name is a kind of `devices.DEVICES`, a colon, and the chips: along the axes of a torus for TPUs, their number for GPUs
-(as many machines of 8 as it takes) and for `cpu`, simulated devices of this machine.
+A name is a kind of `devices.DEVICES`, a colon, and the chips: for TPUs along the axes of a torus, for GPUs their number
+(in machines of 8), and for `cpu` the number of simulated devices of this machine.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from recvis_jax import errors, tried
 from recvis_jax.planning.devices import DEVICES, Device, GiB, target_config
 
-# Slices that can be had, by chips along the axes: the pages that `devices` names. What has three axes comes also in
-# every shape of multiples of 4, up to the whole pod.
+# Available slices, by chips along the axes, from the pages that `devices` names. Kinds with three axes also come in
+# all shapes of multiples of 4, up to the whole pod.
 _PLANES = {
     "v2": "2x2 4x4 8x8 8x16 16x16",
     "v3": "2x2 4x4 4x8 8x8 8x16 16x16 16x32 32x32",
@@ -36,10 +36,10 @@ class Topology(NamedTuple):
     """A machine, or a slice of a pod.
 
     Attributes:
-      name: as `v5e:16x16`.
+      name: such as `v5e:16x16`.
       kind: key of `devices.DEVICES`.
       shape: chips along the axes.
-      device: what is published of the kind.
+      device: published numbers of this kind.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """How many chips there are."""
+        """Number of chips."""
         return math.prod(self.shape)
 
     @property
     def devices(self) -> int:
-        """How many devices JAX sees."""
+        """Number of devices that JAX sees."""
         return self.chips * self.device.per_chip
 
     @property
@@ -75,10 +75,10 @@ def shapes(kind: str) -> list[str]:
 
 
 def parse(names: str) -> list[Topology]:
-    """Reads `v5e:16x16,h100:8`.
+    """Parses `v5e:16x16,h100:8`.
 
     Raises:
-      BadRequest: a kind or slice that there is not, with the nearest.
+      BadRequest: an unknown kind or slice; the message names the nearest.
     """
     found = [_parse(name.strip()) for name in names.split(",") if name.strip()]
     if not found:
@@ -89,7 +89,7 @@ def parse(names: str) -> list[Topology]:
 
 
 def with_memory(topology: Topology, gib: float) -> Topology:
-    """Returns a machine of whose devices programs may use `gib` GiB of memory."""
+    """Returns the machine with `gib` GiB of usable memory per device."""
     return topology._replace(device=topology.device._replace(memory=int(gib * GiB)))
 
 
@@ -99,7 +99,7 @@ def _parse(name: str) -> Topology:
     example = "8" if device.axes == 0 else shapes(kind)[2]
     parts = size.split("x")
     if not colon or not all(p.isdigit() and int(p) for p in parts):
-        raise errors.BadRequest(f"--topology={name} is not a kind and its chips, as {kind}:{example}.")
+        raise errors.BadRequest(f"--topology={name} is not a kind and its chips, such as {kind}:{example}.")
     shape = tuple(map(int, parts))
     if device.axes:
         if size not in shapes(kind):
@@ -108,12 +108,12 @@ def _parse(name: str) -> Topology:
                 f"There are: {', '.join(shapes(kind)[:12])}{', ...' if len(shapes(kind)) > 12 else ''}."
             )
     elif len(shape) > 1:
-        raise errors.BadRequest(f"--topology={name}: of {kind} one gives the number, as {kind}:8.")
+        raise errors.BadRequest(f"--topology={name}: for {kind} give the number of chips, such as {kind}:8.")
     elif device.machine and shape[0] > device.machine and shape[0] % device.machine:
         near = max(1, round(shape[0] / device.machine)) * device.machine
         raise errors.BadRequest(
-            f"there are {device.machine} {kind} in a machine, and {name} is no whole number of machines. The nearest "
-            f"is {kind}:{near}."
+            f"a machine has {device.machine} {kind}, and {name} is not a whole number of machines. The nearest is "
+            f"{kind}:{near}."
         )
     return Topology(f"{kind}:{size}", kind, shape, device)
 
@@ -127,19 +127,19 @@ def _nearest(size: str, shape: Sequence[int], there: list[str]) -> str:
 
 
 def start_jax(topologies: Sequence[Topology], level: str) -> None:
-    """Sets what must be set before JAX starts, and starts it on this machine's CPU.
+    """Sets the environment that JAX reads at its start, and starts it on this machine's CPU.
 
     Args:
-      topologies: what will be compiled for.
-      level: how hard the compiler tries, "O0" to "O3", or "default".
+      topologies: machines to compile for.
+      level: optimisation level of the compiler, "O0" to "O3", or "default".
 
     Raises:
-      BadRequest: a package is missing, with the command that installs it.
+      BadRequest: a package is missing; the message has the command that installs it.
     """
     platforms = {t.device.platform for t in topologies}
     given = os.environ.get("XLA_FLAGS", "")
     flags = [*_GPU_FLAGS] if "cuda" in platforms and tried.usable("gpu plans") else []
-    if platforms == {"cpu"}:  # as programs run on CPUs
+    if platforms == {"cpu"}:  # the flags that programs use on CPUs
         flags += tried.xla_flags(given)
     if "cpu" in platforms:
         if "device_count" not in given:
@@ -147,22 +147,22 @@ def start_jax(topologies: Sequence[Topology], level: str) -> None:
                 f"--xla_force_host_platform_device_count={max(t.devices for t in topologies if t.kind == 'cpu')}"
             )
     os.environ["XLA_FLAGS"] = " ".join([given, *(f for f in flags if f.split("=")[0] not in given)]).strip()
-    os.environ["JAX_PLATFORMS"] = "cpu"  # also where there is an accelerator: nothing runs on it
-    # libtpu asks for nothing of this machine, which is none of its own, and writes neither files nor warnings.
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # beside a training, or another plan
+    os.environ["JAX_PLATFORMS"] = "cpu"  # even if there is an accelerator: nothing runs on it
+    # Stops libtpu from querying this machine, which is not a TPU host, and from writing log files and warnings.
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # a training or another plan may run at the same time
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_LOG_DIR": "disabled", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ |= {"TPU_ACCELERATOR_TYPE": "v5e-4", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
     with quiet():
         import jax
 
-        jax.config.update("jax_platforms", "cpu")  # where JAX was imported before
+        jax.config.update("jax_platforms", "cpu")  # if JAX was imported before
         jax.devices()
     check_installed(platforms)
     jax.config.update("jax_optimization_level", {"default": "UNKNOWN"}.get(level, level))
 
 
 def check_installed(platforms: set[str]) -> None:
-    """Raises `BadRequest` where the compiler for a platform is not installed, with the command that installs it."""
+    """Raises `BadRequest` if the compiler for a platform is missing; the message has the command that installs it."""
     import jax
 
     needs = {"tpu": ("libtpu", "tpu", "TPUs"), "cuda": ("jax_plugins.xla_cuda12", "cuda12-local", "GPUs")}
@@ -179,7 +179,7 @@ def check_installed(platforms: set[str]) -> None:
 
 
 def open_devices(topology: Topology) -> list[Any]:
-    """Returns devices to compile for; nothing can run on them, but on those of `cpu`."""
+    """Returns devices to compile for; only those of `cpu` can run programs."""
     import jax
     from jax.experimental import topologies
 
@@ -187,7 +187,7 @@ def open_devices(topology: Topology) -> list[Any]:
     if device.platform == "cpu":
         there = jax.devices("cpu")
         if len(there) < topology.devices:
-            raise errors.BadRequest(f"{topology.name}: XLA_FLAGS of this process give only {len(there)} devices.")
+            raise errors.BadRequest(f"{topology.name}: XLA_FLAGS of this process provide only {len(there)} devices.")
         return list(there[: topology.devices])
     with quiet():
         if device.platform == "cuda":
@@ -205,7 +205,7 @@ def open_devices(topology: Topology) -> list[Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps what libraries write to stderr themselves from the user, unless --debug is given."""
+    """Hides what libraries write to stderr, unless --debug is given."""
     if "--debug" in sys.argv:
         yield
         return
