@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 _VERBS = ("fit", "init", "make_step", "task", "open", "Model")  # of `recvis_jax.library`
 _ROOMS = (
-    "classical", "data", "errors", "evaluation", "library", "models", "planning", "pretrained", "tasks", "training",
-    "trees", "vis",
+    "classical", "data", "errors", "evaluation", "generation", "library", "models", "planning", "pretrained", "tasks",
+    "training", "trees", "vis",
 )  # fmt: skip
 
 __all__ = [*_VERBS, *_ROOMS, "__version__"]

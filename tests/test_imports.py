@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "kernels": (),
     "models": ("operations",),
     "classical": (),
+    "generation": (),
     "classical.storage": ("pretrained.safetensors",),
     "vis": (),
     "data": (),

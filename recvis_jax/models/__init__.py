@@ -22,6 +22,8 @@ from recvis_jax.models.gmlp import VARIANTS as GMLPS
 from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.hybrid import VARIANTS as HYBRIDS
 from recvis_jax.models.hybrid import HybridViT
+from recvis_jax.models.image_gpt import VARIANTS as IMAGE_GPTS
+from recvis_jax.models.image_gpt import ImageGPT
 from recvis_jax.models.layer_head import Probe
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
@@ -64,6 +66,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ResMLP, **kw) for name, kw in RESMLPS.items()},
 }
 
+# Models of sequences: `__call__(tokens (b n), *, train) -> (logits (b n v), acts)`, that generate token by token.
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(ImageGPT, **kw) for name, kw in IMAGE_GPTS.items()},
+}
+
 # Models that wrap another one, their attribute `backbone`: a dict of its name and attributes, or a built model.
 AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 
@@ -72,7 +79,7 @@ _MOST_BLOCKS = 200
 
 
 def create(name: str, **kw: Any) -> nn.Module:
-    """Returns the model `name` of `MODELS` or `AROUND`, built with the attributes `kw`.
+    """Returns the model `name` of `MODELS`, `DECODERS` or `AROUND`, built with the attributes `kw`.
 
     Raises:
       BadRequest: an unknown name or attribute, or a value of the wrong type.
@@ -84,7 +91,7 @@ def create(name: str, **kw: Any) -> nn.Module:
       >>> logits.shape, acts["features"].shape
       ((2, 10), (2, 64))
     """
-    constructor = choose(MODELS | AROUND, name, "model")
+    constructor = choose(MODELS | DECODERS | AROUND, name, "model")
     check_kwargs(constructor, kw, "model")
     if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
@@ -111,7 +118,7 @@ def section_of(model: nn.Module) -> dict[str, Any] | None:
       >>> section_of(create("resnet20", num_classes=7))["num_classes"]
       7
     """
-    for name, constructor in (MODELS | AROUND).items():
+    for name, constructor in (MODELS | DECODERS | AROUND).items():
         if type(model) is not getattr(constructor, "func", constructor):
             continue
         values = {k: getattr(model, k) for k in keywords(constructor) if k != "dtype"}

@@ -4,7 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.layers import Dense
@@ -21,6 +22,8 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       heads: number of heads; divides the width.
+      length: positions that the collection `cache` holds. With a length above 0 the layer decodes: it is given one
+        token of each sequence at a time, which attends to itself and to all that came before. 0 for whole sequences.
       dtype: of the computation.
 
     Raises:
@@ -30,6 +33,7 @@ class MultiHeadAttention(nn.Module):
     """
 
     heads: int
+    length: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -57,10 +61,29 @@ class MultiHeadAttention(nn.Module):
             x = Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, width // self.heads)
 
-        heads = project(query, "query"), project(key, "key"), project(value, "value")
-        out, weights = attention(*heads, mask)
+        q, k, v = project(query, "query"), project(key, "key"), project(value, "value")
+        if self.length:
+            k, v, mask = self.remember(k, v)
+        out, weights = attention(q, k, v, mask)
         out = Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name="out")(out.reshape(query.shape))
         return out, weights
+
+    def remember(
+        self, key: Float[Array, "b 1 k d"], value: Float[Array, "b 1 k d"]
+    ) -> tuple[Float[Array, "b m k d"], Float[Array, "b m k d"], Bool[Array, "1 1 1 m"]]:
+        """Appends keys and values to the cache; returns all of them, and which positions are filled."""
+        if key.shape[1] != 1:
+            raise BadRequest(f"decoding takes one token at a time, not {key.shape[1]}.")
+        shape = (len(key), self.length, *key.shape[2:])
+        keys = self.variable("cache", "keys", jnp.zeros, shape, key.dtype)
+        values = self.variable("cache", "values", jnp.zeros, shape, value.dtype)
+        filled = self.variable("cache", "filled", jnp.zeros, (), jnp.int32)
+        at = filled.value
+        if not self.is_initializing():
+            keys.value = lax.dynamic_update_slice(keys.value, key, (0, at, 0, 0))
+            values.value = lax.dynamic_update_slice(values.value, value, (0, at, 0, 0))
+            filled.value = at + 1
+        return keys.value, values.value, (jnp.arange(self.length) <= at)[None, None, None]
 
 
 def check_heads(width: int, heads: int) -> None:

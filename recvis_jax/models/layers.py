@@ -35,6 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
     "leaky_relu": nn.leaky_relu,
     "mish": lambda x: x * jnp.tanh(nn.softplus(x)),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
     "relu6": nn.relu6,
     "selu": nn.selu,

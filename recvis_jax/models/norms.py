@@ -140,6 +140,26 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale, over the last axis, in float32.
+
+    Attributes:
+      epsilon: added to the mean square.
+      dtype: of the output.
+
+    Reference: Zhang & Sennrich 2019, "Root mean square layer normalization".
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        return (x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon) * scale).astype(self.dtype)
+
+
 class GroupNorm(nn.Module):
     """Normalises each example over space and each of `groups` runs of channels; 1 group: layer norm, c: instance norm.
 

@@ -1,11 +1,14 @@
-"""Names of Hugging Face transformers' checkpoints: `ViTForImageClassification`, `ViTModel`, `ViTMAEForPreTraining`."""
+"""Names of Hugging Face transformers' checkpoints: ViT (with a head, or `ViTModel`), ViTMAE and ImageGPT."""
 
 from typing import Any
 
+import numpy as np
+
 from recvis_jax.errors import BadRequest
+from recvis_jax.models.image_gpt import ImageGPT
 from recvis_jax.models.mae import MAE
 from recvis_jax.models.vit import ViT
-from recvis_jax.pretrained.rules import Table
+from recvis_jax.pretrained.rules import Layout, Table
 from recvis_jax.pretrained.timm_tokens import norm
 from recvis_jax.pretrained.torchvision import conv, linear
 
@@ -63,7 +66,30 @@ def vit(model: ViT) -> Table:
     return VIT
 
 
-TABLES = {ViT: vit, MAE: VIT_MAE}
+# Linear layers of GPT-2 are (in, out), as ours; query, key and value are one, side by side.
+_FUSED = Layout(lambda x, n: np.split(x, n, axis=-1), lambda *y: np.concatenate(y, axis=-1))
+_PARTS = ("query", "key", "value")
+
+IMAGE_GPT: Table = (
+    ("transformer.wte.weight", "params/colours_embed/embedding", ""),
+    ("transformer.wpe.weight", "params/positions/embedding", ""),
+    ("transformer.h.{i}.ln_{k}.weight", "params/block{i}/norm{k}/scale", ""),
+    *(
+        (
+            f"transformer.h.{{i}}.attn.c_attn.{theirs}",
+            tuple(f"params/block{{i}}/attention/{p}/{x}" for p in _PARTS),
+            _FUSED,
+        )
+        for theirs, x in (("weight", "kernel"), ("bias", "bias"))
+    ),
+    *linear("transformer.h.{i}.attn.c_proj", "block{i}/attention/out", ""),
+    *linear("transformer.h.{i}.mlp.c_fc", "block{i}/mlp/fc1", ""),
+    *linear("transformer.h.{i}.mlp.c_proj", "block{i}/mlp/fc2", ""),
+    ("transformer.ln_f.weight", "params/norm/scale", ""),
+    ("lm_head.weight", "params/head/kernel", "linear"),
+)
+
+TABLES = {ViT: vit, MAE: VIT_MAE, ImageGPT: IMAGE_GPT}
 
 _EPS = dict(norm_eps=1e-12)
 _POOLED = dict(pre_logits=True, num_classes=0, **_EPS)  # ViTModel's `pooler_output`
@@ -81,7 +107,11 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         f"facebook/vit-mae-{theirs}": (ours, _EPS)
         for theirs, ours in (("base", "mae_b16"), ("large", "mae_l16"), ("huge", "mae_h14"))
     },
+    **{f"openai/imagegpt-{size}": (f"igpt_{size[0]}", {}) for size in ("small", "medium", "large")},
 }
 
-# ViTModel's files leave the first part out.
-RENAMES = ((r"^(embeddings|encoder|layernorm|pooler)\.", r"vit.\1."),)
+# Files of ViTModel and ImageGPTModel leave the first part out.
+RENAMES = (
+    (r"^(embeddings|encoder|layernorm|pooler)\.", r"vit.\1."),
+    (r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),
+)

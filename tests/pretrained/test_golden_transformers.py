@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from golden import fill
 from reference import Fixture, check_inference, check_training, load
@@ -197,3 +198,36 @@ def test_transformer_training(kind):
     value, grads = loss(variables["params"])
     fixture.compare("loss", value)
     fixture.compare_gradients("", grads, pretrained.moves(model, trees.flatten(variables), "torch"))
+
+
+def image_gpt():
+    model = models.create("igpt_s", colours=16, pixels=64, width=64, depth=3, heads=4)
+    return model, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64), jnp.int32), train=False))
+
+
+def test_image_gpt():
+    fixture, (model, template) = Fixture("hf_imagegpt_tiny"), image_gpt()
+    tokens = jnp.asarray(fixture.arrays["input_ids"], jnp.int32)
+    for run in fixture.runs:
+        variables = pretrained.load(fixture.state_dict(run), model, template)
+        logits, acts = jax.jit(partial(model.apply, train=False))(variables, tokens)
+        fixture.compare(f"{run}logits", logits)
+        if not run:
+            fixture.compare("feat_block0", acts["block0"])
+            fixture.compare("feat_final", acts["tokens"])
+
+
+def test_image_gpt_training():
+    fixture, (model, template) = Fixture("hf_imagegpt_tiny_train"), image_gpt()
+    tokens = jnp.asarray(fixture.arrays["input_ids"], jnp.int32)
+    variables = pretrained.load(fixture.state_dict(), model, template)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        logits, _ = model.apply({"params": params}, tokens, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
+
+    value, grads = loss(variables["params"])
+    fixture.compare("loss", value)
+    fixture.compare_gradients("", grads, pretrained.moves(model, trees.flatten(variables), "transformers"))

@@ -1,0 +1,140 @@
+"""Image GPT: a causal Transformer that predicts the colours of an image, pixel by pixel."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from recvis_jax.errors import BadRequest
+from recvis_jax.models.attention import MultiHeadAttention, check_heads
+from recvis_jax.models.attention_patterns import causal
+from recvis_jax.models.layers import Acts, Dense, activation
+from recvis_jax.models.norms import RMSNorm
+from recvis_jax.models.tokens import Mlp, check_rates
+
+# Chen et al. 2020, section 3.2.
+VARIANTS = {
+    "igpt_s": dict(width=512, depth=24, heads=8),
+    "igpt_m": dict(width=1024, depth=36, heads=8),
+    "igpt_l": dict(width=1536, depth=48, heads=16),
+}
+
+_normal = nn.initializers.normal(0.02)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), with an MLP of 4 times the width.
+
+    Attributes:
+      heads: of the attention.
+      act: elementwise function of the MLP.
+      norm_eps: added to the mean square in norms.
+      dropout: probability that a unit of a branch is dropped, in training.
+      length: positions of the attention's cache; 0 for whole sequences.
+      train: whether it is training.
+      dtype: of the computation.
+    """
+
+    heads: int
+    act: Any
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    length: int = 0
+    train: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, "b k n m"]]:
+        norm = partial(RMSNorm, epsilon=self.norm_eps, dtype=self.dtype)
+        attention = MultiHeadAttention(self.heads, self.length, dtype=self.dtype, name="attention")
+        mask = None if self.length else jnp.asarray(causal(x.shape[1]))
+        y, weights = attention(norm(name="norm1")(x), mask=mask)
+        x = x + nn.Dropout(self.dropout, deterministic=not self.train)(y)
+        inits = dict(kernel_init=_normal, bias_init=nn.initializers.zeros)
+        mlp = Mlp(4 * x.shape[-1], self.act, self.dropout, self.train, **inits, dtype=self.dtype, name="mlp")
+        return x + mlp(norm(name="norm2")(x)), weights
+
+
+class ImageGPT(nn.Module):
+    """Colours to vectors, learned positions, causal blocks, a norm, and a score of every colour for the next pixel.
+
+    Attributes:
+      colours: number of colours of the palette. The token `colours` starts a sequence.
+      pixels: longest sequence, the start token included.
+      width: of a token.
+      depth: number of blocks.
+      heads: of every attention.
+      activation: elementwise function of the MLPs.
+      norm_eps: added to the mean square in norms.
+      dropout: probability that a unit is dropped in training, of the embedded tokens and in every branch.
+      length: positions of the cache. Above 0 the model decodes: it is given one token a sequence, and its collection
+        `cache` holds what came before; see `recvis_jax.generation`. 0 for whole sequences.
+      dtype: of the computation.
+
+    Raises:
+      BadRequest: more tokens than positions; heads that do not divide the width; an unknown activation; a probability
+        outside [0, 1).
+
+    Reference: Chen et al. 2020, "Generative pretraining from pixels"; names and details as in the published code.
+
+    Example:
+      >>> model = ImageGPT(colours=16, pixels=64, width=32, depth=2, heads=4)
+      >>> tokens = jnp.zeros((2, 64), jnp.int32)
+      >>> (logits, acts), variables = model.init_with_output(jax.random.key(0), tokens, train=False)
+      >>> logits.shape, acts["block1/attention"].shape
+      ((2, 64, 16), (2, 4, 64, 64))
+    """
+
+    colours: int = 512
+    pixels: int = 1024
+    width: int = 512
+    depth: int = 24
+    heads: int = 8
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    length: int = 0
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_heads(self.width, self.heads)
+        check_rates(dropout=self.dropout)
+        activation(self.activation)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b n"], *, train: bool) -> tuple[Float[Array, "b n v"], Acts]:
+        """Returns the scores of the next token's colours at every position, and intermediates.
+
+        Args:
+          tokens: numbers of colours, or `colours` for the start.
+          train: whether dropout is on.
+        """
+        n = tokens.shape[1]
+        if n > self.pixels or self.length > self.pixels:
+            raise BadRequest(f"a sequence of {max(n, self.length)} tokens; the model has {self.pixels} positions.")
+        embed = partial(nn.Embed, features=self.width, embedding_init=_normal, dtype=self.dtype)
+        positions = embed(self.pixels, name="positions")(self.places(n))
+        x = embed(self.colours + 1, name="colours_embed")(tokens) + positions
+        acts: Acts = {"stem": x}
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        kw = dict(norm_eps=self.norm_eps, dropout=self.dropout, length=self.length, train=train, dtype=self.dtype)
+        for i in range(self.depth):
+            x, weights = Block(self.heads, activation(self.activation), **kw, name=f"block{i}")(x)
+            acts |= {f"block{i}": x, f"block{i}/attention": weights}
+        acts["tokens"] = x = RMSNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
+        logits = Dense(self.colours, use_bias=False, kernel_init=_normal, dtype=self.dtype, name="head")(x)
+        acts["logits"] = logits = logits.astype(jnp.float32)
+        return logits, acts
+
+    def places(self, n: int) -> Int[Array, "n"]:
+        """Returns the positions of the tokens; one after those of the cache in decoding."""
+        if not self.length:
+            return jnp.arange(n)
+        filled = self.variable("cache", "filled", jnp.zeros, (), jnp.int32)
+        at = filled.value
+        if not self.is_initializing():
+            filled.value = at + 1
+        return at[None]
