@@ -5,6 +5,7 @@ and `data.batches` are for a loop of one's own. Below them, models are plain lin
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,8 +269,25 @@ class Model:
           >>> jax.grad(lambda x: run.apply(x)[0][0, 3])(x).shape
           (1, 8, 8, 1)
         """
-        batch = self.run.data.preprocess({"image": self._images(images)})
-        return self.run.model.apply(self.variables, batch["image"], train=False)
+        return self.forward(self.variables, self._images(images))
+
+    @functools.cached_property
+    def forward(self) -> Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]:
+        """The network as `recvis_jax.vis` takes it: (variables, images in [0, 1]) -> (output, acts).
+
+        It is the same function each time, so that what is made of it is compiled once.
+
+        Example:
+          >>> x = images[:2, :, :, None] / np.float32(255)
+          >>> rv.vis.saliency(run.forward, run.variables, x).shape
+          (2, 8, 8, 1)
+        """
+
+        def forward(variables: Any, images: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            batch = self.run.data.preprocess({"image": images})
+            return self.run.model.apply(variables, batch["image"], train=False)
+
+        return forward
 
     def predict(self, images: Any, batch_size: int = 128) -> np.ndarray:
         """Returns probabilities of the classes (n k), or the predicted numbers (n k), of images (n h w c).

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from sklearn.datasets import load_digits
+from vis import tiny
 
 import recvis_jax as rv
 
@@ -38,6 +39,8 @@ def test_examples_run(name, tmp_path, monkeypatch):
     names = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "recvis_jax": rv, "rv": rv}
     if name.endswith(".library"):
         names |= a_run()
+    if ".vis." in name:
+        names |= tiny.GLOBALS
     failed, tried = doctest.testmod(module, globs=names | vars(module))
     assert tried and not failed
 

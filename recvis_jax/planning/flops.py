@@ -51,7 +51,7 @@ def count(program: Any, macs: Callable[[Any], int]) -> int:
         if not inner:
             total += macs(e)
         elif (default := structure.default_branch(e)) is not None:
-            total += count(default, macs)
+            total += count(default.jaxpr, macs)
         elif e.primitive.name == "cond":
             total += max(count(p, macs) for p in inner)
         elif e.primitive.name in ("custom_jvp_call", "custom_vjp_call"):

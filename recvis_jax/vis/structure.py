@@ -125,7 +125,7 @@ class _Reader:
         known: dict[Any, Field] = dict(zip(program.invars, fields, strict=True))
         for e in program.eqns:
             given = [None if isinstance(v, jax.extend.core.Literal) else known.get(v) for v in e.invars]
-            path = _path(outer, str(e.source_info.name_stack))
+            path = module_path(outer, str(e.source_info.name_stack))
             inner = _nested(e)
             if inner is not None:
                 repeat = times * (e.params["length"] if e.primitive.name == "scan" else 1)
@@ -145,21 +145,21 @@ class _Reader:
         return [None if isinstance(v, jax.extend.core.Literal) else known.get(v) for v in program.outvars]
 
 
-def _path(outer: str | None, stack: str) -> str:
+def module_path(outer: str | None, stack: str) -> str:
     """Returns the module's path: without the model's own name, and without the names of methods and einsums."""
     parts = [p for p in stack.split("/") if p and not set(p) & set(".(,")]
     return "/".join(parts[1:] if outer is None else [outer, *parts] if outer else parts)
 
 
 def default_branch(e: Any) -> Any:
-    """Returns the program that an equation of `lax.platform_dependent` runs where nothing else is said, else None."""
+    """Returns the closed program that an equation of `lax.platform_dependent` has for other platforms, else None."""
     platforms = e.params.get("branches_platforms")
-    return e.params["branches"][platforms.index(None)].jaxpr if platforms and None in platforms else None
+    return e.params["branches"][platforms.index(None)] if platforms and None in platforms else None
 
 
 def _nested(e: Any) -> Any:
     if (default := default_branch(e)) is not None:
-        return default
+        return default.jaxpr
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "body_jaxpr"):
         if key in e.params:
             found = e.params[key]
@@ -177,3 +177,39 @@ def macs_of(e: Any) -> int:
         return out * math.prod(e.invars[0].aval.shape[d] for d in contracted)
     kernel = e.invars[1].aval.shape
     return out * math.prod(kernel) // kernel[e.params["dimension_numbers"].rhs_spec[0]]
+
+
+class Window(NamedTuple):
+    """What an output of a layer depends on, in pixels of rows and columns, were the image large.
+
+    Attributes:
+      size: of the receptive field.
+      stride: from one output's field to the next one's.
+      padding: by which the first output's field reaches over the edge.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+def window(values: Callable[[Any, Any], Any], variables: Any, image_shape: tuple[int, int, int]) -> Window | None:
+    """Returns what each output of a layer sees; None where that is all of the image, or outputs have no place.
+
+    Args:
+      values: (variables, image (1 h w c)) -> the layer, as `layers.activations` gives it.
+      variables: the model's, or their shapes.
+      image_shape: (h, w, c).
+
+    Example:
+      >>> window(lambda v, x: jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, 2, 2, 1)), {}, (9, 9, 1))
+      Window(size=(1, 1), stride=(2, 2), padding=(0, 0))
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    program = jax.make_jaxpr(values)(variables, image).jaxpr
+    reader = _Reader(image_shape[:2], {})
+    (field,) = reader.read(program, [None] * (len(program.invars) - 1) + [(Axis(1), Axis(2))], None, 1)
+    if field is None or any(a.dim is None for a in field):
+        return None
+    r, c = field
+    return Window((r.high - r.low + 1, c.high - c.low + 1), (r.jump, c.jump), (-r.low, -c.low))
