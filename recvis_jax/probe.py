@@ -128,6 +128,8 @@ def probe(
       BadRequest: an unknown name, splits that are not there or share examples, too few examples, features that are
         damaged or of something else.
     """
+    import numpy as np
+
     from recvis_jax import build, trained
     from recvis_jax.evaluation import probes
     from recvis_jax.training import distributed, log
@@ -155,6 +157,8 @@ def probe(
             "probes need classes, one an image of two or more, or several an image; "
             f"{errors.printable(info.name)} has not."
         )
+    if info.multi_label:
+        probes.check(protocols, np.zeros((0, info.num_classes)), info.class_names, info.num_classes, max(per_class))
 
     def features(weights: Any, layers: Sequence[str]) -> dict[str, dict[str, probes.Set]]:
         """{layer: {split: Set}}"""

@@ -245,3 +245,24 @@ def test_probes_during_training_and_on_published_weights(run, program, tmp_path)
     assert program("probe", f"--workdir={run}", f"--out={tmp_path}/out2", "--protocols=knn").code == 0
     a, b = (json.loads((tmp_path / d / "probe.json").read_text())["results"][0]["accuracy"] for d in ("out", "out2"))
     assert a == b
+
+
+def test_images_of_several_classes_get_a_mean_average_precision(program, tmp_path):
+    """Of pixels, which no run is needed for: --checkpoint=random."""
+    data = dict(name="fashion_scenes", mock=60, train="train[:80%]", val="train[80%:]", test="test")
+    sections = dict(data=data, model=dict(name="linear"), task=dict(name="classify"), steps=1, eval_batch_size=30)
+    sections |= dict(optim=dict(name="sgd", lr=0.1))
+    config = programs.write_config(tmp_path / "config.py", sections)
+    args = ("probe", config, "--checkpoint=random", "--layers=pixels", f"--out={tmp_path}/out")
+    done = program(*args, "--protocols=linear,svm")
+    assert done.code == 0, done.err
+    assert "| test mean average precision, 48 images | linear" in done.out, done.out
+    results = json.loads((tmp_path / "out/probe.json").read_text())["results"]
+    assert [r["name"] for r in results] == ["linear", "svm"]
+    assert all(0 < r["mean_average_precision"] <= 1 and "accuracy" not in r for r in results)
+    for flags, text in (
+        (("--protocols=knn,svm",), "knn takes one class an image; of several classes each take linear, svm"),
+        (("--protocols=svm", "--per_class=5"), "examples of each class are drawn where an image has one class"),
+    ):
+        ended = program(*args, *flags)
+        assert ended.code == 2 and text in ended.err and ended.err.count("\n") == 1, ended

@@ -10,8 +10,8 @@ from recvis_jax import errors
 from recvis_jax.evaluation import cached
 from recvis_jax.evaluation.cached import Features, Labels
 
-FRACTIONS = (0.5, 1.0, 4.0)  # of the root of the number of features
-TREES = 200
+FRACTIONS = (0.5, 1.0, 2.0)  # of the root of the number of features
+TREES = 100
 
 _TOGETHER = 20  # trees grown before the progress is told
 

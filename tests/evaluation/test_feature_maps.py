@@ -1,7 +1,5 @@
 """Explicit feature maps against scikit-learn's sampler and the kernels that they approximate."""
 
-import doctest
-
 import numpy as np
 import pytest
 from sklearn.kernel_approximation import AdditiveChi2Sampler
@@ -61,8 +59,3 @@ def test_hellinger_and_numbers_below_zero():
 def test_bad_requests(change, message):
     with pytest.raises(BadRequest, match=message):
         feature_maps.homogeneous(X, **change)
-
-
-def test_examples_of_docstrings():
-    failed, tried = doctest.testmod(feature_maps)
-    assert tried and not failed

@@ -1,6 +1,5 @@
 """Linear support vector machines against scikit-learn's LinearSVC (LIBLINEAR) on the same features."""
 
-import doctest
 import functools
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import LinearSVC
 
 from recvis_jax.errors import BadRequest
-from recvis_jax.evaluation import cached, one_vs_rest, paths, svm
+from recvis_jax.evaluation import cached, one_vs_rest, svm
 
 
 @functools.cache
@@ -184,9 +183,3 @@ def test_bad_requests_of_paths():
     ):
         with pytest.raises(BadRequest, match=message):
             svm.fit_path(**{**dict(features=X, labels=Y, val_features=X, val_labels=Y, num_classes=2), **change})
-
-
-@pytest.mark.parametrize("module", [svm, paths, cached])
-def test_examples_of_docstrings(module):
-    failed, tried = doctest.testmod(module)
-    assert tried and not failed
