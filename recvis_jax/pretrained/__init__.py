@@ -1,4 +1,4 @@
-"""Published weights in and out: `create`, `load` and `export`. `LIBRARIES` is the table of contents."""
+"""Reads and writes published weights: `create`, `load` and `export`. `LIBRARIES` is the table of contents."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -32,8 +32,8 @@ from recvis_jax.pretrained import (
 )
 
 # A module of names has TABLES: class of our model -> table, or function of the model that returns one;
-# NAMES: their name -> (our name, attributes); RENAMES: (regular expression, replacement) for what older files wrote, or
-# function of the model that returns them.
+# NAMES: their name -> (our name, attributes); RENAMES: pairs (regular expression, replacement) for names in older
+# files, or function of the model that returns them.
 LIBRARIES: dict[str, ModuleType] = {
     "torchvision": torchvision,
     "timm": timm,
@@ -47,13 +47,13 @@ LIBRARIES: dict[str, ModuleType] = {
 
 
 def create(library: str, name: str, **kw: Any) -> nn.Module:
-    """Returns our model that is equal to the other library's `name`.
+    """Returns our model that is equal to the other library's model `name`.
 
     Args:
       library: a name of `LIBRARIES`.
-      name: the other library's own name, with the tag of the weights where it has any and another number of classes
-        depends on it, as in 'resnetv2_50x1_bit.goog_in21k'; of a tag that is not known the part before the dot counts.
-      **kw: attributes of our model that shall differ from theirs, such as `num_classes` or `dtype`.
+      name: the other library's own name. A tag of the weights can set the number of classes, as in
+        'resnetv2_50x1_bit.goog_in21k'; an unknown tag is ignored.
+      **kw: attributes of our model that should differ from theirs, such as `num_classes` or `dtype`.
 
     Raises:
       BadRequest: unknown library, name or attribute.
@@ -76,7 +76,7 @@ def create(library: str, name: str, **kw: Any) -> nn.Module:
 
 
 def spelled(key: str, value: Any) -> str:
-    """Returns how an argument of `load` is written in Python: the `spell` of a caller who calls it by himself."""
+    """Returns an argument of `load` as written in Python: the `spell` for direct callers."""
     section, dot, inner = key.partition(".")
     if key == "num_classes":
         return f"a model of num_classes={value}"
@@ -99,30 +99,30 @@ def load(
 ) -> dict[str, Any]:
     """Returns `variables` with the values of a checkpoint, strictly: all names and shapes must agree.
 
-    Names are stripped of what wrappers put before them. Of several sets of weights in a file the averaged ones are
-    taken, which is said; `FILE#name` takes the one whose names begin so.
+    Prefixes that wrappers put before names are removed. If a file has several sets of weights, the averaged ones are
+    taken, and `say` is told; `FILE#name` takes the set whose names begin with `name`.
 
     Args:
-      source: a file (.safetensors, .npz, or .pth where torch is installed), `hf://owner/repo[/file]`, the folder of a
-        run of our own, a dict from their name to array, or what `files.read` returns. Nothing in it is executed.
+      source: a file (.safetensors, .npz, or .pth if torch is installed), `hf://owner/repo[/file]`, the folder of a run
+        of ours, a dict from their name to array, or what `files.read` returns. Nothing in it is executed.
       model: the model that `variables` belong to.
       variables: its variables, or their `jax.eval_shape`: the template.
-      library: whose names the checkpoint has; found out by the names where not given.
+      library: the library whose names the checkpoint has; found from the names if not given.
       new_head: keeps the head of `variables`, for another number of classes.
       resample: interpolates position embeddings of another grid of patches as timm does: True, or the grids,
-        dict(old=(rows, columns), new=(rows, columns)), of which either may be left out; (rows, columns) alone is the
-        new one. A grid that neither the source nor `image_size` tells is a square.
+        dict(old=(rows, columns), new=(rows, columns)), either of which may be left out; (rows, columns) alone is the
+        new one. A grid that is known neither from the source nor from `image_size` is assumed to be square.
       adapt_stem: adapts the first convolution to another number of input channels as timm does.
-      ignore: regular expression of names in the checkpoint for which the model needs no place.
-      image_size: rows and columns of the images that the model is for; with them grids of patches are compared, which
-        may differ where the number of patches does not.
-      say: is told of each choice and adaptation that was made.
-      spell: (key, value) -> how the caller's user writes an argument of this function, for messages; empty where he
-        has no way to.
+      ignore: regular expression of names in the checkpoint that the model need not have.
+      image_size: rows and columns of the model's images; with them grids of patches are compared, which may differ
+        even if the number of patches does not.
+      say: is told about each choice and adaptation.
+      spell: (key, value) -> how the user writes an argument of this function, for messages; empty if the user cannot
+        set it.
 
     Raises:
-      BadRequest: the source cannot be read or does not fit; the message has missing names, unexpected ones and
-        differing shapes, and what would help.
+      BadRequest: the source cannot be read or does not fit; the message lists missing and unexpected names, differing
+        shapes, and what would help.
     """
     where = str(source) if isinstance(source, str | Path) else "the checkpoint"
     where, asked = brief(where, 200), grids.parse(resample)
@@ -152,7 +152,7 @@ def load(
         complaints += adapt.check_mixing(trained, grid, asked)
     if adapt_stem:
         found = adapt.adapt_channels(found, template, say)
-    if complaints:  # say it better than by shapes
+    if complaints:  # clearer than the difference in shapes
         found = found._replace(values={n: x for n, x in found.values.items() if not n.endswith("pos_embed")})
     rules.check(found, template, where, complaints, adapt.remedies(found, template, tensors, of_heads, heads, spell))
     values = trees.unflatten({n: np.asarray(found.values[n]) for n in template})
@@ -166,7 +166,7 @@ _HEAD = ("params/head/kernel", "params/head/bias")
 def _grid_or_none(model: nn.Module, image_size: tuple[int, int] | None) -> grids.Grid | None:
     try:
         return grids.of_model(model, image_size)
-    except BadRequest:  # what a source says of its images is not of this model's patches
+    except BadRequest:  # the source's image size does not fit this model's patches
         return None
 
 
@@ -177,7 +177,7 @@ def export(
 
     Args:
       variables: of `model`.
-      model: one that the other library has too.
+      model: one that the other library also has.
       library: a name of `LIBRARIES`.
       path: file to write, .safetensors or .npz.
 
@@ -193,7 +193,7 @@ def export(
       >>> # there: model.load_state_dict(safetensors.torch.load_file("resnet18.safetensors"))
     """
     if path is not None and Path(path).suffix not in (".safetensors", ".npz"):
-        raise BadRequest(f"{path} is of no known kind: .safetensors and .npz are written.")
+        raise BadRequest(f"{path} has an unknown file type; .safetensors and .npz can be written.")
     flat = trees.flatten(scan.unstack(variables))
     state = rules.export(moves(model, flat, library), flat)
     if path is not None and Path(path).suffix == ".npz":
@@ -207,7 +207,7 @@ def export(
 
 
 def moves(model: nn.Module, names: Iterable[str], library: str, optional: Iterable[str] = ()) -> list[rules.Move]:
-    """Returns which tensors of the library hold which variables of the model; see `rules.plan`."""
+    """Returns the library's tensors for the variables of the model; see `rules.plan`."""
     tables = choose(LIBRARIES, library, "library").TABLES
     if type(model) not in tables:
         raise BadRequest(f"{library} has no table of names for {type(model).__name__}.")
@@ -223,13 +223,13 @@ def _recognise(
     where: str,
     say: Callable[[str], None],
 ) -> tuple[Mapping[str, Any], list[rules.Move]]:
-    """Returns the checkpoint under the names of the library that knows most of them, and that library's moves."""
+    """Returns the checkpoint in the names of the library that knows most of them, and that library's moves."""
     candidates = [library] if library else [n for n, m in LIBRARIES.items() if type(model) in m.TABLES]
     best: tuple[parts.Found, str, list[rules.Move]] = (parts.Found("", 0), "", [])
     for candidate in candidates:
         try:
             planned = moves(model, names, candidate, _HEAD)
-        except BadRequest:  # this library has no such variant
+        except BadRequest:  # this library does not have this variant
             if library:
                 raise
             continue
@@ -239,14 +239,14 @@ def _recognise(
         best = max(best, (found, candidate, planned), key=lambda b: b[0].known)
     found, nearest_library, planned = best
     wanted = [m for m in planned if {*m.ours} <= {*names}]
-    if 2 * found.known < len(wanted) or not found.known:  # too little for a list of what differs to be of use
+    if 2 * found.known < len(wanted) or not found.known:  # too few for a useful list of differences
         held = f"only {found.known} of the {len(wanted)}" if found.known else "none of the"
         there = ", ".join(brief(n, 60) for n in [*checkpoint.tensors][:4]) or "nothing"
         raise BadRequest(
             f"{where} holds {held} names that {nearest_library or ', '.join(candidates) or 'any library'} has for this "
-            f"{type(model).__name__}; it holds {there}. Is it of another model?"
+            f"{type(model).__name__}; it holds {there}. Is it for another model?"
         )
     if found.others and not checkpoint.part:
         taken, *others = (brief(p.rstrip("./") or ".", 40) for p in (found.prefix, *found.others))
-        say(f"{where} has several sets of weights: {taken} is taken; FILE#{' or FILE#'.join(others[:3])} takes another")
+        say(f"{where} has several sets of weights: {taken} is used; FILE#{' or FILE#'.join(others[:3])} uses another")
     return parts.renamed(checkpoint.tensors, found.names, found.rename), planned

@@ -1,4 +1,4 @@
-"""Adaptations of a checkpoint to another head, grid of patches or number of input channels; only on request."""
+"""Adapts a checkpoint to another head, grid of patches or number of input channels; only on request."""
 
 import math
 import re
@@ -14,29 +14,29 @@ from recvis_jax.pretrained import grids
 from recvis_jax.pretrained.parts import shape_of
 from recvis_jax.pretrained.rules import Fit, differing
 
-# Our heads: the classifier, and those of GoogLeNet that only training uses.
+# Our heads: the classifier, and GoogLeNet's auxiliary heads, which only training uses.
 HEAD = r"^params/(aux\d/)?head/"
 
 
 def keep_head(found: Fit, heads: Mapping[str, Any], theirs: Iterable[str], say: Callable[[str], None]) -> Fit:
-    """Puts our own values in place of the checkpoint's heads, whether or not it has any.
+    """Uses our own values instead of the checkpoint's heads, whether or not it has any.
 
     Args:
-      found: the checkpoint, of which the heads were not read.
-      heads: our name -> initialised array, of all heads of the model; empty where it has none.
+      found: the checkpoint, without its heads.
+      heads: our name -> initialised array, for all heads of the model; empty if it has none.
       theirs: names of heads that the checkpoint has.
-      say: is told.
+      say: is told what was done.
 
     Raises:
       BadRequest: `heads` are shapes without values.
     """
     if any(isinstance(x, jax.ShapeDtypeStruct) for x in heads.values()):
-        raise BadRequest("new_head=True keeps the head of `variables`: they must be initialised, not shapes alone.")
+        raise BadRequest("new_head=True keeps the head of `variables`: they must be initialised, not only shapes.")
     unused = sorted(theirs)
     sizes = {np.shape(x)[-1] for x in heads.values()}
     ours = f"new head of {sizes.pop()} outputs" if sizes else "the model has no head"
     shown = ", ".join(brief(n) for n in unused[:6])
-    say(f"{ours}; " + (f"not used of the checkpoint: {shown}" if unused else "the checkpoint has none"))
+    say(f"{ours}; " + (f"not used from the checkpoint: {shown}" if unused else "the checkpoint has none"))
     return found._replace(values={**found.values, **{n: np.asarray(x) for n, x in heads.items()}})
 
 
@@ -49,26 +49,26 @@ def fit_positions(
     say: Callable[[str], None],
     spell: Callable[[str, Any], str],
 ) -> tuple[Fit, list[str]]:
-    """Holds the grid of the checkpoint's positions against the model's, and interpolates where that is wanted.
+    """Compares the grid of the checkpoint's positions with the model's, and interpolates on request.
 
-    The checkpoint's grid is the one that is given, that the source recorded, or whose sines and cosines the positions
-    are; else it is taken for a square, as published weights have, unless that would be a guess. A masked autoencoder's
-    own positions are fixed: for another grid they are computed.
+    The checkpoint's grid is the given one, the one that the source recorded, or the one whose sines and cosines the
+    positions equal. Otherwise it is assumed to be square, as in published weights, unless that would be a guess. The
+    positions of a masked autoencoder are fixed: for another grid they are computed.
 
     Args:
       found: the checkpoint.
       template: our name -> array or shape.
-      asked: what the caller says.
+      asked: the caller's request.
       trained: the grid that the source recorded.
-      model: the model's grid, where the images are known.
-      say: is told.
-      spell: (key, value) -> how the caller's user writes an argument of `pretrained.load`.
+      model: the model's grid, if the image size is known.
+      say: is told what was done.
+      spell: (key, value) -> how the user writes an argument of `pretrained.load`.
 
     Returns:
-      The checkpoint with the model's positions, and what does not fit.
+      The checkpoint with the model's positions, and a list of what does not fit.
 
     Raises:
-      BadRequest: what the caller says contradicts the model or the checkpoint.
+      BadRequest: the request contradicts the model or the checkpoint.
     """
     values, complaints = dict(found.values), []
     for name, x in found.values.items():
@@ -82,19 +82,19 @@ def fit_positions(
             new = grids.of_fixed(np.asarray(template[name]), prefix)
         old = _old_grid(asked, there, trained, spell) or grids.of_fixed(x, prefix)
         if new is None and there == here and (old is None or grids.square(here) in (old, None)):
-            continue  # as far as anyone knows it is the same
+            continue  # the same, as far as is known
         new = new or grids.square(here)
         guess = old or (grids.square(there) if there != here or grids.square(there) == new else None)
         if new is None:
             how = spell("resample.new", "(rows, columns)")
-            complaints.append(f"the model has {here} positions, which are no square: {how} says of which grid")
+            complaints.append(f"the model has {here} positions, which are not a square: give their grid by {how}")
         elif guess is None:
             how = spell("resample.old", "(rows, columns)")
             complaints.append(
-                f"it does not say of which grid its {there} positions are, and the model's grid is {grids.text(new)}: "
-                f"{how} says it, with {grids.text(new)} to take them as they are"
+                f"the grid of its {there} positions is not recorded, and the model's grid is {grids.text(new)}: "
+                f"give it by {how}; {grids.text(new)} takes them unchanged"
                 if there == here
-                else f"its {there} positions are no square: {how} says of which grid they are"
+                else f"its {there} positions are not a square: give their grid by {how}"
             )
         elif guess == new:
             continue
@@ -103,19 +103,19 @@ def fit_positions(
             say(f"{name} computed for {grids.text(new)} patches; the checkpoint has {grids.text(guess)}")
         elif asked.wanted:
             values[name] = resample(x, guess, new, prefix)
-            taken = "" if old else " (taken for a square)"
+            taken = "" if old else " (assumed square)"
             say(f"{name} resampled from {grids.text(guess)}{taken} to {grids.text(new)} positions")
         else:
             how = spell("resample", True)
             helps = f": {how} interpolates" if how else ""
-            complaints.append(f"{name} is of {grids.text(guess)} patches, the model's of {grids.text(new)}{helps}")
+            complaints.append(f"{name} is for {grids.text(guess)} patches, the model's for {grids.text(new)}{helps}")
     return found._replace(values=values), complaints
 
 
 def _new_grid(
     asked: grids.Resample, n: int, model: grids.Grid | None, spell: Callable[[str, Any], str]
 ) -> grids.Grid | None:
-    """Returns the grid of the model's n positions, as the caller says it or as its images make it."""
+    """Returns the grid of the model's n positions, from the caller or from the image size."""
     if asked.new and (math.prod(asked.new) != n or (model and asked.new != model)):
         real = f"its images are {grids.text(model)} patches" if model else f"it has {n} positions"
         raise BadRequest(f"{spell('resample.new', asked.new)} is not the model's grid: {real}.")
@@ -125,7 +125,7 @@ def _new_grid(
 def _old_grid(
     asked: grids.Resample, n: int, trained: grids.Grid | None, spell: Callable[[str, Any], str]
 ) -> grids.Grid | None:
-    """Returns the grid of the checkpoint's n positions, as the caller says it or as the source recorded it."""
+    """Returns the grid of the checkpoint's n positions, from the caller or from the source."""
     trained = trained if trained and math.prod(trained) == n else None
     if asked.old and (math.prod(asked.old) != n or (trained and asked.old != trained)):
         real = f"it was trained on {grids.text(trained)} patches" if trained else f"it has {n} positions"
@@ -134,25 +134,25 @@ def _old_grid(
 
 
 def check_mixing(trained: grids.Grid | None, model: grids.Grid | None, asked: grids.Resample) -> list[str]:
-    """Returns what does not fit of a model with weights for every place of the grid, which cannot be interpolated."""
+    """Returns what does not fit in a model that mixes patches, whose weights cannot be interpolated."""
     old = asked.old or trained
     if old and model and old != model and math.prod(old) == math.prod(model):
-        return [f"it mixes the places of {grids.text(old)} patches, the model those of {grids.text(model)}"]
+        return [f"its weights mix {grids.text(old)} patches, the model's {grids.text(model)}"]
     return []
 
 
 def resample(
     positions: Float[np.ndarray, "1 n d"], old: tuple[int, int], new: tuple[int, int], prefix: int = 0
 ) -> Float[np.ndarray, "1 m d"]:
-    """Interpolates position embeddings bicubically to another grid, with antialiasing where it is smaller.
+    """Interpolates position embeddings bicubically to another grid, with antialiasing if it is smaller.
 
     Args:
-      positions: first those of `prefix` tokens without a place (the class token's), which stay as they are, then those
-        of the grid, row by row.
+      positions: first those of `prefix` tokens outside the grid (the class token), which are kept, then those of the
+        grid, row by row.
       old, new: rows and columns of the grids.
-      prefix: number of tokens without a place.
+      prefix: number of tokens outside the grid.
 
-    Reference: timm's `resample_abs_pos_embed`, that is torch's `interpolate(mode="bicubic", antialias=True)`.
+    Reference: timm's `resample_abs_pos_embed`, which is torch's `interpolate(mode="bicubic", antialias=True)`.
     """
     head, grid = positions[:, :prefix], positions[0, prefix:].astype(np.float64).reshape(*old, -1)
     rows, columns = (cubic_weights(n, m) for n, m in zip(old, new, strict=True))
@@ -161,9 +161,9 @@ def resample(
 
 
 def cubic_weights(old: int, new: int) -> Float[np.ndarray, "m n"]:
-    """Weights of `old` samples in each of `new`, by Keys' cubic (a = -1/2) with pixel centres at half integers.
+    """Weights of `old` samples in each of `new` ones, by Keys' cubic (a = -1/2) with pixel centres at half integers.
 
-    For fewer samples the kernel is stretched by old / new; at the borders the weights inside are normalised to 1.
+    With fewer new samples the kernel is stretched by old / new; at the borders, weights are normalised to sum to 1.
     """
     scale = max(old / new, 1.0)
     centres = (np.arange(new) + 0.5) * old / new - 0.5
@@ -174,10 +174,10 @@ def cubic_weights(old: int, new: int) -> Float[np.ndarray, "m n"]:
 
 
 def adapt_channels(found: Fit, template: Mapping[str, Any], say: Callable[[str], None]) -> Fit:
-    """Turns a convolution that reads RGB into one that reads another number of channels.
+    """Turns a convolution on RGB into one on another number of channels.
 
-    For one channel the three kernels are added. For c others they are repeated in order (R G B R ...) and multiplied
-    by 3 / c, so that an input of equal channels gives what it gave.
+    For one channel, the three kernels are added. For another number c they are repeated in order (R G B R ...) and
+    multiplied by 3 / c, so that an input with equal channels gives the same result.
 
     Reference: timm's `adapt_input_conv`.
     """
@@ -200,15 +200,15 @@ def remedies(
     heads: Mapping[str, Any],
     spell: Callable[[str, Any], str],
 ) -> list[str]:
-    """Returns sentences that say what would make a checkpoint fit, as the caller's user writes it.
+    """Returns sentences on what would make a checkpoint fit, in the user's own notation.
 
     Args:
-      found: what became of the checkpoint.
+      found: the checkpoint in our layout.
       template: our name -> array or shape.
       tensors: of the checkpoint.
-      of_heads: names in the checkpoint's library that its heads have.
-      heads: our name -> array or shape, of the model's heads.
-      spell: (key, value) -> how the caller's user writes an argument of `pretrained.load`.
+      of_heads: names of the heads in the checkpoint's library.
+      heads: our name -> array or shape, for the model's heads.
+      spell: (key, value) -> how the user writes an argument of `pretrained.load`.
     """
     differs = differing(found, template)
     theirs = {found.source[n] for n in differs} | {*found.missing} | {*found.misshapen} | {*found.unexpected}
@@ -229,18 +229,18 @@ def remedies(
 
 
 def _other_channels(x: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether a kernel (h w c d) differs from `shape` in its channels alone, of which it reads three."""
+    """Whether a kernel (h w 3 d) differs from `shape` only in the number of input channels."""
     differs = [i for i, (a, b) in enumerate(zip(np.shape(x), shape, strict=False)) if a != b]
     return x.ndim == len(shape) == 4 and differs == [2] and x.shape[2] == 3
 
 
 def without_decoder(tensors: Mapping[str, Any], used: set[str], say: Callable[[str], None]) -> Mapping[str, Any]:
-    """Leaves the decoder of another library's masked autoencoder out, where the model has none.
+    """Drops the decoder of another library's masked autoencoder if the model has none.
 
     Args:
       tensors: the library's name -> array.
       used: names that the model has in the library.
-      say: is told.
+      say: is told what was done.
     """
     decoder = [n for n in tensors if re.match(r"(decoder_|decoder\.|mask_token$|vit\.embeddings\.mask_token$)", n)]
     if not any(n.endswith("decoder_embed.weight") for n in decoder) or used.intersection(decoder):

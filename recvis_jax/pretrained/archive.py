@@ -1,4 +1,4 @@
-"""Zip archives of arrays, looked at before anything in them is unpacked: .npz, and what a .pth is made of."""
+"""Zip archives of arrays, checked before anything is unpacked: .npz, and the container of .pth."""
 
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from recvis_jax.errors import BadRequest, brief, printable
 from recvis_jax.pretrained import safetensors
 
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x06"
-_ENTRY_BYTES = 46 + 2**10  # of the table of contents, an entry: the fixed part, and ample names
+_ENTRY_BYTES = 46 + 2**10  # of an entry in the table of contents: the fixed part, and room for long names
 _HEADER_VERSIONS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -20,14 +20,14 @@ _HEADER_VERSIONS = {
 
 
 def opened(path: Path) -> zipfile.ZipFile:
-    """Opens a zip archive whose table of contents is of bounded size, and whose entries lie apart.
+    """Opens a zip archive after checking the size of its table of contents, and that its entries do not overlap.
 
     Args:
       path: of a regular file.
 
     Raises:
-      ValueError: too many entries, two that share bytes, or one that claims to be larger than compression can make it.
-      Exception: whatever else `zipfile` finds in it.
+      ValueError: too many entries, overlapping entries, or an entry whose claimed size no compression can reach.
+      Exception: any other problem that `zipfile` finds.
     """
     limits = reading.LIMITS
     with path.open("rb") as f:
@@ -40,7 +40,7 @@ def opened(path: Path) -> zipfile.ZipFile:
         raise ValueError(f"its table of contents has {contents:,} bytes")
     archive = zipfile.ZipFile(path)
     infos = archive.infolist()
-    if len(infos) > 2 * limits["tensors"]:  # a .pth has a few entries more than tensors
+    if len(infos) > 2 * limits["tensors"]:  # a .pth has a few more entries than tensors
         raise ValueError(f"it has {len(infos):,} entries; at most {2 * limits['tensors']:,} are read")
     end = 0
     for info in sorted(infos, key=lambda i: i.header_offset):
@@ -49,19 +49,19 @@ def opened(path: Path) -> zipfile.ZipFile:
         end = info.header_offset + 30 + info.compress_size  # without name and extra field, which may be empty
         if info.flag_bits & 1:
             raise ValueError(f"{brief(info.filename)!r} is encrypted")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without measure
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others have no limit when unpacked
             raise ValueError(f"{brief(info.filename)!r} is compressed in a way that neither numpy nor torch writes")
         if info.file_size > limits["expansion"] * (info.compress_size + 1):
             raise ValueError(
-                f"{brief(info.filename)!r} claims {info.file_size:,} bytes in {info.compress_size:,}, more than can be"
+                f"{brief(info.filename)!r} claims {info.file_size:,} bytes in {info.compress_size:,}: impossible"
             )
     if end > size:
-        raise ValueError("its last entry ends behind the file")
+        raise ValueError("its last entry ends after the end of the file")
     return archive
 
 
 def _contents_bytes(tail: bytes) -> int:
-    """Returns the largest size that a zip's end claims for its table of contents."""
+    """Returns the largest size of the table of contents that the end of a zip file claims."""
     found, at = 0, -1
     while (at := tail.find(_END, at + 1)) >= 0:
         found = max(found, int.from_bytes(tail[at + 12 : at + 16], "little") % 0xFFFFFFFF)
@@ -71,12 +71,12 @@ def _contents_bytes(tail: bytes) -> int:
 
 
 class Npz(Mapping[str, np.ndarray]):
-    """An .npz archive as a mapping, with every header checked against its size first; pickled objects are refused.
+    """An .npz archive as a mapping. Every header is first checked against its size; pickled objects are refused.
 
-    Looking names and shapes up unpacks nothing; an array is unpacked when it is asked for.
+    Names and shapes are read without unpacking; an array is unpacked when it is accessed.
 
     Raises:
-      BadRequest: it is no such archive, damaged, or holds what is no plain array.
+      BadRequest: it is not an .npz archive, is damaged, or holds something other than plain arrays.
     """
 
     def __init__(self, path: Path):
@@ -95,24 +95,24 @@ class Npz(Mapping[str, np.ndarray]):
                     raise ValueError(f"{brief(name)} occurs twice")
                 self._entries[name] = info.filename
                 self._shapes[name] = self._check(info)
-        except Exception as e:  # unpacking and parsing raise whatever the file's contents lead them to
-            raise BadRequest(f"{self._name} is damaged or no .npz archive: {line(e)}.") from None
+        except Exception as e:  # damaged content can raise anything
+            raise BadRequest(f"{self._name} is damaged or not an .npz archive: {line(e)}.") from None
 
     def _check(self, info: zipfile.ZipInfo) -> tuple[int, ...]:
         name = brief(info.filename)
         with self._archive.open(info) as f:
             version = np.lib.format.read_magic(f)
             if version not in _HEADER_VERSIONS:
-                raise ValueError(f"{name} is of an unknown version {version}")
+                raise ValueError(f"{name} has an unknown version {version}")
             shape, _, dtype = _HEADER_VERSIONS[version](f)
             if dtype.hasobject:
                 raise ValueError(f"{name} holds pickled objects, which could execute code")
             if dtype.kind not in "biufc" and dtype != np.dtype("V2"):
-                raise ValueError(f"{name} is of dtype {brief(dtype, 40)}, which is no number")
+                raise ValueError(f"{name} has dtype {brief(dtype, 40)}, which is not numeric")
             if min(shape, default=0) < 0:
-                raise ValueError(f"{name} claims shape {brief(shape)}, and has {info.file_size} bytes")
+                raise ValueError(f"{name} claims shape {brief(shape)}, but has {info.file_size} bytes")
             if f.tell() + safetensors.check_shape(name, shape, dtype.itemsize) != info.file_size:
-                raise ValueError(f"{name} claims shape {brief(shape)}, and has {info.file_size} bytes")
+                raise ValueError(f"{name} claims shape {brief(shape)}, but has {info.file_size} bytes")
         return shape
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -122,7 +122,7 @@ class Npz(Mapping[str, np.ndarray]):
                 found = np.lib.format.read_array(f, allow_pickle=False)
         except Exception as e:  # as above
             raise BadRequest(f"{brief(name)} in {self._name} is damaged: {line(e)}.") from None
-        return found.view(ml_dtypes.bfloat16) if found.dtype.kind == "V" else found  # as numpy writes bfloat16
+        return found.view(ml_dtypes.bfloat16) if found.dtype.kind == "V" else found  # numpy writes bfloat16 as V2
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -139,6 +139,6 @@ class Npz(Mapping[str, np.ndarray]):
 
 
 def line(e: BaseException) -> str:
-    """Returns what another library says, as part of a line: torch writes in bold, and over several."""
+    """Returns another library's error message as part of one line: torch's have several lines and bold text."""
     text = "".join(c for c in " ".join(str(e).split()) if c.isprintable())
     return brief(text, 200) or type(e).__name__

@@ -1,4 +1,4 @@
-"""Names of the published BiT checkpoints: google-research/big_transfer's .npz files, which big_vision reads too."""
+"""Names of the published BiT checkpoints: google-research/big_transfer's .npz files, which big_vision also reads."""
 
 from typing import Any
 
@@ -35,8 +35,8 @@ TABLES = {BiT: BIT}
 
 _SIZES = [name.removeprefix("bit_").upper().replace("X", "x") for name in BITS]
 
-# Names of the files without .npz. S was trained on ImageNet, M on ImageNet-21k and perhaps then on ImageNet. Those that
-# end with the size of their images come from distillation, T being its teachers.
+# Names of the files without .npz. S was trained on ImageNet, M on ImageNet-21k and, for ILSVRC2012, then on ImageNet.
+# Names that end with an image size come from distillation; T marks its teachers.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         name.format(size): (f"bit_{size.lower()}", attributes)

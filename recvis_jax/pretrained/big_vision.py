@@ -13,12 +13,12 @@ from recvis_jax.models.mixer import Mixer
 from recvis_jax.models.vit import SIZES, ViT
 from recvis_jax.pretrained.rules import Layout, Table, single
 
-# What old versions of flax kept as (1, ..., 1, c).
+# Old versions of flax stored these vectors as (1, ..., 1, c).
 _VECTOR = single(lambda x: np.squeeze(x, tuple(range(x.ndim - 1))), lambda y: y)
 
 
 def _heads(heads: int) -> tuple[Layout, Layout, Layout]:
-    """Returns the layouts of the kernel and bias before an attention, (d, k, e) and (k, e), and of the kernel after."""
+    """Returns the layouts of an attention's input kernel (d, k, e), input bias (k, e), and output kernel."""
     return (
         single(lambda x: x.reshape(len(x), -1), lambda y: y.reshape(len(y), heads, -1)),
         single(lambda x: x.reshape(-1), lambda y: y.reshape(heads, -1)),
@@ -49,9 +49,10 @@ def _mlp(theirs: str, ours: str) -> Table:
 
 
 def _with_class_token(positions: np.ndarray) -> np.ndarray:
-    """Adds a position of zeros for the class token, where only the patches, a square of them, have one.
+    """Adds a position of zeros for the class token if there are positions only for the patches of a square grid.
 
-    big_vision adds the class token after the positions. A square number of tokens has no square before it but 0.
+    big_vision adds the class token after the positions. A square number n cannot include a class token, as n - 1 is
+    then not a square (except for n = 1).
     """
     n = positions.shape[1]
     return np.pad(positions, ((0, 0), (1, 0), (0, 0))) if math.isqrt(n) ** 2 == n else positions
@@ -67,15 +68,15 @@ def _old(model: ViT) -> bool:
 def vit(model: ViT) -> Table:
     """Returns the rows of a Vision Transformer.
 
-    With a class token the names are vision_transformer's, which big_vision reads as well: the parts of a block are
-    counted together, and the positions, the class token's among them, lie below the encoder. Without, they are
-    big_vision's own. Either is read for either.
+    With a class token the names are vision_transformer's, which big_vision also reads: all parts of a block are
+    numbered together, and the positions, including the class token's, are below the encoder. Without a class token
+    they are big_vision's own. Both kinds of files can be loaded into both kinds of models.
 
     Raises:
-      BadRequest: the class token is there and not read.
+      BadRequest: the model has a class token and does not read it.
     """
     if model.pool == "gap_norm":
-        raise BadRequest("big_vision has no mean of the patches beside a class token (pool='gap_norm').")
+        raise BadRequest("big_vision cannot average the patches if there is a class token (pool='gap_norm').")
     old = _old(model)
     attention, norm2, mlp = (1, 2, 3) if old else (0, 1, 0)
     block = "Transformer/encoderblock_{i}"
@@ -106,8 +107,8 @@ def _group_norm(theirs: str, ours: str) -> Table:
 def hybrid(model: HybridViT) -> Table:
     """Returns the rows of a hybrid.
 
-    Theirs adds 1e-6 to the variance in group norms, and 1e-5 to the deviation of kernels, where ours has timm's 1e-5
-    and, under the root, 1e-8: with variances near 1 the same to five digits.
+    Theirs adds 1e-6 to the variance in group norms, and 1e-5 to the standard deviation of kernels. Ours uses timm's
+    1e-5, and 1e-8 inside the square root: equal to five digits for variances near 1.
     """
     theirs, ours = "block{i}/unit{j}", "stage{i}_block{j}"
     return (
@@ -142,7 +143,7 @@ _HYBRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "R50+ViT-L_32": ("vit_l_r50_s32", {}),
 }
 
-# 'ViT-B/16', or 'B/16' alone, as both write it in configs, and '_' for '/', as in names of files.
+# 'ViT-B/16' or 'B/16', as in the configs of both, and '_' instead of '/', as in file names.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{
         f"{prefix}{_LETTERS[size]}{slash}{p}": (f"vit_{size}{p}", _TANH)
@@ -157,7 +158,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         for p in (16, 32)
         for slash in "/_"
     },
-    # Also as the files of Steiner et al. 2021 begin: R26_S_32.
+    # Also as in the file names of Steiner et al. 2021: R26_S_32.
     **{
         name: (ours, {**attributes, **_TANH})
         for theirs, (ours, attributes) in _HYBRIDS.items()
@@ -175,7 +176,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
-# Checkpoints of a whole training state, or of an image's and a text's tower.
+# Checkpoints of a whole training state, or with an image and a text tower.
 _WHOLE = ((r"^(opt/target|target|params)/(img/)?", ""),)
 _TO_OLD = (
     (r"^(Transformer/)?pos_embedding$", "Transformer/posembed_input/pos_embedding"),
@@ -188,13 +189,13 @@ _TO_NEW = (
     (r"(?<=encoderblock_)(\d+)/LayerNorm_2/", r"\1/LayerNorm_1/"),
     (r"(?<=encoderblock_)(\d+)/MultiHeadDotProductAttention_1/", r"\1/MultiHeadDotProductAttention_0/"),
     (r"(?<=encoderblock_)(\d+)/MlpBlock_3/", r"\1/MlpBlock_0/"),
-    # From before the pooling by attention was a module.
+    # From versions in which attention pooling was not a module.
     (r"^(probe$|MlpBlock_0/|MultiHeadDotProductAttention_0/|LayerNorm_0/)", r"MAPHead_0/\1"),
 )
 
 
 def _renames(model: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Returns what turns either way of naming into that of the model's table."""
+    """Returns renames that turn both naming schemes into that of the model's table."""
     if not isinstance(model, ViT):
         return _WHOLE
     return (*_WHOLE, *(_TO_OLD if _old(model) else _TO_NEW))

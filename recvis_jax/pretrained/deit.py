@@ -1,4 +1,4 @@
-"""Names of facebookresearch/deit's checkpoints: DeiT without distillation token, whose names are timm's, and ResMLP."""
+"""Names of facebookresearch/deit's checkpoints: DeiT without distillation token (timm's names), and ResMLP."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ RESMLP: Table = (
 
 TABLES = {ResMLP: RESMLP, ViT: vit}
 
-# Of models.py and resmlp_models.py.
+# From models.py and resmlp_models.py.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"deit_{theirs}_patch16_224": (f"vit_{ours}16", {}) for theirs, ours in (("tiny", "ti"), ("small", "s"))},
     **{f"deit_base_patch16_{size}": ("vit_b16", {}) for size in (224, 384)},

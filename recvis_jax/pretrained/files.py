@@ -1,4 +1,4 @@
-"""Reading checkpoints that others wrote. Nothing in them is executed."""
+"""Reads checkpoints from others. Nothing in them is executed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +14,14 @@ SUFFIXES = (".safetensors", ".npz", *PTH)
 
 
 class Checkpoint(NamedTuple):
-    """What a source of weights holds.
+    """The content of a source of weights.
 
     Attributes:
-      tensors: name -> array, read when asked for.
+      tensors: name -> array, read when accessed.
       ours: whether the names are ours.
       tables: names of the tables that the tensors are in, '' for the outermost; see `parts`.
-      part: of the source, the only one that is wanted; empty takes what fits best.
-      image_size: rows and columns of the images that the weights were trained on, where the source says so.
+      part: the requested part of the source; empty takes the one that fits best.
+      image_size: rows and columns of the images that the weights were trained on, if the source has them.
     """
 
     tensors: Mapping[str, Any]
@@ -32,18 +32,18 @@ class Checkpoint(NamedTuple):
 
 
 def read(source: str) -> Checkpoint:
-    """Opens a checkpoint by what its name says it is.
+    """Opens a checkpoint; its name tells its kind.
 
     Args:
-      source: a file `.safetensors`, `.npz`, or `.pth` (`.pt`, `.bin`) where torch is installed; `hf://owner/repo` or
-        `hf://owner/repo/file`; or the folder of a run of our own, with `@best`, `@last` or `@1000` to say which
-        checkpoint. A file that holds several sets of weights takes `#name` of one: `x.pth#model_ema`.
+      source: a file `.safetensors`, `.npz`, or `.pth` (`.pt`, `.bin`) if torch is installed; `hf://owner/repo` or
+        `hf://owner/repo/file`; or the folder of a run of ours, with `@best`, `@last` or `@1000` to choose a checkpoint.
+        For a file with several sets of weights, `#name` chooses one: `x.pth#model_ema`.
 
     Raises:
-      BadRequest: there is no such file, it is of another kind, damaged, or needs a package that is not installed.
+      BadRequest: there is no such file, it has an unknown type, is damaged, or needs a package that is not installed.
     """
     if "\0" in source:
-        raise BadRequest(f"{brief(source)} is no name of a file.")
+        raise BadRequest(f"{brief(source)} is not a valid file name.")
     if source.startswith(HUB):
         place, _, part = source.partition("#")
         found = read(str(_download(place)))
@@ -51,7 +51,7 @@ def read(source: str) -> Checkpoint:
     for place, which in ((source, ""), source.rpartition("@")[::2]):
         folder = Path(place).expanduser()
         if place and (_is("is_dir", folder / "checkpoints") or _is("is_file", folder / "config.json")):
-            from recvis_jax.pretrained import run  # loads orbax, which no file needs
+            from recvis_jax.pretrained import run  # loads orbax, which files do not need
 
             return Checkpoint(run.read(folder, which), ours=True, image_size=run.image_size(folder))
     path, part = Path(source).expanduser(), ""
@@ -60,11 +60,11 @@ def read(source: str) -> Checkpoint:
         path = Path(place).expanduser()
     name = brief(path, 200)
     if _is("is_dir", path):
-        raise BadRequest(f"{name} is a folder without checkpoints/: a run of ours has one; or give a file in it.")
+        raise BadRequest(f"{name} is a folder without checkpoints/, so it is not a run; give a run, or a file in it.")
     if not _is("exists", path):
         raise BadRequest(f"there is no file {name}.")
     if path.suffix not in SUFFIXES:
-        raise BadRequest(f"{name} is of no known kind: {', '.join(SUFFIXES)} are read.")
+        raise BadRequest(f"{name} has an unknown file type; {', '.join(SUFFIXES)} can be read.")
     try:
         tables: tuple[str, ...] = ("",)
         tensors: Mapping[str, Any]
@@ -78,7 +78,7 @@ def read(source: str) -> Checkpoint:
 
 
 def _is(what: str, path: Path) -> bool:
-    """Asks a path; what the system refuses to look at, such as too long a name, is nothing."""
+    """Asks a path; False if the system refuses to look at it, for instance because the name is too long."""
     try:
         return getattr(path, what)()
     except OSError:
@@ -86,10 +86,10 @@ def _is(what: str, path: Path) -> bool:
 
 
 def _beside(path: Path) -> tuple[int, int] | None:
-    """Returns rows and columns of images as the `config.json` beside a file of weights has them, if there is one.
+    """Returns rows and columns of images from the `config.json` beside a file of weights, if there is one.
 
-    transformers writes `image_size`, timm `pretrained_cfg.input_size` (c, h, w). It is a hint: what is no such
-    file says nothing.
+    transformers writes `image_size`, timm `pretrained_cfg.input_size` (c, h, w). It is only a hint: any other file is
+    ignored.
     """
     config = path.with_name("config.json")
     try:
@@ -106,7 +106,7 @@ def _beside(path: Path) -> tuple[int, int] | None:
 
 
 def _download(source: str) -> Path:
-    """Fetches hf://owner/repo[/file] into the hub's cache; without a file, the repository's one file of weights."""
+    """Downloads hf://owner/repo[/file] to the hub's cache; without a file, the repository's only file of weights."""
     try:
         import huggingface_hub as hub
     except ImportError:
@@ -121,10 +121,10 @@ def _download(source: str) -> Path:
         if not name:
             found = hub.list_repo_files(f"{owner}/{repo}")
             name = _weights(found, source)
-            if "config.json" in found:  # says for which images the positions are
+            if "config.json" in found:  # has the image size that the positions are for
                 hub.hf_hub_download(f"{owner}/{repo}", "config.json")
         return Path(hub.hf_hub_download(f"{owner}/{repo}", name))
-    except (OSError, ValueError) as e:  # what the hub's errors derive from
+    except (OSError, ValueError) as e:  # base classes of the hub's errors
         if isinstance(e, BadRequest):
             raise
         raise BadRequest(f"{brief(source)} cannot be fetched ({archive.line(e)}).") from None
@@ -139,5 +139,5 @@ def _weights(files: list[str], source: str) -> str:
             return found[0]
         if found:
             shown = ", ".join(brief(f) for f in found[:4])
-            raise BadRequest(f"{source} has several files of weights: {shown}. Name one: {source}/FILE.")
+            raise BadRequest(f"{source} has several files of weights: {shown}. Choose one: {source}/FILE.")
     raise BadRequest(f"{brief(source)} has no file of weights ({', '.join(SUFFIXES)}).")

@@ -1,6 +1,6 @@
-"""Rows and columns of patches: of a model for images of a size, and of the positions that a checkpoint holds.
+"""Grids of patches, in rows and columns: of a model for a given image size, and of a checkpoint's positions.
 
-Sixteen positions may be a grid of 4x4 or of 2x8: their number never says which, so that grids are compared.
+Sixteen positions may be a grid of 4x4 or of 2x8. The number alone does not tell, so grids are compared.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ from recvis_jax.models.vit import ViT
 
 Grid = tuple[int, int]
 
-# Models that have weights for every place of the grid, which cannot be interpolated.
+# Models with weights for every position of the grid, which cannot be interpolated.
 MIXING = (Mixer, ResMLP, GMLP, FFOnly)
 
 
 class Resample(NamedTuple):
-    """What a caller says about positions.
+    """A caller's request about positions.
 
     Attributes:
-      wanted: whether those of another grid are interpolated.
-      old: rows and columns of the checkpoint's; None where it is left to be found out.
-      new: those of the model's.
+      wanted: whether positions of another grid are interpolated.
+      old: rows and columns of the checkpoint's grid; None if not given.
+      new: those of the model's grid.
     """
 
     wanted: bool = False
@@ -44,7 +44,7 @@ def parse(resample: Any) -> Resample:
     """Reads the argument `resample` of `pretrained.load`.
 
     Raises:
-      BadRequest: it is neither True nor False, nor a grid, nor a dict of grids.
+      BadRequest: it is not True, False, a grid or a dict of grids.
     """
     if resample is None or isinstance(resample, bool):
         return Resample(bool(resample))
@@ -63,11 +63,11 @@ def _grid(value: Any, name: str) -> Grid:
 
 
 def of_model(model: nn.Module, image_size: Grid | None) -> Grid | None:
-    """Returns rows and columns of the patches that a model makes of images.
+    """Returns rows and columns of a model's patches for a given image size.
 
     Args:
-      model: any; without patches it has no grid.
-      image_size: rows and columns of the images; None where they are not known.
+      model: any; a model without patches has no grid.
+      image_size: rows and columns of the images; None if unknown.
 
     Raises:
       BadRequest: the images are not made of whole patches.
@@ -75,25 +75,25 @@ def of_model(model: nn.Module, image_size: Grid | None) -> Grid | None:
     if image_size is None or not isinstance(model, (ViT, MAE, *MIXING)):
         return None
     h, w = image_size
-    if isinstance(model, HybridViT):  # the stem and its pooling, and every stage after the first
+    if isinstance(model, HybridViT):  # halved by the stem, its pooling, and every stage after the first
         for _ in range(2 + max(0, len(model.stages) - 1)):
             h, w = -(-h // 2), -(-w // 2)
     return tokens.patch_grid((h, w), model.patch_size)
 
 
 def of_fixed(positions: Float[np.ndarray, "1 n d"], prefix: int) -> Grid | None:
-    """Returns the grid whose fixed sines and cosines these positions are, as a masked autoencoder's; None if of none.
+    """Returns the grid whose fixed sines and cosines (a masked autoencoder's) equal these positions; None if none.
 
     Args:
-      positions: first those of `prefix` tokens without a place.
-      prefix: number of those.
+      positions: first those of `prefix` tokens outside the grid.
+      prefix: number of these tokens.
     """
     n, d = positions.shape[1] - prefix, positions.shape[2]
     if d % 4 or n < 1 or n > 2**16 or np.any(positions[:, :prefix]):
         return None
     found = np.asarray(positions[0, prefix:], np.float32)
     for rows in range(1, n + 1):
-        # The last patch lies in the last row, whose angle of frequency 1 is in the second half.
+        # The last patch is in the last row, whose angle of frequency 1 is in the second half.
         if n % rows == 0 and abs(found[-1, d // 2] - np.sin(rows - 1)) < 0.02:
             if np.allclose(found, tokens.sincos2d(rows, n // rows, d), atol=0.02):
                 return rows, n // rows
@@ -101,7 +101,7 @@ def of_fixed(positions: Float[np.ndarray, "1 n d"], prefix: int) -> Grid | None:
 
 
 def fixed(grid: Grid, width: int, prefix: int = 1) -> Float[np.ndarray, "1 n d"]:
-    """Returns a masked autoencoder's fixed positions: zeros of tokens without a place, and those of the grid."""
+    """Returns a masked autoencoder's fixed positions: zeros for tokens outside the grid, then those of the grid."""
     return np.pad(tokens.sincos2d(*grid, width), ((prefix, 0), (0, 0)))[None]
 
 
@@ -112,5 +112,5 @@ def square(n: int) -> Grid | None:
 
 
 def text(grid: Grid) -> str:
-    """Returns a grid as messages have it: 2x8."""
+    """Returns a grid as text for messages: 2x8."""
     return f"{grid[0]}x{grid[1]}"

@@ -30,7 +30,7 @@ TABLES = {Autoencoder: MAE, ViT: vit}
 _SIZES = {"b": "base", "l": "large", "h": "huge"}
 _NAMES = {name: f"vit_{_SIZES[name[4]]}_patch{name[5:]}" for name in VARIANTS}
 
-# models_mae.py, and models_vit.py with the mean of the patches as fine-tuning has it.
+# models_mae.py, and models_vit.py with mean pooling as in fine-tuning.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"mae_{theirs}{suffix}": (ours, {}) for ours, theirs in _NAMES.items() for suffix in ("", "_dec512d8b")},
     **{theirs: (ours.replace("mae", "vit"), dict(pool="gap_norm")) for ours, theirs in _NAMES.items()},
@@ -38,7 +38,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _renames(model: nn.Module) -> tuple[tuple[str, str], ...]:
-    """Returns what makes the final norm of an encoder that of a Vision Transformer that takes the mean before it."""
+    """Returns renames from an encoder's final norm to that of a Vision Transformer which averages before its norm."""
     return ((r"^norm\.", "fc_norm."),) if isinstance(model, ViT) and model.pool == "gap_norm" else ()
 
 

@@ -1,4 +1,4 @@
-"""Which of a file's tensors are the model's: what wrappers put before names, and averaged weights beside raw ones."""
+"""Finds a model's tensors in a file: removes prefixes of wrappers, and prefers averaged weights to raw ones."""
 
 import math
 import re
@@ -10,19 +10,19 @@ import numpy as np
 
 from recvis_jax.errors import BadRequest, brief
 
-# Parts of names that wrappers for several devices, for compilation and for less memory put in, at any depth.
+# Parts of names that wrappers (for several devices, compilation, saving memory) insert at any depth.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-# What averaged weights are called: model_ema, state_dict_ema, ema_model, teacher, average_model, swa_model.
+# Names of averaged weights: model_ema, state_dict_ema, ema_model, teacher, average_model, swa_model.
 _AVERAGED = re.compile(r"(^|[._/])(ema|teacher|avg|average|averaged|swa)(?=$|[._/])", re.IGNORECASE)
 _COUNTS = {"n_averaged"}  # torch.optim.swa_utils.AveragedModel's own tensor
-_MOST = 16  # beginnings of names that are tried
+_MOST = 16  # prefixes to try
 
 
 class View(Mapping[str, Any]):
     """A checkpoint, or a part of it, under other names.
 
     Args:
-      source: name -> array, read when asked for.
+      source: name -> array, read when accessed.
       names: new name -> name in the source.
     """
 
@@ -37,7 +37,7 @@ class View(Mapping[str, Any]):
         return name in self._names
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """Returns the shape of an array, without reading it where the source can do so."""
+        """Returns the shape of an array, without reading it if the source supports that."""
         return shape_of(self._source, self._names[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -48,15 +48,15 @@ class View(Mapping[str, Any]):
 
 
 def shape_of(source: Mapping[str, Any], name: str) -> tuple[int, ...]:
-    """Returns the shape of one array of a checkpoint, without reading it where the checkpoint can do so."""
+    """Returns the shape of one array of a checkpoint, without reading it if the checkpoint supports that."""
     return source.shape_of(name) if hasattr(source, "shape_of") else np.shape(source[name])
 
 
 def renamed(source: Mapping[str, Any], names: Iterable[str], rename: Callable[[str], str]) -> View:
-    """Returns the tensors `names` of a checkpoint as `rename` calls them.
+    """Returns the tensors `names` of a checkpoint, renamed by `rename`.
 
     Raises:
-      BadRequest: two of them have the same name then, and are not the same numbers.
+      BadRequest: two different tensors get the same name.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -64,7 +64,7 @@ def renamed(source: Mapping[str, Any], names: Iterable[str], rename: Callable[[s
         if new not in found:
             found[new] = name
         elif not _equal(source, found[new], name):
-            raise BadRequest(f"{brief(found[new])!r} and {brief(name)!r} of the checkpoint are both {brief(new)!r}.")
+            raise BadRequest(f"{brief(found[new])!r} and {brief(name)!r} in the checkpoint are both {brief(new)!r}.")
     return View(source, found)
 
 
@@ -76,7 +76,7 @@ def _equal(source: Mapping[str, Any], a: str, b: str) -> bool:
 
 
 def unwrapped(name: str, own: Iterable[str] = ()) -> str:
-    """Returns a name without the parts that wrappers put in, but for the model's `own` parts of names."""
+    """Returns a name without the parts that wrappers insert, except those that are the model's `own`."""
     drop = _WRAPPERS.difference(own)
     return ".".join(part for part in name.split(".") if part not in drop)
 
@@ -92,11 +92,11 @@ class Found(NamedTuple):
     """A set of weights in a checkpoint.
 
     Attributes:
-      prefix: what its names begin with, with the dot or slash at the end; may be empty.
+      prefix: of its names, including the dot or slash at the end; may be empty.
       known: how many of the wanted names it has.
-      names: those of the checkpoint that lie in the same table, without further sets of weights.
-      others: further sets of weights, by what their names begin with.
-      rename: name in the checkpoint -> the wanted name, or what there is beside them without wrappers.
+      names: names of the checkpoint in the same table, without other sets of weights.
+      others: prefixes of other sets of weights.
+      rename: name in the checkpoint -> the wanted name; for all other names, the name without wrappers.
     """
 
     prefix: str
@@ -113,14 +113,14 @@ def find(
     tables: Sequence[str] = ("",),
     part: str = "",
 ) -> Found:
-    """Returns the set of weights that has most of the `wanted` names, the averaged one of several.
+    """Returns the set of weights that has most of the `wanted` names; among equal ones, an averaged set.
 
     Args:
       names: of the checkpoint.
       wanted: names that the model has in a library.
-      renames: what turns older names of the library into these.
-      tables: of the checkpoint; what lies in other tables than the weights, such as an optimizer's, is left out.
-      part: what the names of the only set that is wanted begin with; '.' for those that begin with nothing else.
+      renames: pairs that turn older names of the library into these.
+      tables: of the checkpoint; tables without the weights, such as an optimizer's, are left out.
+      part: prefix of the requested set; '.' for the set without a prefix.
 
     Raises:
       BadRequest: there is no such part.
@@ -163,7 +163,7 @@ def find(
 
 
 def _belongs(prefix: str, part: str, own: set[str]) -> bool:
-    """Whether names that begin with `prefix` are of the part that was asked for."""
+    """Whether names that begin with `prefix` belong to the requested part."""
     if part in ("", "."):
         return not part or not prefix
     asked = unwrapped(part.rstrip("./"), own)
@@ -171,7 +171,7 @@ def _belongs(prefix: str, part: str, own: set[str]) -> bool:
 
 
 def _prefixes(names: Iterable[str], least: int) -> list[str]:
-    """Returns beginnings of names, up to a dot or slash, that at least `least` names have; the empty one first."""
+    """Returns prefixes, up to a dot or slash, that at least `least` names share; the empty one first."""
     found: Counter[str] = Counter()
     for name in names:
         ends = [m.end() for m in re.finditer(r"[./]", name[:200])][:8]
@@ -183,6 +183,6 @@ def _prefixes(names: Iterable[str], least: int) -> list[str]:
 def _hits(
     short: Mapping[str, str], prefix: str, wanted: set[str], renames: Sequence[tuple[str, str]]
 ) -> dict[str, str]:
-    """Returns name in the checkpoint -> wanted name, for what begins with `prefix`."""
+    """Returns {name in the checkpoint: wanted name} for names that begin with `prefix`."""
     found = {name: substitute(s[len(prefix) :], renames) for name, s in short.items() if s.startswith(prefix)}
     return {name: new for name, new in found.items() if new in wanted}

@@ -1,4 +1,4 @@
-"""The preprocessing that belongs to published weights: size, how it is cropped, and the statistics."""
+"""The preprocessing of published weights: image size, cropping, and statistics."""
 
 import re
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from recvis_jax.pretrained import timm_names, torchvision
 
 
 class Preprocessing(NamedTuple):
-    """Resize the shorter side to `size` / `crop`, cut the centre of `size`, normalise.
+    """Resize the shorter side to `size` / `crop`, crop the centre of `size`, normalise.
 
     Attributes:
-      size: rows and columns of what the model is given.
+      size: rows and columns of the model's input.
       crop: side of the crop divided by the shorter side of the resized image, in (0, 1].
       method: of resizing, a name of `data.transforms.METHODS`.
       statistics: mean and standard deviation, a name of `data.augment.STATISTICS` or a pair.
-      squash: resize both sides to `size` whatever the aspect ratio, instead of cutting.
+      squash: resize both sides to `size` whatever the aspect ratio, instead of cropping.
     """
 
     size: int = 224
@@ -24,17 +24,17 @@ class Preprocessing(NamedTuple):
     squash: bool = False
 
     def transform(self) -> str:
-        """Returns the host transform as configs write it."""
+        """Returns the host transform as written in configs."""
         if self.squash:
             return f"resize({(self.size, self.size)}, method='{self.method}')"
         return f"resize_crop({self.size}, resize={int(self.size / self.crop)}, method='{self.method}')"
 
 
-# OpenAI's, of CLIP.
+# OpenAI's statistics for CLIP.
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _RETRAINED = "|".join(torchvision.RETRAINED)
 
-# Library, pattern of its names (timm's with their tags), preprocessing: the first that matches holds.
+# Library, pattern of its names (timm's with their tags), preprocessing: the first match counts.
 TABLE: tuple[tuple[str, str, Preprocessing], ...] = (
     # `Weights.transforms()`
     ("torchvision", rf"({_RETRAINED})(\.IMAGENET1K_V2|\.DEFAULT)?", Preprocessing(crop=224 / 232)),
@@ -78,7 +78,7 @@ TABLE: tuple[tuple[str, str, Preprocessing], ...] = (
     # vision_transformer's input_pipeline.py; big_vision's configs/vit_i1k.py; both without antialiasing
     ("big_vision", r".*(ViT-|Mixer-).*", Preprocessing(statistics="inception", squash=True)),
     ("big_vision", r".*", Preprocessing(statistics="inception")),
-    # bit_hyperrule.py for what was fine-tuned, and timm's for the others
+    # bit_hyperrule.py for fine-tuned weights, timm's for the others
     ("big_transfer", r".*-ILSVRC2012", Preprocessing(480, statistics="inception", squash=True)),
     ("big_transfer", r".*_T_384", Preprocessing(384, 1.0, "bicubic", "inception")),
     ("big_transfer", r".*_160", Preprocessing(160, 0.875, "bicubic", "inception")),
@@ -89,6 +89,6 @@ TABLE: tuple[tuple[str, str, Preprocessing], ...] = (
 
 
 def of(library: str, name: str) -> Preprocessing:
-    """Returns the preprocessing of a library's model; torchvision's usual one where nothing else is known."""
+    """Returns the preprocessing of a library's model; by default torchvision's usual one."""
     name = timm_names.full(name) if library == "timm" else name
     return next(p for lib, pattern, p in TABLE if lib in ("", library) and re.fullmatch(pattern, name))

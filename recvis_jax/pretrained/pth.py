@@ -1,4 +1,4 @@
-"""Files of torch.save: looked at before torch is given them, and read by torch as tensors and plain values alone."""
+"""Files of torch.save: checked before torch gets them, and read by torch only as tensors and plain values."""
 
 import argparse
 import io
@@ -14,32 +14,32 @@ from recvis_jax import reading
 from recvis_jax.errors import BadRequest, brief, printable, shown
 from recvis_jax.pretrained import archive, safetensors
 
-# From here on `weights_only` keeps its promise: CVE-2025-32434 went with 2.6, CVE-2026-24747 with 2.10.
+# From this version on `weights_only` is safe: CVE-2025-32434 was fixed in 2.6, CVE-2026-24747 in 2.10.
 SAFE_TORCH = (2, 10)
 
-# What a pickle may name besides torch's own, of which torch's list decides. All are data: torch sets the attributes of
-# a Namespace (the arguments that many training programs save) and calls nothing of it.
+# Names that a pickle may use besides torch's own, which torch checks itself. All are data: torch sets the attributes of
+# a Namespace (the arguments that many training programs save) and calls none of its code.
 _NAMES = {
     *(("collections", name) for name in ("OrderedDict", "Counter", "defaultdict")),
     ("argparse", "Namespace"),
-    ("_codecs", "encode"),  # bytes as protocol 2 writes them
+    ("_codecs", "encode"),  # bytes in protocol 2
     ("builtins", "set"),
     ("builtins", "complex"),
     ("__builtin__", "set"),
     ("__builtin__", "complex"),
 }
-# In the old format: a number, a version, facts about the machine, the tensors, the names of their storages.
+# In the old format: a magic number, a version, system information, the tensors, the names of their storages.
 _PICKLES = 5
 
 
 class _Refused(ValueError):
-    """What a file asks for that is no tensor; the message is the reason."""
+    """A file asks for something other than tensors; the message is the reason."""
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Returns the tensors of a file of torch.save, and which of its tables hold any.
+    """Returns the tensors of a file of torch.save, and the names of the tables that hold them.
 
-    Tables inside tables are written with dots, 'model.conv1.weight'; what is no tensor is left out.
+    Nested tables are written with dots, 'model.conv1.weight'; values that are not tensors are left out.
 
     Returns:
       name -> array; names of the tables that hold tensors themselves, '' for the outermost.
@@ -53,12 +53,12 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         import torch
     except ImportError:
         raise BadRequest(
-            f"{name} is a pickle, which only torch reads safely, and torch is not installed: "
+            f"{name} is a pickle, which only torch can read safely, but torch is not installed: "
             "pip install torch, or convert the file to .safetensors."
         ) from None
     if tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
         raise BadRequest(
-            f"{name} is a pickle, which can execute code in torch {torch.__version__} in spite of weights_only "
+            f"{name} is a pickle, which can execute code in torch {torch.__version__} despite weights_only "
             "(CVE-2025-32434, CVE-2026-24747): pip install 'torch>=2.10', or convert the file to .safetensors."
         )
     try:
@@ -68,15 +68,15 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         return _tensors(state, torch)
     except _Refused as e:
-        raise BadRequest(f"{name} is no file of weights alone, and is refused ({e}).") from None
-    except Exception as e:  # torch raises whatever the file's contents lead it to
-        asked = re.search(r"GLOBAL (\S+)", str(e))  # the rest of what it says is how to load it all the same
+        raise BadRequest(f"{name} is not a file of weights only, and is refused ({e}).") from None
+    except Exception as e:  # damaged content can raise anything
+        asked = re.search(r"GLOBAL (\S+)", str(e))  # the rest of the message tells how to load it anyway
         reason = f"it asks for {brief(asked[1])}" if asked else archive.line(e)
-        raise BadRequest(f"{name} is no file of weights alone, and is refused ({reason}).") from None
+        raise BadRequest(f"{name} is not a file of weights only, and is refused ({reason}).") from None
 
 
 def _look(path: Path, size: int) -> None:
-    """Raises `_Refused`, or what the zip's reader raises, where the pickles in a file ask for what they should not."""
+    """Raises `_Refused`, or an error of the zip reader, if the pickles in a file ask for anything not allowed."""
     most = reading.LIMITS["pickle bytes"]
     with path.open("rb") as f:
         head = f.read(most)
@@ -88,7 +88,7 @@ def _look(path: Path, size: int) -> None:
     with archive.opened(path) as entries:
         unpacked = sum(info.file_size for info in entries.infolist())
         if unpacked > size + most:
-            raise _Refused(f"it unpacks to {unpacked:,} bytes, and has {size:,}; torch compresses nothing")
+            raise _Refused(f"it unpacks to {unpacked:,} bytes, but has {size:,}; torch does not compress")
         pickles = [info for info in entries.infolist() if info.filename.endswith(".pkl")]
         if not pickles:
             raise _Refused("it is a zip archive without data.pkl")
@@ -99,9 +99,9 @@ def _look(path: Path, size: int) -> None:
 
 
 def _check_pickles(stream: io.BytesIO, count: int) -> None:
-    """Raises `_Refused` where up to `count` pickles, one after the other, name what is not in `_NAMES`.
+    """Raises `_Refused` if one of up to `count` consecutive pickles uses a name that is not in `_NAMES`.
 
-    Nothing is unpickled: the steps of the pickle are read as a list.
+    Nothing is unpickled: the pickle's steps are only listed.
     """
     names: dict[tuple[str, ...], None] = {}  # in order
     steps, words = 0, ["", ""]
@@ -124,11 +124,11 @@ def _check_pickles(stream: io.BytesIO, count: int) -> None:
     wrong = [n for n in names if n not in _NAMES and n[0].split(".")[0] != "torch"]
     if wrong:
         asked = ", ".join(brief(".".join(n), 60) for n in wrong[:3]) + (" and more" if len(wrong) > 3 else "")
-        raise _Refused(f"it asks for {asked}; in torch, save the state_dict alone, or convert it to .safetensors")
+        raise _Refused(f"it asks for {asked}; in torch, save only the state_dict, or convert it to .safetensors")
 
 
 def _tensors(state: Any, torch: Any) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Returns the tensors in tables of tables as arrays, and the names of the tables that hold any."""
+    """Returns the tensors in nested tables as arrays, and the names of the tables that hold them."""
     out: dict[str, np.ndarray] = {}
     tables: dict[str, None] = {}
     for name, table, x in _walk(state, torch.Tensor):
@@ -140,8 +140,8 @@ def _tensors(state: Any, torch: Any) -> tuple[dict[str, np.ndarray], tuple[str, 
             raise _Refused(f"{brief(full)} of shape {brief(tuple(x.shape))} has {storage:,} bytes, fewer than it needs")
         try:
             array = (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy()
-        except (TypeError, ValueError, RuntimeError) as e:  # sparse, quantised, of a kind that numpy does not have
-            raise _Refused(f"{brief(full)} is no plain array: {archive.line(e)}") from None
+        except (TypeError, ValueError, RuntimeError) as e:  # sparse, quantised, or a type that numpy does not have
+            raise _Refused(f"{brief(full)} is not a plain array: {archive.line(e)}") from None
         out[safetensors.plain(full)] = array
         tables[table] = None
     if not out:
@@ -151,12 +151,12 @@ def _tensors(state: Any, torch: Any) -> tuple[dict[str, np.ndarray], tuple[str, 
 
 
 def _walk(state: Any, tensor: type, table: str = "", depth: int = 0, seen: list[int] | None = None) -> Iterator:
-    """Yields (name, name of the table, tensor) of all tensors in tables of tables; lists hold none that have names."""
+    """Yields (name, name of the table, tensor) of all tensors in nested tables; tensors in lists have no names."""
     seen = [0] if seen is None else seen
     if not isinstance(state, Mapping):
         return
     if depth > reading.LIMITS["axes"]:
-        raise _Refused("its tables lie in one another without end")
+        raise _Refused("its tables are nested too deeply")
     for key, value in state.items():
         seen[0] += 1
         if seen[0] > 5 * reading.LIMITS["tensors"]:

@@ -1,13 +1,13 @@
-"""The engine behind the tables of names: one table turns another library's checkpoint into ours and back.
+"""Applies tables of names: one table converts another library's checkpoint to ours and back.
 
 A table is a tuple of rows (their name, our name or names, layout):
 
     ("layer{i}.{j}.conv{k}.weight", "params/stage{i}_block{j+1}/conv{k}/kernel", "conv")
     ("blocks.{i}.attn.qkv.weight", tuple(f"params/block{{i}}/attn/{x}/kernel" for x in QKV), "split_linear")
 
-`{i}` is an integer. In either name it may carry an offset and in theirs a format: `{j+1}`, `{j+1:02d}`. Our names are
-the paths of `trees.flatten(variables)`. The first row whose name of ours matches a variable is the one that holds; the
-names of theirs follow from those of ours, so a table is read in the same way for loading and for exporting.
+`{i}` is an integer. In both names it may have an offset, `{j+1}`, and in theirs a format, `{j+1:02d}`. Our names are
+the paths of `trees.flatten(variables)`. The first row whose name of ours matches a variable counts. Their names are
+computed from ours, so loading and exporting read a table in the same way.
 """
 
 import math
@@ -24,13 +24,13 @@ from recvis_jax.pretrained import parts
 
 
 class Layout(NamedTuple):
-    """How the numbers of a tensor are arranged there and here.
+    """How the values of a tensor are arranged in their library and in ours.
 
     Attributes:
-      load: (their array, number of ours) -> our arrays. Raises ValueError where the shape cannot be theirs.
+      load: (their array, number of ours) -> our arrays. Raises ValueError if the shape cannot be theirs.
       export: our arrays -> their array.
-      derived: their tensor holds nothing of ours: ignored in loading and made anew in exporting. A row of such a layout
-        names one of our variables only to say beside which tensors it stands.
+      derived: their tensor has no counterpart in ours: ignored when loading, created when exporting. A row with such a
+        layout names one of our variables only to tell which tensors it belongs to.
     """
 
     load: Callable[[np.ndarray, int], Sequence[np.ndarray]]
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 def single(load: Callable[[np.ndarray], np.ndarray], export: Callable[[np.ndarray], np.ndarray]) -> Layout:
-    """Returns the layout of one tensor that is one variable of ours."""
+    """Returns the layout of a tensor that corresponds to one variable of ours."""
     return Layout(lambda x, n: [load(x)], export)
 
 
@@ -48,14 +48,14 @@ def _transpose(*axes: int) -> Layout:
 
 
 def squeeze(axes: int) -> Layout:
-    """Returns the layout whose first `axes` axes, of size one, we do not have: (1, 1, i, o) <-> (i, o) for 2."""
+    """Returns the layout with `axes` leading axes of size one that ours lacks: (1, 1, i, o) <-> (i, o) for 2."""
     return single(lambda x: np.squeeze(x, tuple(range(axes))), lambda y: y.reshape((1,) * axes + y.shape))
 
 
 def linear_after_flatten(h: int, w: int) -> Layout:
     """Returns the layout of a linear layer on flattened feature maps of h x w pixels.
 
-    Theirs flattens channels first: (out, c h w) <-> (h w c, out).
+    Theirs is flattened with channels first: (out, c h w) <-> (h w c, out).
     """
     return single(
         lambda x: x.reshape(len(x), -1, h, w).transpose(2, 3, 1, 0).reshape(-1, len(x)),
@@ -64,7 +64,7 @@ def linear_after_flatten(h: int, w: int) -> Layout:
 
 
 def linear_as_conv(h: int, w: int) -> Layout:
-    """Returns the layout of a linear layer that theirs has as a convolution: (out, c, h, w) <-> (h w c, out)."""
+    """Returns the layout of a linear layer that is a convolution in theirs: (out, c, h, w) <-> (h w c, out)."""
     return single(
         lambda x: x.reshape(*x.shape[:2], h, w).transpose(2, 3, 1, 0).reshape(-1, len(x)),
         lambda y: y.reshape(h, w, -1, y.shape[1]).transpose(3, 2, 0, 1),
@@ -81,9 +81,9 @@ LAYOUTS: dict[str, Layout] = {
     "conv1x1": linear_as_conv(1, 1),
     # tensors fused along their first axis <-> one variable each
     "split": Layout(lambda x, n: np.split(x, n), lambda *y: np.concatenate(y)),
-    # the same, of linear layers: (n out, in) <-> n times (in, out)
+    # the same for linear layers: (n out, in) <-> n times (in, out)
     "split_linear": Layout(lambda x, n: [p.T for p in np.split(x, n)], lambda *y: np.concatenate([p.T for p in y])),
-    # PyTorch's count of the batches that a batch norm has seen
+    # PyTorch's counter of batches in batch norms
     "count": Layout(lambda x, n: [], lambda y: np.zeros((), np.int64), derived=True),
 }
 
@@ -100,14 +100,14 @@ class Move(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What became of a checkpoint: before `check`, names may be missing and shapes may differ.
+    """A checkpoint in our layout; until `check`, names may be missing and shapes may differ.
 
     Attributes:
       values: our name -> array in our layout, not always of our shape.
       source: our name -> their name.
       missing: names of theirs that the checkpoint lacks.
-      unexpected: names of the checkpoint that our model has no place for.
-      misshapen: their name -> shape, for tensors that are not even of their layout's rank.
+      unexpected: names of the checkpoint that our model does not have.
+      misshapen: their name -> shape, for tensors whose shape does not even fit their layout.
     """
 
     values: dict[str, np.ndarray]
@@ -121,7 +121,7 @@ _PLACEHOLDER = re.compile(r"\{(\w+)([+-]\d+)?(?::(\w+))?\}")
 
 
 def _pattern(name: str) -> tuple[re.Pattern[str], dict[str, int]]:
-    """Returns the regular expression of our names, and the offset of each of its integers."""
+    """Returns the regular expression for our names, and the offset of each of its integers."""
     offsets, out, end = {}, "", 0
     for m in _PLACEHOLDER.finditer(name):
         key, offset = m[1], int(m[2] or 0)
@@ -191,14 +191,14 @@ def fit(
     template: Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
 ) -> Fit:
-    """Rearranges the tensors of a checkpoint into our variables, without judging yet.
+    """Rearranges the tensors of a checkpoint into our variables; `check` judges the result.
 
     Args:
       moves: `plan` of the model.
       source: their name -> array; read one at a time, and only the names in `moves`.
       ignore: regular expression of names of theirs that may be left over.
-      template: our name -> array or shape. A tensor far larger than its variables is not read at all, as it may have
-        been made to fill the memory; it counts as of another shape.
+      template: our name -> array or shape. A tensor far larger than its variables is not read, as it may be an attempt
+        to fill the memory; it counts as having another shape.
       skip: names of theirs that are not read.
 
     Raises:
@@ -208,7 +208,7 @@ def fit(
     try:
         leftover = re.compile(ignore) if ignore else None
     except re.error as e:
-        raise BadRequest(f"ignore={shown(ignore)} is no regular expression: {e}.") from None
+        raise BadRequest(f"ignore={shown(ignore)} is not a regular expression: {e}.") from None
     needed = {n: math.prod(np.shape(x)) for n, x in (template or {}).items()}
     total, skip = 0, {*skip}
     for theirs, ours, layout in moves:
@@ -226,7 +226,7 @@ def fit(
         total += size
         if template is not None and total > _TOTAL_TIMES * sum(needed.values()) + _TOTAL_SLACK:
             raise BadRequest(
-                f"the checkpoint's tensors are far larger than the model's {sum(needed.values()):,} numbers."
+                f"the checkpoint's tensors are far larger than the model's {sum(needed.values()):,} values."
             )
         x = np.asarray(source[theirs])
         try:
@@ -241,12 +241,12 @@ def fit(
 def check(
     found: Fit, template: Mapping[str, Any], where: str, complaints: Sequence[str] = (), remedies: Sequence[str] = ()
 ) -> None:
-    """Raises `BadRequest` unless names and shapes agree entirely and all numbers are finite.
+    """Raises `BadRequest` unless all names and shapes agree and all values are finite.
 
     Args:
       found: a checkpoint in our layout.
       template: our name -> array or `ShapeDtypeStruct`.
-      where: what the checkpoint is, for the message, which names what differs, a few of each kind.
+      where: name of the checkpoint, for the message, which lists a few differences of each kind.
       complaints: what else does not fit.
       remedies: what would help, for the end of the message.
     """
@@ -258,7 +258,7 @@ def check(
     ]
     problems = {
         "missing in it": found.missing,
-        "without a place in the model": found.unexpected,
+        "not in the model": found.unexpected,
         "of another shape": shapes,
     }
     lists = [f"{len(v)} {k}: {trees.shorten([brief(n, 150) for n in v], 3)}" for k, v in problems.items() if v]
@@ -273,14 +273,14 @@ def check(
             raise BadRequest(f"{where}: {their} -> {name} is {x.dtype} instead of {want}.")
         with np.errstate(over="ignore", invalid="ignore"):
             if jnp.issubdtype(want, jnp.floating) and not np.isfinite(x.astype(want)).all():
-                raise BadRequest(f"{where}: {their} holds numbers that are not finite.")
+                raise BadRequest(f"{where}: {their} holds values that are not finite.")
 
 
 def differing(found: Fit, template: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns our name -> array for those of another shape than the model's."""
+    """Returns {our name: array} for arrays whose shape differs from the model's."""
     return {n: x for n, x in found.values.items() if np.shape(x) != np.shape(template[n])}
 
 
 def export(moves: Sequence[Move], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns their name -> array for our name -> array, in C order."""
+    """Converts {our name: array} to {their name: array}, in C order."""
     return {m.theirs: np.array(m.layout.export(*(np.asarray(variables[o]) for o in m.ours)), order="C") for m in moves}

@@ -14,10 +14,10 @@ from recvis_jax.training.state import State
 
 
 def image_size(workdir: Path) -> tuple[int, int] | None:
-    """Returns rows and columns of the images that a run was trained on, as its `data.json` has them.
+    """Returns rows and columns of the images that a run was trained on, from its `data.json`.
 
     Returns:
-      None for a run of before that file was written.
+      None for an older run without that file.
 
     Raises:
       BadRequest: the file is damaged.
@@ -32,13 +32,13 @@ def image_size(workdir: Path) -> tuple[int, int] | None:
 
 
 def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
-    """Returns the variables that a run evaluates: the moving average where it keeps one.
+    """Returns the variables that a run evaluates: the moving average if it keeps one.
 
-    Nothing but the checkpoint's own description of its arrays is needed to read it, neither config nor optimizer.
+    The checkpoint describes its own arrays, so neither config nor optimizer is needed.
 
     Args:
-      workdir: folder of the run; it is only read, and may be one that goes on.
-      which: 'best', 'last' or a step; empty takes the best, or the last where none is marked as the best.
+      workdir: folder of the run; it is only read, and the run may be in progress.
+      which: 'best', 'last' or a step; empty takes the best, or the last if there is no best.
 
     Returns:
       Our path name -> array: 'params/...', 'batch_stats/...'.
@@ -47,7 +47,7 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
       BadRequest: there is no such checkpoint.
       Failure: it is damaged.
     """
-    # One device of every process: orbax reads together, and each needs the whole.
+    # One device of every process: all processes read together, and each needs everything.
     mesh = sharding.make_mesh(list({d.process_index: d for d in reversed(jax.devices())}.values()))
     saved: Any = {}
     for kind in ("best", "last"):
@@ -64,7 +64,7 @@ def read(workdir: Path, which: str = "") -> dict[str, np.ndarray]:
         with ocp.StandardCheckpointer() as reader:
             described = reader.metadata(place / "state").item_metadata.tree
         template = State(**jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), described))
-    except Exception as e:  # whatever a damaged description leads to
+    except Exception as e:  # a damaged description can raise anything
         raise Failure(f"the checkpoint {place} cannot be read ({' '.join(str(e).split())[:200]})") from e
     reader = checkpoint.Checkpointer(workdir, sharding.laid_out(template, mesh), read_only=True)
     try:

@@ -34,17 +34,17 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class File(Mapping[str, np.ndarray]):
-    """A safetensors file as a mapping from name to array, read when asked for.
+    """A safetensors file as a mapping from name to array, read when accessed.
 
-    The whole header is checked first: every dtype is known, every tensor lies inside the file and has the bytes that
-    its shape needs, and the tensors cover the rest of the file without gaps or overlaps.
+    The whole header is checked first: every dtype is known, every tensor is inside the file and has the bytes that its
+    shape needs, and the tensors cover the rest of the file without gaps or overlaps.
 
     Args:
       path: of the file.
 
     Raises:
-      BadRequest: the file is no regular one, is truncated, is not a safetensors file, or its header contradicts itself
-        or the file.
+      BadRequest: the file is not a regular file, is truncated, is not a safetensors file, or its header contradicts
+        itself or the file.
     """
 
     def __init__(self, path: Path):
@@ -54,17 +54,17 @@ class File(Mapping[str, np.ndarray]):
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or not 2 <= length <= size - 8:
                 raise BadRequest(
-                    f"{name} is truncated or no safetensors file: its header claims {length} bytes, "
-                    f"and the file has {size}."
+                    f"{name} is truncated or not a safetensors file: its header claims {length} bytes, "
+                    f"but the file has {size}."
                 )
             if length > most:
                 raise BadRequest(f"{name}: its header has {length:,} bytes; at most {most:,} are read.")
             text = f.read(length)
             self._data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        header = reading.parse_json(text, f"{name} is no safetensors file: its header")
+        header = reading.parse_json(text, f"{name} is not a safetensors file: its header")
         try:
             if not isinstance(header, dict):
-                raise ValueError("its header is no table of tensors")
+                raise ValueError("its header is not a table of tensors")
             self.metadata = _metadata(header.pop("__metadata__", {}))
             if len(header) > reading.LIMITS["tensors"]:
                 raise ValueError(f"it names {len(header):,} tensors; at most {reading.LIMITS['tensors']:,} are read")
@@ -94,34 +94,34 @@ class File(Mapping[str, np.ndarray]):
 
 
 def plain(name: str) -> str:
-    """Returns a tensor's name; ValueError where it could do more to a terminal than be read, or is no name at all."""
+    """Returns a tensor's name; ValueError if it is too long or has characters that could control a terminal."""
     if not name.isprintable():
-        raise ValueError(f"the name {shown(name)} is not of printable characters")
+        raise ValueError(f"the name {shown(name)} has characters that are not printable")
     if len(name) > 1000:
         raise ValueError(f"the name {shown(name)} has {len(name):,} characters; at most 1,000 are read")
     return name
 
 
 def check_shape(name: str, shape: tuple[int, ...], itemsize: int) -> int:
-    """Returns the bytes of an array; ValueError where no array can have its shape. Counts axes before it multiplies."""
+    """Returns the bytes of an array; ValueError if no array can have its shape. Counts the axes before multiplying."""
     if len(shape) > reading.LIMITS["axes"]:
         raise ValueError(f"{brief(name)!r} has {len(shape):,} axes, which no array can have")
     if max(shape, default=0) > sys.maxsize or math.prod(n or 1 for n in shape) * itemsize > sys.maxsize:
-        raise ValueError(f"{brief(name)!r} is of shape {shown(shape)}, which no array can have")
+        raise ValueError(f"{brief(name)!r} has shape {shown(shape)}, which no array can have")
     return math.prod(shape) * itemsize
 
 
 def _metadata(found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
-        raise ValueError(f"its __metadata__ is no table of texts: {shown(found, 40)}")
+        raise ValueError(f"its __metadata__ is not a table of strings: {shown(found, 40)}")
     return found
 
 
 def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """Returns dtype, shape, first and last byte of one tensor; ValueError where they contradict each other."""
+    """Returns dtype, shape, first and last byte of one tensor; ValueError if they contradict each other."""
     title = repr(brief(name))
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
-        raise ValueError(f"the header's entry {title} is no tensor of dtype, shape and data_offsets")
+        raise ValueError(f"the header's entry {title} is not a tensor with dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     for what, numbers in (("shape", shape), ("offsets", offsets)):
         if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
@@ -129,10 +129,10 @@ def _entry(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     if len(offsets) != 2 or max(offsets) > sys.maxsize:
         raise ValueError(f"offsets {shown(offsets)} of {title} are not whole numbers of at least 0, first and last")
     if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"{title} is of unknown dtype {shown(code, 40)}; there are {', '.join(DTYPES)}")
+        raise ValueError(f"{title} has unknown dtype {shown(code, 40)}; there are {', '.join(DTYPES)}")
     need = check_shape(name, tuple(shape), DTYPES[code].itemsize)
     if offsets[1] - offsets[0] != need:
-        raise ValueError(f"{title} needs {need} bytes, and its offsets are {offsets}")
+        raise ValueError(f"{title} needs {need} bytes, but its offsets are {offsets}")
     return DTYPES[code], tuple(shape), *offsets
 
 
@@ -140,22 +140,22 @@ def _check_cover(where: dict[str, tuple[np.dtype, tuple[int, ...], int, int]], s
     end = 0
     for name, (_, _, begin, stop) in sorted(where.items(), key=lambda item: item[1][2:]):
         if begin != end:
-            raise ValueError(f"{brief(name)!r} begins at byte {begin}, and what comes before ends at {end}")
+            raise ValueError(f"{brief(name)!r} begins at byte {begin}, but the tensor before it ends at {end}")
         end = stop
     if end != size:
-        raise ValueError(f"its tensors take {end} bytes, and it has {size}")
+        raise ValueError(f"its tensors need {end} bytes, but it has {size}")
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays as a safetensors file, wide dtypes first as the format's own implementation does.
+    """Writes arrays as a safetensors file, wide dtypes first, like the format's own implementation.
 
     Raises:
-      BadRequest: an array of a dtype that the format does not have.
-      Failure: the file cannot be written; what was there stays.
+      BadRequest: an array has a dtype that the format does not have.
+      Failure: the file cannot be written; an existing file is kept.
     """
     for name, x in tensors.items():
         if x.dtype.newbyteorder("<") not in _CODES:
-            raise BadRequest(f"{name} is of dtype {x.dtype}, which safetensors does not have.")
+            raise BadRequest(f"{name} has dtype {x.dtype}, which safetensors does not have.")
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
@@ -168,7 +168,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
         }
         end += x.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # tensors must begin at a multiple of 8 bytes
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as f:

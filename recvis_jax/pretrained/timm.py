@@ -20,7 +20,7 @@ BIT: Table = (
 
 
 def vgg(model: VGG) -> Table:
-    """Returns the rows of a VGG network, whose first two fully connected layers timm has as convolutions."""
+    """Returns the rows of a VGG network; in timm its first two fully connected layers are convolutions."""
     return (
         *vgg_features(model),
         *linear("pre_logits.fc1", "fc6", linear_as_conv(7, 7)),

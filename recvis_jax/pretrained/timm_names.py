@@ -1,4 +1,4 @@
-"""What timm calls its models: names, tags of the published weights, and names of older versions."""
+"""Names of timm's models, tags of the published weights, and names in older versions."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from recvis_jax.models.vgg import VARIANTS as VGGS
 
 _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
 _SIGLIP = {"base_patch16": (224, 256, 384, 512), "base_patch32": (256,), "large_patch16": (256, 384, 512)}
-# Its SigLIPs are not of one mind: the newer ones have the tanh of the original.
+# Only timm's newer SigLIP models use the original's GELU with tanh.
 _TANH = ("base_patch32_siglip_256", "large_patch16_siglip_512")
 
 
 def _siglip(patches: str, kind: str, size: int) -> tuple[str, dict[str, Any]]:
-    """Returns the image tower: a feature a picture, by attention or by the mean."""
+    """Returns the image tower: one feature vector per image, by attention or mean pooling."""
     width, patch = patches.split("_patch")
     act = dict(activation="gelu_tanh") if f"{patches}_siglip_{size}" in _TANH else {}
     return f"vit_{_SIZES[width]}{patch}", dict(pool="gap" if kind else "map", **act)
 
 
-# Their name -> ours, and the attributes in which theirs differs.
+# Their name -> our name, and attributes that differ from ours.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in (*RESNETS, *VGGS)},
     "resnet50_gn": ("resnet50", dict(norm="group")),
@@ -75,7 +75,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 _AUGREG = "augreg_in21k_ft_in1k"
 _BIT = "goog_in21k_ft_in1k goog_in21k"
 _GLUON = "a1h_in1k a1_in1k a2_in1k a3_in1k tv_in1k tv2_in1k gluon_in1k"
-# Tags of the published weights, the one first that a name without a tag means. Models that are not here have none.
+# Tags of the published weights; a name without a tag means the first. Models that are not listed have none.
 TAGS = {
     "resnet18": "a1_in1k a2_in1k a3_in1k tv_in1k fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k gluon_in1k",
     "resnet34": "a1_in1k a2_in1k a3_in1k bt_in1k ra4_e3600_r224_in1k tv_in1k gluon_in1k",
@@ -145,8 +145,8 @@ TAGS = {
     **{name: "in1k" for name in MODELS if name.startswith("convmixer_")},
 }
 
-# What weights of a tag end with, where it is no head of ImageNet's 1,000 classes; of ImageNet-21k 21,843 were in use
-# by Google, 11,221 by MIIL.
+# Number of classes by tag, if it is not ImageNet's 1,000; 0 is no head. Of ImageNet-21k, Google used 21,843 classes and
+# MIIL 11,221.
 CLASSES = {
     "augreg_in21k": 21_843,
     "goog_in21k": 21_843,
@@ -155,7 +155,7 @@ CLASSES = {
 }
 _BAMBOO = {"resnet50.bamboo": 0, "vit_base_patch16_224.bamboo": 115_217}
 
-# Names of older versions -> name and tag of now.
+# Names in older versions -> current name and tag.
 ALIASES = {
     **{f"tv_resnet{depth}": f"resnet{depth}.tv_in1k" for depth in (34, 50, 101, 152)},
     **{f"gluon_resnet{depth}_v1b": f"resnet{depth}.gluon_in1k" for depth in (18, 34, 50, 101, 152)},
@@ -182,7 +182,7 @@ ALIASES = {
 
 
 def full(name: str) -> str:
-    """Returns the name with a tag: what an older name is called now, and the default tag where there is none."""
+    """Returns the current name with its tag: replaces older names, and adds the default tag if there is none."""
     name = ALIASES.get(name, name)
     return name if "." in name or name not in TAGS else f"{name}.{TAGS[name].split()[0]}"
 

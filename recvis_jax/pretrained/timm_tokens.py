@@ -18,7 +18,7 @@ def norm(theirs: str, ours: str) -> Table:
 
 
 def fused(weight: str, bias: str, ours: str, parts: tuple[str, ...] = _QKV) -> Table:
-    """Returns the rows of linear layers `parts` below `ours` that theirs holds as one."""
+    """Returns the rows of linear layers `parts` below `ours` that are one layer in theirs."""
     return (
         (weight, tuple(f"params/{ours}/{p}/kernel" for p in parts), "split_linear"),
         (bias, tuple(f"params/{ours}/{p}/bias" for p in parts), "split"),
@@ -42,7 +42,7 @@ def vit_block(theirs: str, ours: str) -> Table:
 
 
 def vit(model: ViT) -> Table:
-    """Returns the rows of a Vision Transformer; a norm after the mean has another name than one before."""
+    """Returns the rows of a Vision Transformer; a norm after the mean and one before have different names."""
     return (
         ("cls_token", "params/cls_token", ""),
         ("pos_embed", "params/pos_embed", ""),
@@ -75,7 +75,7 @@ def hybrid(model: HybridViT) -> Table:
     )
 
 
-# Of the gated one too, whose fc1 holds the units and then their gates, as ours does.
+# Also for the gated variant: its fc1 has the units first, then their gates, as in ours.
 MIXER: Table = (
     *conv("stem.proj", "patch_embed/proj"),
     *norm("blocks.{i}.norm{k}", "block{i}/norm{k}"),

@@ -10,7 +10,7 @@ from recvis_jax.pretrained.torchvision import linear
 
 
 def _attention(theirs: str, ours: str) -> Table:
-    """Returns the rows of an attention whose first three layers are one tensor."""
+    """Returns the rows of an attention whose query, key and value are one tensor."""
     return (
         *fused(f"{theirs}.in_proj_weight", f"{theirs}.in_proj_bias", ours),
         *linear(f"{theirs}.out_proj", f"{ours}/out"),
@@ -42,7 +42,7 @@ TRANSFORMER: Table = (
 
 TABLES = {MultiHeadAttention: ATTENTION, Transformer: TRANSFORMER}
 
-# Neither is a model of images, which is what `create` makes.
+# Neither is a model of images, and `create` makes only those.
 NAMES: dict[str, tuple[str, dict[str, Any]]] = {}
 
 RENAMES: tuple[tuple[str, str], ...] = ()

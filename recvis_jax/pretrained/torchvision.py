@@ -40,7 +40,7 @@ def conv_norm(theirs: str, ours: str) -> Table:
     )
 
 
-# Convolutions are numbered among activations and pools.
+# Numbers count convolutions together with activations and pools.
 ALEXNET: Table = (
     *conv("features.0", "conv1"),
     *conv("features.3", "conv2"),
@@ -54,7 +54,7 @@ ALEXNET: Table = (
 
 
 def vgg_features(model: VGG) -> Table:
-    """Returns the rows of the convolutions of a VGG network, which are numbered among norms, activations and pools."""
+    """Returns the rows of a VGG network's convolutions; numbers also count norms, activations and pools."""
     rows: Table = ()
     n = 0
     for stage, blocks in enumerate(model.blocks, 1):
@@ -109,15 +109,15 @@ TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET}
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "alexnet": ("alexnet", {}),
     **{name: (name, {}) for name in VGGS},
-    # As its published weights are: with both auxiliary heads, and made for images in [-1, 1].
+    # Like the published weights: with both auxiliary heads, and for images in [-1, 1].
     "googlenet": ("googlenet", dict(aux_logits=True, transform_input=True)),
     **{name: (name, {}) for name in RESNETS},
 }
 
-# The models that were trained twice; what is called DEFAULT is the second.
+# Models with a second set of weights, which DEFAULT means.
 RETRAINED = ("resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 
-# Their name, or name.WEIGHTS as in timm's way of writing: resnet50.IMAGENET1K_V2.
+# Their name, or name.WEIGHTS in timm's notation: resnet50.IMAGENET1K_V2.
 NAMES = {
     **_MODELS,
     **{f"{name}.{weights}": model for name, model in _MODELS.items() for weights in ("IMAGENET1K_V1", "DEFAULT")},

@@ -57,11 +57,11 @@ def vit(model: ViT) -> Table:
     """Returns the rows of a Vision Transformer.
 
     Raises:
-      BadRequest: it does not read the class token.
+      BadRequest: the model does not read the class token.
     """
     if model.pool != "cls":
         raise BadRequest(
-            f"transformers' ViT reads the class token, pool='cls'; there is none with pool={model.pool!r}."
+            f"transformers' ViT reads the class token, pool='cls'; it does not support pool={model.pool!r}."
         )
     return VIT
 
@@ -110,7 +110,7 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"openai/imagegpt-{size}": (f"igpt_{size[0]}", {}) for size in ("small", "medium", "large")},
 }
 
-# Files of ViTModel and ImageGPTModel leave the first part out.
+# Files of ViTModel and ImageGPTModel omit the first part.
 RENAMES = (
     (r"^(embeddings|encoder|layernorm|pooler)\.", r"vit.\1."),
     (r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),

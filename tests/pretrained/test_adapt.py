@@ -40,11 +40,11 @@ def test_new_head():
     with pytest.raises(BadRequest, match=r"2 of another shape: .*fc.weight -> params/head/kernel \(8, 10\)"):
         pretrained.load(state, new, variables)
     loaded = pretrained.load(state, new, variables, new_head=True, say=said.append)
-    assert said == ["new head of 3 outputs; not used of the checkpoint: fc.bias, fc.weight"]
+    assert said == ["new head of 3 outputs; not used from the checkpoint: fc.bias, fc.weight"]
     same(loaded["params"].pop("head"), variables["params"]["head"])
     published["params"].pop("head")
     same(loaded, published)
-    with pytest.raises(BadRequest, match="must be initialised, not shapes alone"):
+    with pytest.raises(BadRequest, match="must be initialised, not only shapes"):
         pretrained.load(state, new, template(new, 32), new_head=True)
 
 
@@ -52,11 +52,11 @@ def test_new_head_for_and_from_a_backbone_alone():
     model, published = resnet()
     state, said = pretrained.export(published, model, "torchvision"), []
     backbone, variables = resnet(num_classes=0, seed=1)
-    with pytest.raises(BadRequest, match=r"2 without a place in the model: fc.bias, fc.weight"):
+    with pytest.raises(BadRequest, match=r"2 not in the model: fc.bias, fc.weight"):
         pretrained.load(state, backbone, variables)
     assert "head" not in pretrained.load(state, backbone, variables, ignore="^fc")["params"]
     loaded = pretrained.load(state, backbone, variables, new_head=True, say=said.append)
-    assert said == ["the model has no head; not used of the checkpoint: fc.bias, fc.weight"]
+    assert said == ["the model has no head; not used from the checkpoint: fc.bias, fc.weight"]
     state = pretrained.export(loaded, backbone, "torchvision")
     assert "fc.weight" not in state
     new, variables = resnet(num_classes=3, seed=2)
@@ -78,7 +78,7 @@ def test_new_heads_of_googlenet():
         same(a, b)
     np.testing.assert_array_equal(loaded["params"]["aux1"]["fc1"]["bias"], state["aux1.fc1.bias"])
     plain = pretrained.create("torchvision", "googlenet", aux_logits=False)
-    with pytest.raises(BadRequest, match=r"20 without a place in the model: aux1"):
+    with pytest.raises(BadRequest, match=r"20 not in the model: aux1"):
         pretrained.load(state, plain, template(plain, 32))
     pretrained.load(state, plain, template(plain, 32), ignore="^aux")
 
@@ -155,22 +155,22 @@ def test_positions_of_another_image_size(pool, prefix, scan):
     larger = template(model, 96)
     run = pretrained.files.Checkpoint(state, ours=True)
     with pytest.raises(
-        BadRequest, match=r"params/pos_embed is of 4x4 patches, the model's of 6x6: resample=True inter"
+        BadRequest, match=r"params/pos_embed is for 4x4 patches, the model's for 6x6: resample=True inter"
     ):
         pretrained.load(run, model, larger)
     loaded = pretrained.load(run, model, larger, resample=True, say=said.append)
-    assert said == ["params/pos_embed resampled from 4x4 (taken for a square) to 6x6 positions"]
+    assert said == ["params/pos_embed resampled from 4x4 (assumed square) to 6x6 positions"]
     expected = adapt.resample(state["params/pos_embed"], (4, 4), (6, 6), prefix)
     np.testing.assert_array_equal(loaded["params"]["pos_embed"], expected)
     wide = shaped(larger, prefix, 12)
     with pytest.raises(
-        BadRequest, match=r"has 12 positions, which are no square: resample=dict\(new=\(rows, columns\)\)"
+        BadRequest, match=r"has 12 positions, which are not a square: give their grid by resample=dict\(new=\(row"
     ):
         pretrained.load(run, model, wide, resample=True)
     for how in (dict(resample=(3, 4)), dict(resample=[3, 4]), dict(resample=dict(new=(3, 4))),
                 dict(resample=True, image_size=(48, 64))):  # fmt: skip
         loaded = pretrained.load(run, model, wide, say=said.append, **how)
-        assert said.pop() == "params/pos_embed resampled from 4x4 (taken for a square) to 3x4 positions"
+        assert said.pop() == "params/pos_embed resampled from 4x4 (assumed square) to 3x4 positions"
         expected = adapt.resample(state["params/pos_embed"], (4, 4), (3, 4), prefix)
         np.testing.assert_array_equal(loaded["params"]["pos_embed"], expected)
     with pytest.raises(BadRequest, match=r"resample=dict\(new=\(5, 4\)\) is not the model's grid: it has 12 positions"):
@@ -207,7 +207,7 @@ def positions_of(size, new_size, recorded, **how):
 def test_grids_are_compared_and_not_their_numbers():
     """Sixteen positions of 2x8 are not those of 4x4."""
     with pytest.raises(
-        BadRequest, match=r"pos_embed is of 2x8 patches, the model's of 4x4: resample=True interpolates"
+        BadRequest, match=r"pos_embed is for 2x8 patches, the model's for 4x4: resample=True interpolates"
     ):
         positions_of((8, 32), (16, 16), True)
     for how in (True, dict(old=(2, 8)), dict(old=(2, 8), new=(4, 4)), (4, 4)):
@@ -219,7 +219,7 @@ def test_grids_are_compared_and_not_their_numbers():
     assert said == []
     with pytest.raises(BadRequest, match=r"old=\(4, 4\)\) is not the checkpoint's grid: it was trained on 2x8 patches"):
         positions_of((8, 32), (16, 16), True, resample=dict(old=(4, 4)))
-    with pytest.raises(BadRequest, match=r"of 2x8 patches, the model's of 8x2"):
+    with pytest.raises(BadRequest, match=r"for 2x8 patches, the model's for 8x2"):
         positions_of((8, 32), (32, 8), True)
     got, old, _ = positions_of((8, 20), (16, 16), True, resample=True)  # of 2x5
     np.testing.assert_array_equal(got, adapt.resample(old, (2, 5), (4, 4), 1))
@@ -230,10 +230,10 @@ def test_grids_that_nothing_tells_are_asked_for():
     np.testing.assert_array_equal(got, old)  # published weights are of squares
     assert said == []
     for how in (False, True):
-        with pytest.raises(BadRequest, match=r"which grid its 16 positions are, and the model's grid is 2x8: "
-                           r"resample=dict\(old=\(rows, columns\)\) says it, with 2x8 to take"):  # fmt: skip
+        with pytest.raises(BadRequest, match=r"16 positions is not recorded, and the model's grid is 2x8: give it "
+                           r"by resample=dict\(old=\(rows, columns\)\); 2x8 takes"):  # fmt: skip
             positions_of((8, 32), (8, 32), False, resample=how)
-        with pytest.raises(BadRequest, match=r"its 10 positions are no square: resample=dict\(old=\(rows, columns\)\)"):
+        with pytest.raises(BadRequest, match=r"10 positions are not a square: give their grid by resample=dict\(old"):
             positions_of((8, 20), (16, 16), False, resample=how)
     got, old, said = positions_of((8, 32), (8, 32), False, resample=dict(old=(2, 8)))
     np.testing.assert_array_equal(got, old)
@@ -250,7 +250,7 @@ def test_a_recorded_grid_and_a_model_whose_images_are_not_known():
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 32, 3)), train=False))
     state = {n: np.asarray(x) for n, x in trees.flatten(filled(shapes)).items()}
     run = pretrained.files.Checkpoint(state, ours=True, image_size=(8, 32))
-    with pytest.raises(BadRequest, match="is of 2x8 patches, the model's of 4x4"):
+    with pytest.raises(BadRequest, match="is for 2x8 patches, the model's for 4x4"):
         pretrained.load(run, model, shapes)
     pretrained.load(run, model, shapes, image_size=(8, 32))
 
@@ -261,7 +261,7 @@ def test_token_mixing_is_of_one_grid():
     state = {n: np.asarray(x) for n, x in trees.flatten(filled(shapes)).items()}
     run = pretrained.files.Checkpoint(state, ours=True, image_size=(8, 32))
     pretrained.load(run, model, shapes, image_size=(8, 32))
-    with pytest.raises(BadRequest, match="it mixes the places of 2x8 patches, the model those of 4x4"):
+    with pytest.raises(BadRequest, match="its weights mix 2x8 patches, the model's 4x4"):
         pretrained.load(run, model, shapes, image_size=(16, 16))
 
 

@@ -238,7 +238,7 @@ def test_a_tower_beside_a_text_tower():
         "params/txt/head/bias": np.ones(3),
         "params/t": np.ones(1),
     }
-    with pytest.raises(BadRequest, match="2 without a place in the model: txt/head/bias, t"):
+    with pytest.raises(BadRequest, match="2 not in the model: txt/head/bias, t"):
         load(model, both, 12)
     same(model, both, x, want, ignore="^(txt/|t$)")
 

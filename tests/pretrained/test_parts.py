@@ -54,7 +54,7 @@ def test_a_name_twice():
     assert load({**state(), **under("_orig_mod.", state())}) == (1, [])
     other = state()
     other["conv1.weight"] = other["conv1.weight"] + 1
-    with pytest.raises(BadRequest, match=r"'conv1.weight' and '_orig_mod.conv1.weight' of the checkpoint are both"):
+    with pytest.raises(BadRequest, match=r"'conv1.weight' and '_orig_mod.conv1.weight' in the checkpoint are both"):
         load({**state(), **under("_orig_mod.", other)})
 
 
@@ -72,7 +72,7 @@ def test_averaged_weights_beside_raw_ones(raw, averaged, tmp_path):
         names = [parts.unwrapped(p.rstrip(".")) or "." for p in (averaged, raw)]
         if "ema" not in raw:
             assert value == 2
-            assert said == [f"{path} has several sets of weights: {names[0]} is taken; FILE#{names[1]} takes another"]
+            assert said == [f"{path} has several sets of weights: {names[0]} is used; FILE#{names[1]} uses another"]
         assert load(f"{path}#{names[1]}")[0] == 1
         assert load(f"{path}#{names[0]}")[0] == 2
 
@@ -96,14 +96,14 @@ def test_what_lies_beside_the_weights_of_a_training_state():
     whole = files.Checkpoint(tensors, tables=("state.model", "optimizer.state.0", ""))
     assert load(whole) == (1, [])
     extra = whole._replace(tensors={**tensors, "state.model.extra.weight": np.zeros(1)})
-    with pytest.raises(BadRequest, match=r"1 without a place in the model: extra\.weight"):
+    with pytest.raises(BadRequest, match=r"1 not in the model: extra\.weight"):
         load(extra)
     assert load(extra, ignore="extra")[0] == 1
     average = {"n_averaged": np.int64(3), **under("module.", state())}
     assert load(files.Checkpoint(average)) == (1, [])
     flat = files.Checkpoint({**state(), "optimizer.exp_avg": np.zeros(3)}, tables=("", "optimizer"))
     assert load(flat) == (1, [])
-    with pytest.raises(BadRequest, match=r"1 without a place in the model: optimizer.exp_avg.* ignore=REGEX leaves"):
+    with pytest.raises(BadRequest, match=r"1 not in the model: optimizer.exp_avg.* ignore=REGEX leaves"):
         load(files.Checkpoint(flat.tensors))
 
 
@@ -140,7 +140,7 @@ def test_messages_are_about_a_line():
 def test_numbers_that_are_not_finite_are_refused():
     for bad in (np.nan, np.inf):
         wrong = {**state(), "fc.bias": np.float32([0, 0, bad, 0])}
-        with pytest.raises(BadRequest, match=r"fc.bias holds numbers that are not finite"):
+        with pytest.raises(BadRequest, match=r"fc.bias holds values that are not finite"):
             load(wrong)
     wide = {**state(), "fc.bias": np.float64([0, 0, 1e300, 0])}  # not as the model's float32
     with pytest.raises(BadRequest, match=r"not finite"):

@@ -186,7 +186,7 @@ def test_renaming():
     assert "a.w" in renamed and "module.a_1.w" not in renamed and renamed.shape_of("b.w") == ()
     same = parts.renamed({"a": 1, "module.a": 1}, ["a", "module.a"], rename)
     assert dict(same) == {"a": 1}
-    with pytest.raises(BadRequest, match=r"'a' and 'module\.a' of the checkpoint are both 'a'"):
+    with pytest.raises(BadRequest, match=r"'a' and 'module\.a' in the checkpoint are both 'a'"):
         parts.renamed({"a": 1, "module.a": 2}, ["a", "module.a"], rename)
 
 
@@ -221,12 +221,12 @@ def test_strict_loading_lists_all_that_differs():
     assert str(e.value) == (
         f"the checkpoint does not fit the model of {len(trees.flatten(shapes))} variables: "
         "1 missing in it: bn1.weight; "
-        "1 without a place in the model: extra.weight; "
+        "1 not in the model: extra.weight; "
         "2 of another shape: conv1.weight (4,), "
         "layer1.0.conv1.weight -> params/stage1_block1/conv1/kernel (5, 5, 4, 4) instead of (3, 3, 4, 4)."
     )
     many = {f"new.{i}": np.zeros(1) for i in range(100)}
-    with pytest.raises(BadRequest, match=r"101 without a place in the model: .* and 98 more"):
+    with pytest.raises(BadRequest, match=r"101 not in the model: .* and 98 more"):
         pretrained.load({**state, **many}, model, shapes)
 
 
