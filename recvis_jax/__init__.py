@@ -7,7 +7,7 @@
     run = rv.fit(model, data, optax.adam(1e-3), epochs=3)
     run.evaluate(data.val), run.features(images, "fc1"), run.predict(images), run.save("runs/x"), rv.open("runs/x")
 
-Sub-packages and verbs are loaded when they are touched. Programs are `python -m recvis_jax.train` and its siblings.
+Sub-packages and verbs are loaded on first use. Programs are `python -m recvis_jax.train` and its siblings.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Turns the sections of a config, already plain keyword arguments, into the parts that programs work with."""
+"""Builds the parts that programs work with from the sections of a config, given as keyword arguments."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from recvis_jax.training.state import State, create_state
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# A section, of a run that is opened and not trained, of what no config can describe: an object of its author's own.
+# Section of a saved run whose model, task or optimizer is the author's own object, which no config can describe.
 OWN = {"name": "own"}
 
 
@@ -39,7 +39,7 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:
         raise errors.BadRequest(
             f"config.model.num_classes={kw['num_classes']} is less than the {data.info.num_classes} classes of "
-            f"{data.info.name}; left out, it is that number."
+            f"{data.info.name}; leave it out to use that number."
         )
     return models.create(name, dtype=errors.choose(DTYPES, dtype, "dtype"), **kw)
 
@@ -67,19 +67,19 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
 
 
 class Run(NamedTuple):
-    """The parts of a run: what training, evaluation and every look at a checkpoint have in common.
+    """The parts of a run that training, evaluation and everything else that reads a checkpoint need.
 
     Attributes:
-      data, model, task, optimizer: as built from the config's sections.
+      data, model, task, optimizer: built from the config's sections.
       mesh: all devices.
-      create: () -> the state at step 0, compiled, on its devices.
-      template: its shapes, types and shardings.
-      layout: how the state lies on the mesh.
+      create: () -> the state at step 0 on its devices; compiled.
+      template: shapes, types and shardings of the state.
+      layout: how the state is split over the mesh.
       seed: of everything random.
       total_steps: updates of the whole run.
-      steps_per_epoch: updates an epoch, not necessarily whole.
-      batch_size: examples an update.
-      eval_batch_size: examples a batch in evaluation.
+      steps_per_epoch: updates per epoch; need not be whole.
+      batch_size: examples per update.
+      eval_batch_size: examples per batch in evaluation.
     """
 
     data: Data
@@ -124,9 +124,9 @@ def make_run(
     """Builds a run from the sections of its config; see `recvis_jax.train.train` for the keys.
 
     Args:
-      devices: to run on; all by default. (The others are those of `train`.)
-      recorded: what the run knows of its data, which are then not opened; see `open_data`.
-      built: the model and the task where they are objects of the caller's, which no config can describe.
+      devices: to run on; all by default. (All other arguments are those of `train`.)
+      recorded: the run's record of its data, which are then not opened; see `open_data`.
+      built: the model and the task, if they are the caller's own objects, which no config can describe.
 
     Raises:
       BadRequest: an unknown key, name or value, with what would be right.
@@ -135,7 +135,7 @@ def make_run(
     if model is None and built[0] is None:
         raise errors.BadRequest("the run's model is one of its author's own: give it, as open(folder, model=MyNet()).")
     if model and "dtype" in model:
-        raise errors.BadRequest("unknown key config.model.dtype. The type of the computation is config.dtype.")
+        raise errors.BadRequest("unknown key config.model.dtype; config.dtype sets the type of the computation.")
     if (epochs is None) == (steps is None):
         raise errors.BadRequest("give the length of the run as one of config.epochs and config.steps.")
     if seed < 0:
@@ -191,7 +191,7 @@ def assemble(
     Args:
       data, model, task, optimizer: the parts, built.
       total_steps: updates of the whole run, at least one.
-      batch_size, eval_batch_size: see `Run`; the latter is the former unless given.
+      batch_size, eval_batch_size: see `Run`; by default they are equal.
       seed: of everything random.
       ema: whether the state has a moving average.
       mesh, strategy, rules: see `make_mesh`; all devices, with the parameters on each, by default.
@@ -200,7 +200,7 @@ def assemble(
     mesh = open_mesh(strategy)[0] if mesh is None else mesh
     drawn = task
     if mesh.size == 1 and tried.usable("loops of draws"):
-        from recvis_jax.training import initialisers  # which leans on how JAX writes programs down
+        from recvis_jax.training import initialisers  # depends on JAX's internal form of programs
 
         drawn = task._replace(init=initialisers.looped(task.init))
 
@@ -209,7 +209,7 @@ def assemble(
 
     template = jax.eval_shape(initial)
     layout = make_layout(template, mesh, strategy, rules)
-    # Used once: what optimising its code more would save is less than it costs.
+    # It runs once, so optimising it costs more than it saves.
     quick = mesh.devices.flat[0].platform == "cpu" and tried.usable("quick create")
     options = {"xla_backend_optimization_level": 1} if quick else None
     create = jax.jit(initial, out_shardings=layout.shardings, compiler_options=options)
@@ -245,7 +245,7 @@ def open_mesh(sharding: str | dict, devices: Sequence[jax.Device] | None = None)
 
     Args:
       sharding: the strategy's name, or a dict of `strategy`, `data`, `fsdp`, `model` (see `sharding.make_mesh`) and
-        `rules` (see `training.sharding`), as dict(strategy="tensor", model=4, rules=[("head/bias$", ("model",))]).
+        `rules` (see `training.sharding`): dict(strategy="tensor", model=4, rules=[("head/bias$", ("model",))]).
       devices: all by default.
     """
     section = {"strategy": sharding} if isinstance(sharding, str) else dict(sharding)
@@ -255,7 +255,7 @@ def open_mesh(sharding: str | dict, devices: Sequence[jax.Device] | None = None)
 
 
 def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple | None:
-    """Returns the patterns of frozen parameters: the user's, and those that the model itself keeps still."""
+    """Returns the patterns of frozen parameters: the user's, and those of the model itself."""
     own = getattr(model, "frozen_parameters", None)
     found = own and any(re.search(own, name) for name in trees.flatten(params))
     given = (freeze,) if isinstance(freeze, str) else tuple(freeze or ())
@@ -263,19 +263,19 @@ def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple
 
 
 def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> State:
-    """Returns the state at step 0, with the model's variables from a checkpoint where one is named.
+    """Returns the state at step 0, with the model's variables from a checkpoint if one is named.
 
-    The checkpoint of a `probe` is that of its backbone, whose own head is not needed.
+    For a `probe`, the checkpoint is that of its backbone, whose own head is not needed.
 
     Args:
       run: the run.
-      init_from: a source of `pretrained.load`, or a dict of its arguments, as
-        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}. A dict
-        whose source is None or empty is no checkpoint either, unless it says what to do with one.
+      init_from: a source of `pretrained.load`, or a dict of its arguments, such as
+        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}. None, or a dict
+        without any value, means no checkpoint.
       say: is told what was adapted.
 
     Raises:
-      BadRequest: the checkpoint cannot be read or does not fit; the message says which keys would help.
+      BadRequest: the checkpoint cannot be read or does not fit; the message names keys that would help.
     """
     if not isinstance(init_from, str | dict | None):
         raise errors.BadRequest(f"config.init_from is {errors.shown(init_from)}; it takes the name of a file or run.")
@@ -286,13 +286,13 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     if not arguments.get("source"):
         if asked := sorted(k for k, v in arguments.items() if v):
             raise errors.BadRequest(
-                f"config.init_from.{errors.brief(asked[0])} says what to do with weights, and none are named: "
+                f"config.init_from.{errors.brief(asked[0])} is set, but no weights are named: give "
                 "--config.init_from=FILE, hf://owner/repo or the folder of a run."
             )
         return run.create()
     given = ("model", "variables", "image_size", "say", "spell")
     errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=given)
-    state = distributed.onto_host(run.create())  # what is loaded may stand beside what is kept, wherever that lies
+    state = distributed.onto_host(run.create())  # loaded and kept values must be in the same place
     variables = {"params": state.params, **state.model_state}
 
     def spell(key: str, value: Any) -> str:
@@ -312,16 +312,16 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     params = variables.pop("params")
     ema = None if state.ema is None else {"params": params, "model_state": variables}
     state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
-    # Copies: memory shared with numpy, or between parameters and their average, must not be donated to a step.
+    # Copy: a step must not be given memory shared with numpy, or between parameters and their average, as it donates.
     return jax.tree.map(jnp.copy, distributed.onto_devices(state, run.shardings))
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
     """Returns an iterator over the run's training batches from number `first` on, on the devices."""
     data = run.data
-    assert data.train is not None, "a run that was opened from its record is not trained"
+    assert data.train is not None, "a run that was opened without its data cannot be trained"
     if first >= run.total_steps:
-        return iter(())  # nothing to read, or to keep, for a run that is done
+        return iter(())  # the run is done: read nothing
     placement = (distributed.pmap_placement if compile == "pmap" else distributed.jit_placement)(run.mesh)
     kept, transform = data.kept()
     if data.cache == "device":
@@ -341,7 +341,7 @@ def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
 
 
 def eval_batches(run: Run, source: sources.Source, keep: bool = False) -> pipeline.EvalBatches:
-    """Returns all of `source` in batches for evaluation; `keep` keeps those of a small one on the devices."""
+    """Returns all of `source` in batches for evaluation; `keep` keeps a small source's batches on the devices."""
     return pipeline.EvalBatches(
         source,
         batch_size=run.eval_batch_size,

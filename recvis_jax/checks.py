@@ -1,6 +1,6 @@
-"""Whether a run fits its data and the machine: what no key shows by itself is found here, before anything is written.
+"""Checks that a run fits its data and the machine before anything is written; single keys cannot show that.
 
-Nothing is computed: the training step's and the evaluation's shapes are traced.
+Nothing is computed: only shapes are traced, of the training step and of evaluation.
 """
 
 import math
@@ -16,15 +16,15 @@ from recvis_jax.data import pipeline
 
 
 def check_run(run: build.Run, accumulate: int = 1) -> None:
-    """Refuses a run that could not be trained as it stands.
+    """Refuses a run that cannot be trained.
 
     Args:
       run: the run, with its data.
-      accumulate: micro-batches a step.
+      accumulate: micro-batches per step.
 
     Raises:
       BadRequest: the batch is larger than the data, the state or a batch does not fit into a device's memory, or the
-        model does not take what `eval_transform` makes of an image.
+        model does not accept the images from `eval_transform`.
     """
     source = run.data.train
     if source is None:
@@ -40,16 +40,16 @@ def check_run(run: build.Run, accumulate: int = 1) -> None:
 
 
 def check_step(run: build.Run, accumulate: int = 1, step: Any = None, batch: Any = None) -> None:
-    """Refuses a run whose augmentation, model or loss does not take the images or labels that it would be given.
+    """Refuses a run whose augmentation, model or loss does not accept its images or labels.
 
     Args:
       run: the run, with its data.
-      accumulate: micro-batches a step.
-      step: the step by `jit` of one process, which is traced: its first call then need not be. None traces its parts.
-      batch: its first batch; what is traced for another kind of arrays would be traced again.
+      accumulate: micro-batches per step.
+      step: the jitted step of a single process. Tracing it here saves tracing at its first call. None traces its parts.
+      batch: its first batch; tracing with other arrays would not be reused.
 
     Raises:
-      BadRequest: with the part that does not fit.
+      BadRequest: a part does not fit; the message names it.
     """
     if run.data.train is None:
         return
@@ -57,7 +57,7 @@ def check_step(run: build.Run, accumulate: int = 1, step: Any = None, batch: Any
         try:
             jax.eval_shape(step, run.template, batch)
             return
-        except Exception:  # which part it is shows below
+        except Exception:  # below, the parts are traced one by one to find the wrong one
             pass
     _check_training(run, _batch(run, run.batch_size // accumulate))
     if step is not None:
@@ -87,7 +87,7 @@ def _check_memory(run: build.Run, accumulate: int) -> None:
 
 
 def _memory_of(device: Any) -> int:
-    """Returns the bytes of a device's memory, 0 where that is not known."""
+    """Returns the bytes of a device's memory, 0 if unknown."""
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
@@ -97,7 +97,7 @@ def _memory_of(device: Any) -> int:
 
 
 def _batch(run: build.Run, b: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of a training batch of b examples, by the first one."""
+    """Returns the shapes of a training batch of b examples, from the first example."""
     data = run.data
     assert data.train is not None
     example = data.train.read([0])[0]
@@ -118,7 +118,7 @@ def _check_training(run: build.Run, batch: dict[str, jax.ShapeDtypeStruct]) -> N
 
 
 def _check_evaluation(run: build.Run, example: dict) -> None:
-    """Traces an evaluation on what `eval_transform` makes of the first example."""
+    """Traces evaluation on the first example after `eval_transform`."""
     if run.data.eval_transform:
         example = run.data.eval_transform(np.random.default_rng(0), example)
     shape = example["image"].shape
@@ -138,12 +138,12 @@ def _traced(where: str, function: Any, *args: Any) -> Any:
         return jax.eval_shape(function, *args)
     except errors.BadRequest as e:
         raise errors.BadRequest(f"{where}: {e}") from e
-    except Exception as e:  # of a library, about shapes
+    except Exception as e:  # a library's error about shapes
         raise errors.BadRequest(f"{where} does not fit: {errors.brief(' '.join(str(e).split()), 200)}") from e
 
 
 def _power(n: int) -> int:
-    """Returns the largest power of two of at most n."""
+    """Returns the largest power of two up to n."""
     return 1 << (n.bit_length() - 1)
 
 

@@ -1,8 +1,8 @@
-"""What every program does around its own work: flags, exit codes, and how JAX is started.
+"""The frame of every program: flags, exit codes, and the start of JAX.
 
-Exit codes: 0 done (also after a SIGTERM that was obeyed), 1 failure while running, 2 bad request, 130 after Ctrl-C
-(training has saved).
-Nothing here imports JAX before `start_jax`, so `--help` answers at once.
+Exit codes: 0 done (also when stopped by SIGTERM), 1 failure while running, 2 bad request, 130 after Ctrl-C (training
+has saved).
+JAX is not imported before `start_jax`, so `--help` answers at once.
 """
 
 import functools
@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags that every program has; those who have them already keep them."""
+    """Defines the flags that every program has, unless they are defined already."""
     if "distributed" in FLAGS:
         return
     flags.DEFINE_bool("debug", False, "Print the traceback of an error.")
@@ -37,15 +37,15 @@ def define_flags() -> None:
         ["auto", "off"],
         "auto: joins the other processes that Slurm, Open MPI or a TPU pod started.",
     )
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where nothing is detected.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if nothing is detected.")
     flags.DEFINE_integer("num_processes", None, "How many processes run together.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 _SHARED_FLAGS = ("debug", "distributed", "coordinator", "num_processes", "process_id")
 
-# For the C library's allocator, which reads them when a process starts: huge pages, and memory kept for the next step
-# rather than given back. Else a step's intermediates are mapped, zeroed and unmapped page by page every time.
+# Settings of the C library's allocator, read when a process starts: huge pages, and memory is kept for the next step
+# instead of returned. Otherwise the intermediates of every step are mapped, zeroed and unmapped page by page.
 CPU_MALLOC = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776:"
     "glibc.malloc.top_pad=67108864"
@@ -60,7 +60,7 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
       own_flags: defines its flags. Programs define them when they run, so that all can be imported together.
     """
     if _wants_malloc():
-        # The same process goes on as the same program, now with the allocator's settings.
+        # Restart the program in the same process, now with the allocator's settings.
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": CPU_MALLOC})
 
@@ -72,7 +72,7 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr, flush=True)
             if processes.several():
-                os._exit(130)  # an orderly exit would wait for the others
+                os._exit(130)  # a normal exit would wait for the other processes
             return _leave(130)
         except Exception as e:
             code = 2 if isinstance(e, errors.BadRequest) else 1
@@ -81,11 +81,11 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
 
     if not isinstance(sys.stdout, _Plain):
         sys.stdout = _Plain(sys.stdout)  # type: ignore[assignment]
-    theirs = set(FLAGS)  # of libraries
+    theirs = set(FLAGS)  # flags of libraries
     define_flags()
     own_flags()
     own = sorted({*FLAGS} - theirs | {*_SHARED_FLAGS})
-    # Libraries' warnings are not the user's concern, and their errors reach us as exceptions.
+    # Users need not see warnings of libraries; errors reach us as exceptions.
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     if "--debug" not in sys.argv:
         sys.unraisablehook = _unraisable
@@ -93,9 +93,9 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
 
 
 class _Plain:
-    """A stream on which names from outside cannot move the cursor: all but line feeds and tabs is made printable.
+    """A stream that makes all characters printable but line feeds and tabs: names from outside cannot move the cursor.
 
-    A name may hold line feeds, too; where one is printed, `errors.printable` keeps it in its line.
+    A name may contain line feeds, too; `errors.printable` escapes them when a name is printed.
     """
 
     def __init__(self, stream: Any):
@@ -111,9 +111,9 @@ class _Plain:
 
 
 def _leave(code: int) -> int:
-    """Returns the exit code after an error; ends the process here where threads are left that its exit would wait for.
+    """Returns the exit code after an error; ends the process here if a normal exit would wait for threads.
 
-    Where a save failed, some of its threads wait for minutes for what will never come.
+    After a failed save, some of its threads wait for minutes in vain.
     """
     main = threading.main_thread()
     if any(t is not main and t.is_alive() and not t.daemon for t in threading.enumerate()):
@@ -126,31 +126,31 @@ def _leave(code: int) -> int:
 
 
 def _wants_malloc() -> bool:
-    """Whether this is a CPU under Linux, where the allocator has not been set, by us or by the user."""
+    """Whether this is a CPU under Linux with an allocator that neither we nor the user have configured."""
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
         return False
     flags_given = sys.argv[1:]
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(flags_given)]  # such as: -m recvis_jax.train
     named = program and ("-m" in program[:-1] or program[-1] == sys.argv[0]) and "-c" not in program
     if not named or sys.orig_argv[1:] != [*program, *flags_given]:
-        return False  # called by another program, which must not begin again
+        return False  # called by another program, which must not be restarted
     return _on_cpu()
 
 
 def _on_cpu() -> bool:
-    """Whether JAX will run on this machine's CPU, as far as one can know before it starts."""
+    """Whether JAX will run on this machine's CPU, as far as is known before it starts."""
     accelerators = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
     platforms = os.environ.get("JAX_PLATFORMS", "")
     return platforms == "cpu" or not (platforms or any(map(os.path.exists, accelerators)))
 
 
 def _unraisable(found: Any) -> None:
-    """Shows an exception that nobody waits for, unless it comes from what is left of a save that failed anyway."""
+    """Shows an exception that nothing handles, unless it comes from the remains of a failed save."""
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 
 
-# Flags that a program lacks, and what serves instead where the program has it: (flag, what to write).
+# Flags that a program lacks, and what to use instead if the program has it: (flag, what to write).
 _INSTEAD = {
     "workdir": (("weights", "--weights=RUN"), ("data_dir", "--data_dir=FOLDER"), ("config", "--config=FILE")),
     "weights": (("workdir", "--workdir=RUN"),),
@@ -191,7 +191,7 @@ def _parse(own: Sequence[str], argv: list[str]) -> list[str]:
 
 
 def _instead(name: str, own: Sequence[str]) -> str:
-    """Ends the sentence about an unknown flag with what serves instead, of this program's own flags alone."""
+    """Completes the sentence about an unknown flag with what to use instead, from this program's own flags."""
     for flag, text in _INSTEAD.get(name, ()):
         if flag in own:
             return f": {_program()} takes {text}."
@@ -214,7 +214,7 @@ def _report(error: BaseException, code: int) -> int:
         traceback.print_exc()
     text = str(error)
     text = " ".join(text.split()) or type(error).__name__
-    if len(text) > _LONGEST:  # of a name, path or value that is none; its ends say most
+    if len(text) > _LONGEST:  # it quotes a very long name, path or value; beginning and end tell most
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 3 :]}"
     if not isinstance(error, (errors.BadRequest, errors.Failure, flags.Error)):
         kind = type(error).__name__
@@ -225,7 +225,7 @@ def _report(error: BaseException, code: int) -> int:
 
 
 def start_jax(compile_cache: str | None = "default") -> None:
-    """Sets what must be set before JAX starts, and starts it.
+    """Sets the environment that JAX reads at its start, and starts it.
 
     Args:
       compile_cache: folder of the persistent compilation cache; "default" is `$JAX_COMPILATION_CACHE_DIR` or
@@ -236,7 +236,7 @@ def start_jax(compile_cache: str | None = "default") -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
     import jax  # after the flags
 
-    # What is imported stays; tracing makes many objects and little garbage, for which Python would look all the time.
+    # Imported objects stay, and tracing makes many objects but little garbage: collect garbage less often.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
@@ -249,12 +249,12 @@ def start_jax(compile_cache: str | None = "default") -> None:
     if FLAGS.distributed == "auto":
         processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     elif FLAGS.coordinator or FLAGS.num_processes or FLAGS.process_id:
-        raise errors.BadRequest("--distributed=off goes with none of --coordinator, --num_processes, --process_id.")
+        raise errors.BadRequest("--distributed=off excludes --coordinator, --num_processes and --process_id.")
     several = "xla_force_host_platform_device_count" in given or processes.several()
     plain = not tried.usable("calling thread") or "JAX_CPU_ENABLE_ASYNC_DISPATCH" in os.environ
     if _on_cpu() and not several and not plain:
-        # Programs run in the thread that calls them, whose memory the C library keeps; what it gives other threads it
-        # maps, zeroes and unmaps every step, up to a tenth of a step's time.
+        # Run programs in the calling thread, for which the C library keeps memory. Memory of other threads is mapped,
+        # zeroed and unmapped in every step, which takes up to a tenth of a step's time.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if _debugging() and _on_cpu():
         for line in tried.remarks():
@@ -266,10 +266,10 @@ def start_jax(compile_cache: str | None = "default") -> None:
 
 
 def about_jax(settings: bool | None = None) -> str:
-    """Returns a line about the version of JAX and the devices that it found.
+    """Returns a line about the version of JAX and its devices.
 
     Args:
-      settings: whether to add the settings that it was started with; by default with --debug.
+      settings: whether to add the settings it was started with; by default with --debug.
     """
     import jax
 
@@ -289,21 +289,21 @@ def _debugging() -> bool:
     return bool("debug" in FLAGS and FLAGS.is_parsed() and FLAGS.debug)
 
 
-_shown: dict[str, float] = {}  # what `progress` showed last, and when
+_shown: dict[str, float] = {}  # name that `progress` showed last -> when
 
 
 def progress(name: str, done: int, length: int) -> None:
-    """Shows on a terminal how far something is; elsewhere nothing.
+    """Shows progress on a terminal; elsewhere does nothing.
 
     Args:
-      name: of what is done.
-      done, length: how much of it, and how much there is in all.
+      name: of the task.
+      done, length: how much is done, and how much there is in total.
     """
     if not sys.stderr.isatty():
         return
     now, over = time.monotonic(), done >= length
     if not over and now - _shown.get(name, 0) < 0.1:
-        return  # a terminal at the other end of the world is not to slow the work down
+        return  # a slow remote terminal must not slow the work down
     _shown.clear()
     _shown[name] = now
     width = max(20, shutil.get_terminal_size().columns - 1)

@@ -1,4 +1,4 @@
-"""Config files: what they use themselves, and how programs read them, with what the command line says of their keys.
+"""Config files: helpers for writing them, and how programs read them, with overrides from the command line.
 
 A config is a plain `ml_collections.ConfigDict` from `get_config(arg)`. Its sections become keyword arguments, so the
 valid keys of a section are the parameters of the function it goes to:
@@ -29,7 +29,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ml_collections.ConfigDict:
     """Parses "smoke,depth=20" into `defaults` plus `smoke`; a bare name means True.
 
     Raises:
-      BadRequest: a name that is not among `defaults`, or a value of another type than its default.
+      BadRequest: a name that is not in `defaults`, or a value whose type differs from the default's.
     """
     out = ml_collections.ConfigDict({"smoke": False, **defaults})
     for part in (arg or "").split(","):
@@ -58,7 +58,7 @@ def like(path: str, sibling: str, preset: str) -> Callable[[str | None], ml_coll
     Args:
       path: `__file__` of the config.
       sibling: name of the file beside it.
-      preset: arguments, as "size=l"; what the user gives counts after them.
+      preset: arguments, such as "size=l"; the user's arguments override them.
     """
     of_sibling = runpy.run_path(str(Path(path).parent / sibling))["get_config"]
 
@@ -69,7 +69,7 @@ def like(path: str, sibling: str, preset: str) -> Callable[[str | None], ml_coll
 
 
 def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns `config` as programs want it: cut down if `arg.smoke`, and with the sections that it left empty."""
+    """Returns `config` as programs need it: cut down if `arg.smoke`, and with empty sections for missing ones."""
     c = smoke(config) if arg.smoke else config.copy_and_resolve_references()
     with c.unlocked():
         for section, key in ((c, "task"), (c.optim, "schedule_args"), (c.optim, "optimizer_args")):
@@ -82,7 +82,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns `config` cut down to a few steps on mock data: the same path end to end, in seconds."""
     c = config.copy_and_resolve_references()
     with c.unlocked():
-        if "init_from" in c:  # weights that may not be there yet
+        if "init_from" in c:  # these weights may not exist yet
             del c["init_from"]
         c.data.mock = 64  # examples a split, of the data set's own shape and classes
         c.data.train = "train[:75%]" if c.data.val else "train"
@@ -90,7 +90,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         c.batch_size = 16
         c.eval_batch_size = 16
         for key in ("epochs", "log_every", "eval_every", "checkpoint_every"):
-            if key in c:  # else an int, steps, would become a float, epochs, where the config has one
+            if key in c:  # else ConfigDict would turn our int (steps) into a float (epochs) if the config has a float
                 del c[key]
         c.steps = 4
         c.log_every = c.eval_every = c.checkpoint_every = 2
@@ -101,7 +101,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 class ConfigFlag(flags.Flag):
-    """The flag `--config=FILE[:argument]`, and the overrides `--config.KEY=VALUE` that were given beside it."""
+    """The flag `--config=FILE[:argument]`, with the overrides `--config.KEY=VALUE`."""
 
     def __init__(self, help_string: str):
         super().__init__(flags.ArgumentParser(), flags.ArgumentSerializer(), "config", None, help_string)
@@ -109,7 +109,7 @@ class ConfigFlag(flags.Flag):
 
 
 def define_flag(help_string: str) -> None:
-    """Defines the flag `--config` of a program; `cli` hands it the overrides."""
+    """Defines the flag `--config` of a program; `cli` adds the overrides."""
     flags.DEFINE_flag(ConfigFlag(f"{help_string} Its keys: --config.KEY=VALUE; --noconfig.KEY removes one."))
 
 
@@ -118,10 +118,10 @@ def read(flag: Any, example: str) -> dict[str, Any]:
 
     Args:
       flag: the `ConfigFlag`.
-      example: a config file, for the message where the flag is missing.
+      example: a config file, for the message if the flag is missing.
 
     Raises:
-      BadRequest: the flag is missing, its file cannot be read or does not end in a config, or an override does not fit.
+      BadRequest: the flag is missing, its file cannot be read or returns no config, or an override does not fit.
     """
     if not flag.value:
         raise errors.BadRequest(f"--config is missing, for instance --config={example}.")
@@ -139,20 +139,20 @@ def read(flag: Any, example: str) -> dict[str, Any]:
 
 
 def load(name: str) -> ml_collections.ConfigDict:
-    """Runs a config file and returns what its `get_config` gives.
+    """Runs a config file and returns the result of its `get_config`.
 
     Args:
-      name: the file, and perhaps a colon and the argument of `get_config`.
+      name: the file, optionally with a colon and the argument of `get_config`.
 
     Raises:
-      BadRequest: the file cannot be read, does not run, or does not give a config; with file and line.
+      BadRequest: the file cannot be read, fails, or returns no config; the message has file and line.
     """
     path, arg = _file_and_argument(name)
     text = reading.read_text(path, "config bytes", "--config")
     shown = errors.printable(path)
     module = types.ModuleType("config_file")
     module.__file__ = str(path)
-    sys.modules["config_file"] = module  # where dataclasses look for their module
+    sys.modules["config_file"] = module  # dataclasses look up their module here
     try:
         exec(compile(text, str(path), "exec"), module.__dict__)
         if not callable(getattr(module, "get_config", None)):
@@ -171,26 +171,26 @@ def load(name: str) -> ml_collections.ConfigDict:
         )
     try:
         return ml_collections.ConfigDict(config)
-    except Exception as e:  # such as keys that are no text
+    except Exception as e:  # for instance keys that are not strings
         raise errors.BadRequest(f"get_config of {shown} returns no config: {errors.brief(e, 200)}.") from e
 
 
 def _file_and_argument(name: str) -> tuple[Path, str | None]:
-    """Splits FILE:argument at the first colon before which there is a file; both may hold further colons."""
+    """Splits FILE:argument so that FILE exists; both parts may contain further colons."""
     ends = [i for i, c in enumerate(name) if c == ":"]
     for end in (len(name), *reversed(ends)):
         path = Path(name[:end]).expanduser()
         try:
             if path.is_file():
                 return path, name[end + 1 :] if end < len(name) else None
-        except (OSError, ValueError):  # too long a name, or a zero byte
+        except (OSError, ValueError):  # a name that is too long or has a zero byte
             continue
     file, colon, arg = name.partition(":")
     return Path(file).expanduser(), arg if colon else None
 
 
 def _line(error: BaseException, path: Path) -> int | None:
-    """Returns the line of a config file at which it failed."""
+    """Returns the line of a config file that failed."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno
     at, found = error.__traceback__, None
@@ -201,19 +201,19 @@ def _line(error: BaseException, path: Path) -> int | None:
     return found
 
 
-_MOST_DEPTH = 20  # sections in sections
+_MOST_DEPTH = 20  # nesting of sections
 
 
 def plain(config: Any) -> dict[str, Any]:
     """Returns the config as nested dicts of JSON types (tuples become lists, numpy's numbers Python's).
 
     Raises:
-      BadRequest: a value that JSON does not have, such as a function, an array or NaN; by its key.
+      BadRequest: a value that JSON does not have, such as a function, an array or NaN; the message names its key.
     """
 
     def convert(x: Any, name: str, depth: int) -> Any:
         if depth > _MOST_DEPTH:
-            raise errors.BadRequest(f"{errors.brief(name)} has sections in sections, more than {_MOST_DEPTH}.")
+            raise errors.BadRequest(f"{errors.brief(name)}: more than {_MOST_DEPTH} nested sections.")
         if isinstance(x, (ml_collections.ConfigDict, Mapping)):
             return {str(k): convert(v, f"{name}.{k}", depth + 1) for k, v in x.items()}
         if isinstance(x, (list, tuple)):
@@ -234,12 +234,12 @@ def plain(config: Any) -> dict[str, Any]:
     return convert(config, "config", 0)
 
 
-# Where and how a run is computed, not what: it may go on with other values of these.
+# Keys for where and how a run is computed, not what; a run may continue with other values of these.
 PLACES = ("sharding", "compile", "data.cache", "data.threads", "data.workers", "data.data_dir")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Returns a line "key: old -> new" for each leaf in which two plain configs differ, but for `PLACES`."""
+    """Returns a line "key: old -> new" for each leaf in which two plain configs differ, except `PLACES`."""
     out = []
     for key in sorted({*old, *new}):
         a, b = old.get(key), new.get(key)

@@ -1,8 +1,8 @@
-"""The two ways a program ends badly, and the sentences that help with the first.
+"""The two kinds of errors of a program, and helpers for their messages.
 
-`BadRequest` is the user's to mend (exit code 2), `Failure` is what happened while running (exit code 1). Both
-are printed as one line, without a traceback unless `--debug` is given, so a message says what was wrong, where,
-and what would be right.
+The user can fix a `BadRequest` (exit code 2); a `Failure` happened while running (exit code 1). Both are printed as
+one line, without a traceback unless `--debug` is given. So a message says what was wrong, where, and what would be
+right.
 """
 
 import collections.abc
@@ -28,10 +28,10 @@ class Failure(RuntimeError):
 
 
 def printable(text: object) -> str:
-    """Returns `text` as it may reach a terminal or a log: control characters and the like are written as escapes.
+    """Makes `text` safe for a terminal or a log: control characters and the like are written as escapes.
 
-    Names of classes and files come from outside; an escape sequence in one could move the cursor, set the title or
-    hide what follows. Line feeds are escaped as well. Bytes of file names that are not UTF-8 become U+FFFD.
+    Names of classes and files come from outside: an escape sequence could move the cursor, set the title or hide what
+    follows. Line feeds are escaped, too. Bytes of file names that are not UTF-8 become U+FFFD.
 
     Example:
       >>> printable("cat" + chr(27) + "[2J.jpg")
@@ -44,12 +44,12 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns `printable` text of which line feeds and tabs stay."""
+    """Like `printable`, but keeps line feeds and tabs."""
     return "".join(c if c in "\n\t" else printable(c) for c in text) if not text.isprintable() else text
 
 
 def brief(text: object, length: int = 80) -> str:
-    """Returns a text as part of a message: printable, and cut to `length` characters.
+    """Returns a text for use in a message: printable, and cut to `length` characters.
 
     Example:
       >>> brief("a" * 9, 4)
@@ -60,7 +60,7 @@ def brief(text: object, length: int = 80) -> str:
 
 
 def shown(value: object, length: int = 80) -> str:
-    """Returns the Python text of a value as part of a message, cut to `length` characters.
+    """Returns the `repr` of a value for use in a message, cut to `length` characters.
 
     Example:
       >>> print(shown("it's"))
@@ -68,12 +68,12 @@ def shown(value: object, length: int = 80) -> str:
     """
     try:
         return brief(repr(value), length)
-    except (ValueError, RecursionError):  # an int of more digits than Python writes, or what nests without end
+    except (ValueError, RecursionError):  # an int with more digits than Python prints, or endless nesting
         return f"of type {type(value).__name__}, too long to be shown"
 
 
 def command(*words: object) -> str:
-    """Returns a command as it can be pasted into a shell: words with spaces and the like are quoted.
+    """Returns a command that can be pasted into a shell: words with spaces and the like are quoted.
 
     Example:
       >>> command("python", "-m", "recvis_jax.prepare", "--source=my pictures")
@@ -84,7 +84,7 @@ def command(*words: object) -> str:
 
 @contextlib.contextmanager
 def at(key: str) -> Iterator[None]:
-    """Puts a config's key, as "config.data.augment", before what is refused inside, unless it is named there."""
+    """Puts a config's key, such as "config.data.augment", before errors raised inside, unless they name it already."""
     try:
         yield
     except BadRequest as e:
@@ -94,13 +94,13 @@ def at(key: str) -> Iterator[None]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the closest of `valid`, or an empty string where none is close."""
+    """Returns " Did you mean 'x'?" for the closest of `valid`, or an empty string if none is close."""
     close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def choose(table: Mapping[str, Any], name: str, kind: str) -> Any:
-    """Looks `name` up in `table`; an unknown name raises `BadRequest` with the nearest name and the whole list."""
+    """Looks up `name` in `table`; for an unknown name, `BadRequest` has the nearest name and the whole list."""
     if not isinstance(name, str) or name not in table:
         near = nearest(brief(name), table)
         raise BadRequest(f"unknown {kind} {shown(name)}.{near} There are: {', '.join(sorted(table))}.")
@@ -111,7 +111,7 @@ def keywords(fn: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Returns the parameters that `fn` (a function, class or partial) takes by keyword, by name."""
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     found = {k: p for k, p in inspect.signature(fn).parameters.items() if p.kind in kinds}
-    hidden = ("parent", "name") if "parent" in found else ()  # every linen module's own
+    hidden = ("parent", "name") if "parent" in found else ()  # attributes of every linen module
     return {k: p for k, p in found.items() if k not in hidden}
 
 
@@ -122,18 +122,18 @@ def check_kwargs(
     extra: Iterable[str] = (),
     given: Iterable[str] = (),
 ) -> None:
-    """Checks names and plain types of `kwargs` against the signature of `fn`, ranges by name, and that none is missing.
+    """Checks names and plain types of `kwargs` against the signature of `fn`, their ranges, and that none is missing.
 
     Args:
-      fn: what will be called with `kwargs`.
-      kwargs: the keyword arguments, as they came from a config.
+      fn: will be called with `kwargs`.
+      kwargs: the keyword arguments from a config.
       where: the config section, for the message ("optim").
-      extra: further names that are valid in the section though `fn` does not take them.
-      given: names that `fn` takes but gets from elsewhere, so that they are not valid in the section.
+      extra: further names that are valid in the section although `fn` does not take them.
+      given: parameters of `fn` that come from elsewhere and so are not valid in the section.
 
     Raises:
-      BadRequest: an unknown name (with the nearest valid one), a value whose type is not the annotated one or that lies
-        outside `RANGES`, or a name without a default that is missing.
+      BadRequest: an unknown name (the message has the nearest valid one), a value of the wrong type or outside
+        `RANGES`, or a missing name that has no default.
     """
     if not isinstance(kwargs, Mapping):
         raise BadRequest(f"{where} is {shown(kwargs)}, of type {type(kwargs).__name__}; it takes a dict.")
@@ -157,17 +157,17 @@ def check_kwargs(
         raise BadRequest(f"{where} lacks {', '.join(missing)}. Valid keys in {where}: {', '.join(sorted(valid))}.")
 
 
-_ANY = 10**300  # beyond it arithmetic overflows
-_LONGEST = 1000  # characters of a text
+_ANY = 10**300  # larger numbers overflow in arithmetic
+_LONGEST = 1000  # characters of a string
 
 
 def check_range(name: str, value: Any, where: str) -> None:
-    """Checks that a number, or all of a tuple or a section, lie in `RANGES[name]`, and are finite at least.
+    """Checks that a number, or all numbers of a tuple or section, are finite and in `RANGES[name]` if that exists.
 
-    Texts are of at most a thousand characters, none of which is a zero byte.
+    Strings have at most a thousand characters and no zero byte.
 
     Raises:
-      BadRequest: one of them does not; the message begins with `where`.
+      BadRequest: a value is not valid; the message begins with `where`.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -186,7 +186,7 @@ def check_range(name: str, value: Any, where: str) -> None:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Yields the numbers and texts in nested tuples."""
+    """Yields the numbers and strings in nested tuples."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -195,7 +195,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` fits a plain annotation; annotations that are not plain accept everything."""
+    """Whether `value` fits a plain annotation; any other annotation accepts everything."""
     if isinstance(hint, str) or hint is inspect.Parameter.empty or hint is Any:
         return True
     origin = typing.get_origin(hint)

@@ -4,13 +4,13 @@
 
   python -m recvis_jax.evaluate --workdir=runs/adaptation --split=test --windows=fashion_scenes
 
-Prints the metrics and adds them to the run's `summary.json` under "evaluations". A confusion matrix is drawn, too:
+Prints the metrics and adds them to the run's `summary.json` under "evaluations". A confusion matrix is also drawn, as
 `confusion_matrix-SPLIT-CHECKPOINT.png` in the run's folder.
 
-With --windows the model sees windows of several sizes of each image of a data set of several classes an image, and the
-images are ranked by the mean of their windows' probabilities to the fifth power: the average precision of every
-class, as Oquab et al. 2014 measure it. The data set's classes are the first of the model's. The windows are those of
-the run's `data.windows`, by default the paper's, resized to the size of the run's images.
+With --windows, the model classifies windows of several sizes in each image of a multi-label data set. Images are ranked
+by the mean of their windows' probabilities to the fifth power, which gives the average precision of every class, as in
+Oquab et al. 2014. The data set's classes are the first ones of the model. The windows are those of the run's
+`data.windows`, by default the paper's, resized to the size of the run's images.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,20 +32,20 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string(
         "split", None,
-        "train, val or test as the run's config has them, or a split expression. By default test, or val where there "
-        "is no test split.",
+        "train, val or test as in the run's config, or a split expression. By default test, or val if there is no test "
+        "split.",
     )  # fmt: skip
     flags.DEFINE_string(
         "checkpoint", None, "best, last or a step. By default the best; the last of a run without validation."
     )
-    flags.DEFINE_list("metrics", [], "Further metrics, as per_class_accuracy,confusion_matrix,top_3.")
+    flags.DEFINE_list("metrics", [], "Further metrics, such as per_class_accuracy,confusion_matrix,top_3.")
     flags.DEFINE_string(
         "windows",
         None,
-        "Data set of several classes an image whose images are ranked by their windows, as fashion_scenes.",
+        "Multi-label data set whose images are ranked by their windows, such as fashion_scenes.",
     )
-    flags.DEFINE_integer("batch_size", None, "Examples a batch; the result does not depend on it.", 1)
-    flags.DEFINE_string("data_dir", None, "Where the data lie, if not where the run had them.")
+    flags.DEFINE_integer("batch_size", None, "Examples per batch; does not change the result.", 1)
+    flags.DEFINE_string("data_dir", None, "Where the data are, if not where the run had them.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
@@ -89,8 +89,8 @@ def evaluate(
       split: see `trained.open_named`; None for `trained.default_split`.
       which: 'best', 'last' or a step; None for the best, or the last of a run without validation.
       metrics: names of further metrics.
-      batch_size: examples a batch; None for the config's.
-      say: is told (name of the split, examples done, examples in all).
+      batch_size: examples per batch; None for the config's.
+      say: called with (name of the split, examples done, number of examples).
     """
     from recvis_jax import build, trained
     from recvis_jax.evaluation import evaluator
@@ -138,7 +138,7 @@ def evaluate_windows(
     model = trained.of_run(folder, config, which)
     run, data = model.run, config["data"]
     if run.data.info.multi_label:
-        raise errors.BadRequest("windows are scored by a model of one class an image; this run's labels are several.")
+        raise errors.BadRequest("--windows needs a model with one class per image; this run is multi-label.")
     own = data["name"] == name
     split = trained.canonical(split or (trained.default_split(run.data) if own else "test"))
     expression = {k: data.get(k) or k for k in ("train", "val", "test")}.get(split, split) if own else split
@@ -149,7 +149,7 @@ def evaluate_windows(
         raise errors.BadRequest(f"the run's classes, {names}, do not begin with those of {errors.printable(name)}.")
     height, width, _ = run.data.image_shape
     if height != width:
-        raise errors.BadRequest(f"windows are square; the run's images are of {height}x{width}.")
+        raise errors.BadRequest(f"windows are square, but the run's images are {height}x{width}.")
     given = {k: v for k, v in (data.get("windows") or {}).items() if k in ("scales", "overlap")}
     found = windows.every(images, size=height, **given)
     values = scoring.evaluate(
@@ -165,7 +165,7 @@ def evaluate_windows(
 def _counted(
     batches: Iterable[dict], name: str, length: int, size: int, say: Callable[[str, int, int], None]
 ) -> Iterator[dict]:
-    """Yields the batches, and says before each how many examples are done."""
+    """Yields the batches, and reports before each how many examples are done."""
     for i, batch in enumerate(batches):
         say(name, i * size, length)
         yield batch
@@ -194,12 +194,12 @@ def _report(
 
     try:
         log.update_json(path, add)
-    except errors.Failure as e:  # a run on a read-only disk, or someone else's
+    except errors.Failure as e:  # the run is on a read-only disk, or belongs to someone else
         print(f"note: {e}")
 
 
 def _evaluations(summary: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Returns the part of a summary that evaluations are added to; `BadRequest` where it is damaged."""
+    """Returns the part of a summary that evaluations are added to; `BadRequest` if it is damaged."""
     found = summary.setdefault("evaluations", {})
     if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
         raise errors.BadRequest(f"{path} is damaged: 'evaluations' is {str(found)[:60]!r}; move it away.")
@@ -207,7 +207,7 @@ def _evaluations(summary: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_summary(folder: Path) -> None:
-    """Refuses a damaged summary now, and not when the numbers are there."""
+    """Refuses a damaged summary before the evaluation, not after it."""
     path = folder / "summary.json"
     if path.exists():
         _evaluations(reading.read_json(path, "summary of a run"), path)
@@ -224,7 +224,7 @@ def _draw(folder: Path, checkpoint: str, split: str, counts: Any, names: tuple[s
     path = folder / f"{name}.png"
     try:
         drawn = plot.confusion(np.asarray(counts), names, path, f"{split}, checkpoint {checkpoint}")
-    except OSError as e:  # as for the summary
+    except OSError as e:  # see the summary
         print(errors.printable(f"note: cannot write {path}: {e.strerror or e}."))
         return
     missing = "note: the matrix is not drawn, as matplotlib is not installed: pip install 'recvis_jax[plot]'."

@@ -1,9 +1,9 @@
-"""Writes the weights of a run under the names of another library, which loads them strictly.
+"""Writes the weights of a run with the names of another library, which loads them strictly.
 
   python -m recvis_jax.export --weights=runs/r50 --library=torchvision --out=resnet50.safetensors
 
---weights is the folder of a run, which stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others. Its data
-set need not be there. The moving average is written where the run keeps one. There:
+--weights is the folder of a run and means its best checkpoint; FOLDER@last and FOLDER@1000 choose others. The data set
+is not needed. If the run keeps a moving average, that is written. In the other library:
 `model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))`.
 """
 
@@ -30,11 +30,11 @@ def main(argv: list[str]) -> None:
         raise errors.BadRequest("give --weights=RUN and --out=FILE, as --weights=runs/r50 --out=r50.safetensors.")
     out = Path(FLAGS.out).expanduser().absolute()
     if out.suffix not in (".safetensors", ".npz"):
-        raise errors.BadRequest(f"--out={out} is of no known kind: .safetensors and .npz are written.")
+        raise errors.BadRequest(f"--out={out} has an unknown file type; .safetensors and .npz can be written.")
     if not out.parent.is_dir():
         raise errors.BadRequest(f"--out={out}: the folder {out.parent} does not exist.")
     if out.exists() and not FLAGS.overwrite:
-        raise errors.BadRequest(f"--out={out} is there already; --overwrite replaces it.")
+        raise errors.BadRequest(f"--out={out} exists already; --overwrite replaces it.")
     cli.start_jax()
     from recvis_jax import pretrained, trained
 

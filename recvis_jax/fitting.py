@@ -1,4 +1,4 @@
-"""What every training is made of, of a config or of `recvis_jax.fit`: step, batches, validation, and the loop."""
+"""The parts of every training, from a config or from `recvis_jax.fit`: step, batches, validation, and the loop."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +16,15 @@ from recvis_jax.training.step import Step, fetch_state, make_train_step, place_s
 
 
 class Training(NamedTuple):
-    """A run that is ready to be trained: what can be refused has been, and nothing has been written.
+    """A run that is ready to train: everything was checked, nothing has been written.
 
     Attributes:
       run: its parts.
       step: the compiled step.
       compile: "jit" or "pmap".
-      batches: number of a step -> the batches from there on.
+      batches: number of a step -> the batches from that step on.
       evaluate: `(params, model_state, batches) -> {metric: value}`.
-      val: batches of the validation split; None where there is none.
+      val: batches of the validation split; None if there is none.
     """
 
     run: build.Run
@@ -44,19 +44,19 @@ def prepare(
     metrics: Mapping[str, Metric] | None = None,
     first: int = 0,
 ) -> Training:
-    """Builds what trains a run, reads its first batches and traces its step.
+    """Prepares the training of a run, reads its first batches and traces its step.
 
     Args:
       run: the run.
       accumulate, compile, ema_decay: see `training.step.make_train_step`.
-      metrics: by name, measured in evaluation beside those of the task.
+      metrics: by name, measured in evaluation in addition to those of the task.
       first: the step at which training will begin.
 
     Raises:
-      BadRequest: the run fits neither the data nor the machine, with the part that does not.
+      BadRequest: the run does not fit the data or the machine; the message names the part that does not.
     """
     if compile == "pmap" and run.mesh.shape["data"] != run.mesh.size:
-        raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs 'jit'.")
+        raise errors.BadRequest("compile='pmap' copies the state to every device; config.sharding needs compile='jit'.")
     checks.check_run(run, accumulate)
     step = make_train_step(
         run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, ema_decay=ema_decay,
@@ -85,14 +85,14 @@ def fit(
     """Trains from `state` to the run's end; see `training.loop.run` for the rest.
 
     Args:
-      training: of `prepare`.
-      state: where to begin, as `run.create()` or a checkpoint gives it.
+      training: from `prepare`.
+      state: initial state, from `run.create()` or a checkpoint.
       keeper, log: where states and records go.
       every: `log_every`, `eval_every` and `checkpoint_every`, in steps.
       early_stop: evaluations without a new best after which training ends; 0 for never.
       resumed: the JSON beside the checkpoint that `state` came from.
       after: state -> further metrics, called after each evaluation.
-      stop: whether to save and return, asked before every step.
+      stop: whether to save and return, called before every step.
     """
     run, evaluate = training.run, training.evaluate
 
@@ -115,10 +115,10 @@ def fit(
 def _rehearse(
     run: build.Run, step: Any, accumulate: int, first: int, compile: str, val: Any
 ) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Reads the first batches and traces the step, so that what is wrong with them is found before the run begins.
+    """Reads the first batches and traces the step, to find errors before the run begins.
 
     Returns:
-      A function from the number of a step to the batches from there on.
+      A function from the number of a step to the batches from that step on.
     """
     stream = build.train_batches(run, first, compile)
     batch = next(stream, None)

@@ -1,7 +1,7 @@
-"""The verbs of the library's door: `import recvis_jax as rv; rv.fit(...)`. They are what the programs call, too.
+"""The main functions of the library: `import recvis_jax as rv; rv.fit(...)`. The programs use the same code.
 
-Three levels. `fit` trains and returns a `Model` that evaluates, predicts and shows its features. `init`, `make_step`
-and `data.batches` are for a loop of one's own. Below them, models are plain linen modules: `model.init`, `model.apply`.
+There are three levels. `fit` trains and returns a `Model` that evaluates, predicts and returns features. `init`,
+`make_step` and `data.batches` are for your own loop. Below, models are linen modules: `model.init`, `model.apply`.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ from recvis_jax.training.step import make_train_step, place_state
 
 
 def task(model: Any, data: Data, name: str | None = None, **kw: Any) -> Task:
-    """Pairs a model with the objective that the data ask for: classes with cross entropy, numbers with squared error.
+    """Pairs a model with the objective for the data: cross entropy for classes, squared error for numbers.
 
     Args:
       model: `__call__(image, *, train) -> (output, acts)`, one of `recvis_jax.models` or your own.
-      data: as `recvis_jax.data.open` and `from_arrays` give it.
+      data: from `recvis_jax.data.open` or `from_arrays`.
       name: of `recvis_jax.tasks.TASKS`; None for the one that fits.
-      **kw: arguments of that task, as `label_smoothing=0.1`.
+      **kw: arguments of that task, such as `label_smoothing=0.1`.
 
     Raises:
       BadRequest: an unknown name or argument, or a model that does not fit.
@@ -52,9 +52,9 @@ def init(task: Task, optimizer: Any, data: Data | None = None, *, seed: int = 0,
     Args:
       task: see `task`.
       optimizer: any transformation of optax.
-      data: not needed; taken so that the three verbs read alike.
-      seed: of the parameters, and of what steps draw.
-      ema: whether a moving average is kept, for `make_step(..., ema_decay=...)`.
+      data: not used; accepted so that the three functions look alike.
+      seed: of the parameters and of all random numbers in steps.
+      ema: whether to keep a moving average, for `make_step(..., ema_decay=...)`.
 
     Example:
       >>> objective = task(models.create("linear", num_classes=10), data)
@@ -76,7 +76,7 @@ def make_step(
 
     Args:
       task, optimizer: as given to `init`.
-      accumulate: micro-batches a step, whose gradients are summed before the one update.
+      accumulate: micro-batches per step, whose gradients are summed before the update.
       ema_decay: of the moving average of parameters; needs `init(..., ema=True)`.
 
     Returns:
@@ -129,24 +129,24 @@ def fit(
     early_stop: int = 0,
     progress: bool = True,
 ) -> "Model":
-    """Trains a model and returns what was learned: the last state, or with validation data the best.
+    """Trains a model and returns it with its last state, or with its best state if there are validation data.
 
     Args:
-      model: a linen module `__call__(image, *, train) -> (output, acts)`, as `models.create` gives.
-      data: as `data.open` and `data.from_arrays` give it.
+      model: a linen module `__call__(image, *, train) -> (output, acts)`, for instance from `models.create`.
+      data: from `data.open` or `data.from_arrays`.
       optimizer: any transformation of optax.
-      epochs, steps: length of the training, one of the two.
-      batch_size: examples a step, over all devices.
+      epochs, steps: length of the training; give one of the two.
+      batch_size: examples per step, over all devices.
       task: the objective; None for that of `task(model, data)`.
       seed: of everything random; the same call gives the same numbers.
-      accumulate: micro-batches a step.
-      ema_decay: of the moving average of parameters, which is then what is evaluated.
+      accumulate: micro-batches per step.
+      ema_decay: of the moving average of parameters, which is then evaluated instead of them.
       eval_every: how often validation data are evaluated, in steps if an int, in epochs if a float.
       early_stop: evaluations without a new best after which training ends; 0 for never.
       progress: whether a bar, or a line for each evaluation, is shown.
 
     Raises:
-      BadRequest: what does not fit together, before training.
+      BadRequest: arguments do not fit together; found before training.
       Failure: a loss or gradient that is not finite.
 
     Example:
@@ -184,12 +184,12 @@ def fit(
 
 
 def open(folder: str | Path, checkpoint: str | None = None, *, model: Any = None, task: Task | None = None) -> "Model":
-    """Opens a finished run, or one in progress: of a program, or saved by `Model.save`. Its data need not be there.
+    """Opens a run, finished or in progress, of a program or saved by `Model.save`. Its data are not needed.
 
     Args:
-      folder: of the run; FOLDER@last and FOLDER@1000 name a checkpoint, too.
+      folder: of the run; FOLDER@last and FOLDER@1000 choose a checkpoint.
       checkpoint: "best", "last" or a step; None takes the best, or the last of a run without validation.
-      model: the linen module, where it is one of your own, which a run cannot know.
+      model: the linen module, if it is your own class, which a run cannot store.
       task: the objective, likewise.
 
     Raises:
@@ -209,13 +209,13 @@ def open(folder: str | Path, checkpoint: str | None = None, *, model: Any = None
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained model with what it knows of its data.
+    """A trained model, with its record of the data.
 
     Attributes:
       run: its parts: `run.model`, `run.task`, `run.data`.
-      params, model_state: what it learned; of several states the best, or the last without validation data.
-      step: at which that was.
-      name: "best", "last", or which checkpoint was asked for.
+      params, model_state: the variables; those of the best state, or of the last without validation data.
+      step: the step of that state.
+      name: "best", "last", or the requested checkpoint.
       config: as plain dicts.
       history: records {"step", "split", metric: value}, in the order of training.
 
@@ -239,12 +239,12 @@ class Model:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """All collections of the model, as `model.apply` wants them."""
+        """All collections of the model, as `model.apply` takes them."""
         return {"params": self.params, **self.model_state}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where the data named none."""
+        """Names of the classes; empty if the data have none."""
         return self.run.data.info.class_names
 
     @property
@@ -259,10 +259,10 @@ class Model:
         return tuple(names)
 
     def apply(self, images: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns (output (b k), acts) of images in evaluation mode; JAX differentiates through it.
+        """Returns (output (b k), acts) for images in evaluation mode; differentiable.
 
         Args:
-          images: (b h w c) as the data had them: uint8, or float in [0, 1]. They are normalised here.
+          images: (b h w c) as in the data: uint8, or float in [0, 1]. They are normalised here.
 
         Example: the gradient of a class's score with respect to the image
           >>> x = images[:1, :, :, None] / np.float32(255)
@@ -293,11 +293,11 @@ class Model:
         """Returns probabilities of the classes (n k), or the predicted numbers (n k), of images (n h w c).
 
         Args:
-          images: uint8, or float in [0, 1], of the shape of the run's images.
+          images: uint8, or float in [0, 1], with the shape of the run's images.
           batch_size: images computed at a time.
 
         Raises:
-          BadRequest: images of another shape or type, or a model without labels.
+          BadRequest: images of another shape or type, or a model trained without labels.
 
         Example:
           >>> run.predict(images[:3]).shape
@@ -319,9 +319,9 @@ class Model:
         """Returns the features (n d) of images, or of all examples of a split.
 
         Args:
-          images: (n h w c) uint8 or float in [0, 1]; or a split, as `data.val`.
+          images: (n h w c) uint8 or float in [0, 1]; or a split, such as `data.val`.
           layer: name of an intermediate, see `layers`.
-          pool: how one with positions becomes a vector, of `models.layer_head.POOLS`.
+          pool: how a layer with positions becomes a vector; a name of `models.layer_head.POOLS`.
           batch_size: images computed at a time.
 
         Raises:
@@ -348,10 +348,10 @@ class Model:
         """Returns the metrics of the task over all examples of a split.
 
         Args:
-          split: as `data.test`, or "train", "val" or "test"; by default the test split, or the validation split.
+          split: such as `data.test`, or "train", "val" or "test"; by default the test split, else the validation split.
 
         Raises:
-          BadRequest: there is no such split, or it has other classes.
+          BadRequest: there is no such split, or its classes differ.
 
         Example:
           >>> sorted(run.evaluate("val"))
@@ -372,10 +372,10 @@ class Model:
         return {k: float(v) if np.ndim(v) == 0 else np.asarray(v) for k, v in found.items()}
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the model as a run: `recvis_jax.open` and the programs read it; the data are not copied.
+        """Writes the model as a run, for `recvis_jax.open` and the programs; the data are not copied.
 
         Raises:
-          BadRequest: the folder holds a run already, or cannot be written.
+          BadRequest: the folder already holds a run, or cannot be written.
 
         Example:
           >>> run.save("runs/saved").name
@@ -383,7 +383,7 @@ class Model:
         """
         where = Path(workdir.resolve(folder, "folder"))
         if (where / "config.json").exists():
-            raise errors.BadRequest(f"{errors.printable(where)} holds a run already; choose another folder.")
+            raise errors.BadRequest(f"{errors.printable(where)} already holds a run; choose another folder.")
         workdir.refuse_unwritable(where, "the folder")
         workdir.make(where)
         average = {"params": self.params, "model_state": self.model_state}
@@ -401,11 +401,11 @@ class Model:
         lines = "".join(log.json_line(record) for record in self.history)
         log.write_atomically(where / "metrics.jsonl", lines)
         log.write_json(where / info.FILE, info.as_json(self.run.data.info))
-        log.write_json(where / "config.json", self.config)  # last: what has one is a run
+        log.write_json(where / "config.json", self.config)  # last, because a folder with this file is a run
         return where
 
     def _images(self, images: Any) -> jax.Array:
-        """Checks images against what the run had."""
+        """Checks images against those of the run."""
         x, shape = jnp.asarray(images), self.run.data.image_shape
         if x.ndim == 3 and shape[2] == 1 and x.shape[1:] == shape[:2]:
             x = x[..., None]
@@ -419,7 +419,7 @@ class Model:
         return x
 
     def _mapped(self, function: Callable[[dict], jax.Array], images: Any, batch_size: int) -> np.ndarray:
-        """Applies a function to images, batch by batch of one shape."""
+        """Applies a function to images in batches of one shape."""
         x = np.asarray(self._images(images))
         if not len(x):
             raise errors.BadRequest("there are no images.")
@@ -430,14 +430,14 @@ class Model:
         out = []
         for first in range(0, len(x), size):
             part = x[first : first + size]
-            batch = np.zeros((size, *part.shape[1:]), part.dtype)  # of one shape, so that there is one program
+            batch = np.zeros((size, *part.shape[1:]), part.dtype)  # one shape, so one compiled program
             batch[: len(part)] = part
             out.append(np.asarray(compiled(place.put_eval({"image": batch})))[: len(part)])
         return np.concatenate(out)
 
 
 def _section(data: Data) -> dict[str, Any]:
-    """Returns the config's section that opens the data; of arrays, what says how they are prepared."""
+    """Returns the config's section that opens the data; for arrays, only how they are preprocessed."""
     known = data.info
     return data.section or {
         "name": known.name, "statistics": known.statistics, "eval_transform": known.eval_transform

@@ -153,7 +153,7 @@ def test_a_run_is_saved_and_opened_without_its_data(run, data, digits, tmp_path,
     np.testing.assert_array_equal(again.predict(digits[0][:9]), run.predict(digits[0][:9]))
     assert again.evaluate(data.test) == pytest.approx(run.evaluate(data.test))
     assert again.step == run.step and len(again.history) == len(run.history)
-    with pytest.raises(errors.BadRequest, match="holds a run already"):
+    with pytest.raises(errors.BadRequest, match="already holds a run"):
         run.save(folder)
     with pytest.raises(errors.BadRequest, match="opened from a run's record; to train, open the data set itself"):
         rv.fit(again.run.model, again.run.data, optax.sgd(0.1), steps=1)

@@ -103,7 +103,7 @@ def test_overrides(words, changes, tmp_path):
         ("--config.x=1j", r"config\.x is of type complex"),
         ("--config.x=...", r"config\.x is of type ellipsis"),
         ("--config.x=1e999", r"config\.x is inf; it takes a finite number"),
-        (f"--config.x={'{1:' * 30}0{'}' * 30}", r"sections in sections"),
+        (f"--config.x={'{1:' * 30}0{'}' * 30}", r"nested sections"),
     ],
 )
 def test_wrong_overrides(word, pattern, tmp_path):

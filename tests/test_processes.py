@@ -172,7 +172,7 @@ def test_flags_that_name_the_others(tmp_path):
         ("--coordinator=127.0.0.1:1",): "--num_processes is missing",
         ("--coordinator=here", "--num_processes=2", "--process_id=0"): "is not HOST:PORT",
         ("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=2"): "not in 0..1",
-        ("--distributed=off", "--num_processes=2"): "--distributed=off goes with none",
+        ("--distributed=off", "--num_processes=2"): "--distributed=off excludes --coordinator",
     }.items():
         text = programs.run(*train, *flags, code=2)
         assert expected in text and len(text.splitlines()) == 1

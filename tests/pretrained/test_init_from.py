@@ -54,7 +54,7 @@ def test_what_is_no_source(run):
     for init_from, words in (
         (
             dict(new_head=True),
-            r"config.init_from.new_head says what to do with weights, and none are named: --config\.init_",
+            r"config.init_from.new_head is set, but no weights are named: give --config\.init_",
         ),
         (dict(source=3), "config.init_from.source is 3"),
         (dict(source="x.npz", new_hed=True), r"unknown key config.init_from.new_hed\. Did you mean 'new_head'"),
