@@ -145,7 +145,7 @@ def orientations(images: Float[Array, "b h w"]) -> Float[Array, "b 8 h w"]:
     right = gx >= 0
     r = jnp.where(right, gx - tall, gx + tall) / (jnp.abs(gx) + tall)
     turn = 4 / math.pi * (jnp.where(right, 1, 3) * (math.pi / 4) + (0.1821 * r * r - 0.9675) * r)
-    turn = jnp.where(gy < 0, 8 - turn, turn)  # from 0 to 8
+    turn, strength = barrier((jnp.where(gy < 0, 8 - turn, turn), strength))  # from 0 to 8
     away = jnp.abs(turn[:, None] - jnp.arange(8.0)[:, None, None])
     return jnp.maximum(0, 1 - jnp.minimum(away, 8 - away)) * strength[:, None]
 
@@ -154,7 +154,7 @@ def flat(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: 
     """Returns descriptors (b r c 128) and their mass (b r c), with a window that is constant over each bin.
 
     Bins of neighbouring descriptors are the same sums: they are computed once, on the coarsest grid that has them all.
-    Descriptors are read from there only when their length is known, which is the sum of 16 lengths of bins.
+    Both lengths of a descriptor are sums over its bins as well, so descriptors are written once, in their last form.
     """
     every = [math.gcd(g.step, g.bin_size) for g in (rows, columns)]
     at = [local.index(g, e) for g, e in zip((rows, columns), every, strict=True)]
@@ -172,13 +172,22 @@ def flat(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: 
             x = sample(x, kernel, 0, g.step // e, g.places, axis)
         return x[:, 0]
 
-    mass = pooled(jnp.sum(sums, axis=1), 1)
-    length = jnp.sqrt(pooled(jnp.sum(sums * sums, axis=1), 2))
-    by_bin = np.repeat(np.outer(*weights).astype(np.float32).ravel(), maps.shape[1])
-    found = sums.transpose(0, 2, 3, 1)[:, at[0][:, None, :, None], at[1][None, :, None, :]]  # b r c 4 4 t
-    found = found.reshape(*mass.shape, -1) * by_bin
-    cut = barrier(jnp.minimum(_MOST, found * barrier(1 / (length + _EPSILON))[..., None]))
-    return cut * barrier(1 / (jnp.sqrt(jnp.sum(cut * cut, axis=-1, keepdims=True)) + _EPSILON)), mass
+    directions = [sums[:, i] for i in range(sums.shape[1])]
+    mass = pooled(sum(directions, start=jnp.zeros(())), 1)
+    length = jnp.sqrt(pooled(sum((d * d for d in directions), start=jnp.zeros(())), 2))
+    inverse = barrier(1 / (length + _EPSILON))[..., None]
+    sums = barrier(sums.transpose(0, 2, 3, 1))  # the numbers of a bin beside each other
+    by_bin = np.outer(*weights).astype(np.float32)
+    squares = jnp.zeros(())
+    for y, x in np.ndindex(4, 4):
+        start, end = ((0, int(at[0][i, y]), int(at[1][i, x]), 0) for i in (0, -1))
+        limits = (sums.shape[0], end[1] + 1, end[2] + 1, sums.shape[3])
+        found = jax.lax.slice(sums, start, limits, (1, rows.step // every[0], columns.step // every[1], 1))
+        squares += jnp.minimum(_MOST, found * (inverse * by_bin[y, x])) ** 2
+    again = barrier(1 / (jnp.sqrt(jnp.sum(barrier(squares), axis=-1, keepdims=True)) + _EPSILON))
+    found = sums[:, at[0][:, None, :, None], at[1][None, :, None, :]]  # b r c 4 4 t
+    found = found.reshape(*mass.shape, -1) * np.repeat(by_bin.ravel(), sums.shape[3])
+    return jnp.minimum(_MOST, found * inverse) * again, mass
 
 
 def gaussian(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: float) -> tuple[Array, Array]:
