@@ -6,13 +6,15 @@ of an image's descriptors. `DESCRIPTORS` (of images (b h w c) in [0, 1]) and `EN
 
 from collections.abc import Callable
 
-from recvis_jax.classical import fisher, histograms, hog, phow, vlad
+from recvis_jax.classical import fisher, histograms, hog, patches, phow, textons, vlad
 from recvis_jax.classical.encoding import Encoder
 from recvis_jax.classical.local import Local
 
 DESCRIPTORS: dict[str, Callable[..., Local]] = {
     "phow": phow.phow,
     "hog": hog.hog,
+    "patches": patches.patches,
+    "textons": textons.textons,
 }
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {

@@ -74,6 +74,41 @@ def image_rows(columns: Mapping[str, np.ndarray], path: Path) -> bool:
     return True
 
 
+def lines_on_image(image: np.ndarray, lines: Mapping[str, np.ndarray], path: Path, title: str = "") -> bool:
+    """Draws line segments over an image, such as the `grids` and `arms` of `vis.descriptors`.
+
+    Args:
+      image: (h w c) in [0, 1], of 1 or 3 channels.
+      lines: colour -> segments (m 2 2), each two points (x, y) in pixels; later ones lie above earlier ones.
+      path: PNG file, replaced atomically.
+      title: above the image.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.collections import LineCollection
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    h, w = image.shape[:2]
+    side = 7 / max(h, w)
+    figure = Figure(figsize=(w * side + 0.2, h * side + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shown = np.clip(image[..., 0] if image.shape[-1] == 1 else image, 0, 1)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for colour, segments in lines.items():
+        axes.add_collection(LineCollection(list(segments), colors=colour, linewidths=0.7))
+    axes.set_xlim(-0.5, w - 0.5)
+    axes.set_ylim(h - 0.5, -0.5)
+    axes.set_axis_off()
+    axes.set_title(errors.printable(title), fontsize=10).set_parse_math(False)
+    _save(figure, path)
+    return True
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> bool:
     """Draws a confusion matrix: rows are the true classes, a colour says which fraction of a row a cell holds.
 
