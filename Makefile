@@ -63,7 +63,7 @@ $(VENV)/installed-$(VERSION): pyproject.toml
 	@touch $@
 
 bench: setup bench-setup
-	for b in models onednn epoch speedrun jpeg startup checkpoint growth input_pipeline mae_ablation; do $(BIN)/python benchmarks/$$b.py || exit 1; done
+	for b in models onednn epoch speedrun jpeg startup checkpoint growth input_pipeline mae_ablation sift textures; do $(BIN)/python benchmarks/$$b.py || exit 1; done
 
 bench-setup: .venv-bench/installed
 

@@ -57,9 +57,10 @@ def detect(images: UInt8[np.ndarray, "b h w"], *, most: int = 500, contrast: flo
 
     if most < 1:
         raise BadRequest(f"most is {most}; it takes a number of points of at least 1.")
-    detector = cv2.SIFT_create(nfeatures=most, contrastThreshold=contrast, enable_precise_upscale=True)
+    detector = cv2.SIFT.create(nfeatures=most, contrastThreshold=contrast, enable_precise_upscale=True)
     b = len(images)
-    found = Points(np.zeros((b, most, 2), np.float32), *np.zeros((2, b, most), np.float32), np.zeros((b, most), bool))
+    scales, angles = np.zeros((2, b, most), np.float32)
+    found = Points(np.zeros((b, most, 2), np.float32), scales, angles, np.zeros((b, most), bool))
     for i, image in enumerate(images):
         points = sorted(detector.detect(np.ascontiguousarray(image)), key=lambda p: -p.response)[:most]
         for j, point in enumerate(points):
@@ -107,7 +108,7 @@ def describe(images: Float[Array, "b h w"], points: Points, *, root: bool = Fals
 def _describe(images: Float[Array, "b h w"], points: Points, root: bool) -> Local:
     h, w = images.shape[1:]
     levels = pyramid(images)
-    each = partial(_describe_image, shapes=tuple(level.shape[1:] for level in levels))
+    each = partial(_describe_image, shapes=tuple((level.shape[1], level.shape[2]) for level in levels))
     flat = jnp.concatenate([level.reshape(len(images), -1) for level in levels], axis=1)
     histograms = jax.lax.map(lambda args: each(*args), (flat, points.positions, points.scales, points.angles))
     histograms *= points.mask[..., None]
