@@ -198,7 +198,8 @@ def test_forward_mode_agrees_with_the_gradient(name):
     _, g = differentiated(name)(params, variables, x, label)
     loss = loss_of(create(name, **rates(name, 0.0)))
 
-    @jax.jit
+    # Batch norms of nearly constant channels (vgg11_bn) make much of roundings, which unoptimised code has more of.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
     def along(g):
         return jax.jvp(lambda params: loss(params, variables, x, label)[0], (params,), (g,))[1]
 
