@@ -1,11 +1,11 @@
-"""Runs a program once, and tells by the exit code whether the run is done or only stopped.
+"""Runs a program once; the exit code tells whether the run is done or only stopped.
 
   python -m launch.attempt [--finished=summary.json] recvis_jax.train --config=... --workdir=...
 
-A training that is told to stop saves and exits with 0, as does one that has finished. Who starts it again needs to
-tell them apart: here the exit code is 75 if the program exits with 0 and `<workdir>/summary.json` is not new, else
-the program's own (128 + the signal if it was killed by one, unless this was told to stop it). SIGTERM and SIGINT go on
-to the program. Other launchers run this in pods and on workers.
+A training exits with 0 both when it has finished and when it was told to stop and has saved. Whoever restarts it must
+tell these apart. Here the exit code is 75 if the program exits with 0 but `<workdir>/summary.json` is not new, else the
+program's own (128 + the signal if a signal killed it, unless that was a requested stop). SIGTERM and SIGINT are passed
+on to the program. Other launchers run this in pods and on workers.
 """
 
 import signal
@@ -28,24 +28,24 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this launcher."""
     flags.DEFINE_string(
-        "finished", None, "File in the workdir that a finished run writes anew; empty where exit code 0 tells enough. "
+        "finished", None, "File in the workdir that a run writes when it finishes; empty if exit code 0 is enough. "
         "Default: summary.json for recvis_jax.train, else empty."
     )  # fmt: skip
 
 
-# A file that another host wrote may take this long to be seen here (attribute caches of network file systems).
+# Seconds until a file written by another host is visible here (attribute caches of network file systems).
 _SEEN_WITHIN = 15.0
 
 
 def finished_file() -> str:
-    """Returns the name of the file that tells a finished run, or an empty string where there is none."""
+    """Returns the name of the file that marks a finished run, or an empty string if there is none."""
     if FLAGS.finished is not None:
         return FLAGS.finished
     return "summary.json" if FLAGS.program == "recvis_jax.train" else ""
 
 
 def stamp(path: str) -> Any:
-    """Returns something that differs whenever the file at `path` was written anew; None where there is none."""
+    """Returns a value that changes whenever the file at `path` is rewritten; None if there is no file."""
     try:
         status = Path(path).expanduser().stat()
     except OSError:
@@ -54,7 +54,7 @@ def stamp(path: str) -> Any:
 
 
 def exit_code(returncode: int) -> int:
-    """Returns a child's return code as shells count them: 128 + the signal for one that was killed."""
+    """Returns a child's exit code as in shells: 128 + the signal if a signal killed it."""
     return 128 - returncode if returncode < 0 else returncode
 
 
@@ -78,14 +78,14 @@ def main(argv: list[str]) -> int:
         signal.signal(number, hand_on)
     ended = child.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # too late to matter, but it would still end an interpreter that ends
-    # What dies of being told to stop has stopped: the signal met it before it began, or after it had saved.
-    # A training that saved after a Ctrl-C says so by its exit code.
+        signal.signal(number, signal.SIG_IGN)  # too late to matter, but it could still kill the exiting interpreter
+    # A child killed by our stop signal has stopped: the signal came before it began, or after it had saved.
+    # A training that saved after Ctrl-C has an exit code of its own.
     stopped = -ended in (signal.SIGTERM, signal.SIGINT) or ended == 128 + signal.SIGINT
     code = 0 if told and stopped else exit_code(ended)
     if code or not path:
         return code
-    end = time.monotonic() + (0 if told else _SEEN_WITHIN)  # told to stop, it most likely did
+    end = time.monotonic() + (0 if told else _SEEN_WITHIN)  # if told to stop, it most likely stopped
     while stamp(path) in (None, before):
         if time.monotonic() > end:
             command.say(f"the run stopped before its end ({finished} is not new): exit code {command.STOPPED}")

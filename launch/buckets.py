@@ -1,9 +1,9 @@
 """gs://BUCKET/... on a command line: programs work with files, so Cloud Storage FUSE mounts the bucket at /gcs/BUCKET.
 
-Only config.checkpoint_dir is left as it is: checkpoints go to buckets by themselves, which is faster.
+Only config.checkpoint_dir is not changed: checkpoints are written to buckets directly, which is faster.
 
-Nothing is kept of what is known of a bucket's files, as all hosts must see at once what one of them wrote; and a folder
-of a checkpoint may be renamed with all its files.
+File metadata are not cached, as all hosts must see at once what one of them wrote. Folders with many files can be
+renamed, as checkpoints need that.
 """
 
 import re
@@ -22,7 +22,7 @@ _VALUE = re.compile(r"^(?!--?[\w.]*checkpoint_dir=)((?:--?[\w.]+=)?)gs://([^/]+)
 
 
 def localized(passed: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the command line with mounted folders for buckets, and the names of the buckets."""
+    """Returns the command line with mounted folders instead of buckets, and the names of the buckets."""
     found = [match[2] for word in passed if (match := _VALUE.match(word))]
     return [_VALUE.sub(rf"\1{ROOT}/\2", word) for word in passed], list(dict.fromkeys(found))
 

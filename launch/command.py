@@ -1,7 +1,7 @@
-"""What launchers share: their flags are told from the program's, and the program's command is made and checked.
+"""Shared by all launchers: separates their flags from the program's, and builds and checks the program's command.
 
-A launcher takes its own flags and hands every other one to the program unchanged and in order. Nothing here imports
-JAX: launchers run where there is neither an accelerator nor much memory, as on a cluster's login node.
+A launcher takes its own flags and passes all others to the program, unchanged and in order. JAX is not imported:
+launchers run where there is neither an accelerator nor much memory, such as on a cluster's login node.
 """
 
 import re
@@ -20,12 +20,12 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this launcher."""
-    flags.DEFINE_string("program", "recvis_jax.train", "Module that is run.")
+    flags.DEFINE_string("program", "recvis_jax.train", "Module to run.")
     flags.DEFINE_bool("dry_run", False, "Print what would run, and run nothing.")
 
 
-BAD_REQUEST = 2  # exit code of a program that can only fail the same way again
-STOPPED = 75  # exit code of `launch.attempt` where a run saved and stopped before its end (EX_TEMPFAIL)
+BAD_REQUEST = 2  # exit code of a program that would only fail the same way again
+STOPPED = 75  # exit code of `launch.attempt` if a run saved and stopped before its end (EX_TEMPFAIL)
 _HELP = ("help", "h", "?", "helpshort", "helpfull")
 
 
@@ -34,7 +34,7 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None]) 
     cli.define_flags()
     own_flags()
     own, passed = split(sys.argv[1:], _own())
-    if any(word.lstrip("-") in _HELP for word in own):  # cli's would show the program's flags as the launcher's
+    if any(word.lstrip("-") in _HELP for word in own):  # the help of `cli` would mix in the program's flags
         FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["debug"])
         print(sys.modules["__main__"].__doc__, "Flags:", FLAGS.main_module_help(), sep="\n")
         sys.exit(0)
@@ -43,7 +43,7 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None]) 
 
 
 def _own() -> dict[str, flags.Flag]:
-    """The flags of the launcher that was started: its own, those here that it adopts, and help."""
+    """The flags of the started launcher: its own, and those it adopts from here."""
     names = {f.name: f for f in FLAGS.get_key_flags_for_module(sys.argv[0])}
     return names | {"debug": flags.FLAGS["debug"]}
 
@@ -51,7 +51,7 @@ def _own() -> dict[str, flags.Flag]:
 def split(argv: list[str], own: dict[str, flags.Flag]) -> tuple[list[str], list[str]]:
     """Splits a command line into (the launcher's flags, everything else), each in order.
 
-    `--debug` goes to both, and what comes after `--` to the program.
+    `--debug` goes to both, and everything after `--` to the program.
     """
     mine: list[str] = []
     passed: list[str] = []
@@ -74,7 +74,7 @@ def split(argv: list[str], own: dict[str, flags.Flag]) -> tuple[list[str], list[
 
 
 def value(passed: list[str], name: str) -> str | None:
-    """Returns what the program's flag `--name` is given, or None."""
+    """Returns the value of the program's flag `--name`, or None."""
     found = None
     for i, word in enumerate(passed):
         flag, given, text = word.lstrip("-").partition("=")
@@ -101,12 +101,12 @@ def python(program: str, passed: Iterable[str], interpreter: str = sys.executabl
 
 
 def shown(words: Iterable[str], env: dict[str, str] | None = None) -> str:
-    """Returns a command as one would type it."""
+    """Returns a command as typed in a shell."""
     return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in (env or {}).items()), shlex.join(words)])
 
 
 def check(passed: list[str]) -> None:
-    """Asks the program for its flags, so that a wrong one is refused now and not after a wait in a queue.
+    """Asks the program for its flags, so that a wrong one is refused now, not after a wait in a queue.
 
     Raises:
       BadRequest: there is no such program, or it does not know a flag.
@@ -134,5 +134,5 @@ def job_name(folder: str) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line of the launcher's own, apart from the program's output."""
+    """Prints a message of the launcher, marked to distinguish it from the program's output."""
     print(f"launch: {text}", file=sys.stderr, flush=True)

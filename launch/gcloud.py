@@ -1,7 +1,7 @@
-"""The commands that launch.tpu_pod gives: to gcloud, and through it to the shells of the workers.
+"""The commands of launch.tpu_pod: for gcloud, and through it for the shells of the workers.
 
 Every function returns the words of a command and runs nothing. On a worker the code is in `~/recvis_jax`, its Python in
-`~/recvis_env`, and what belongs to the run in `~/recvis_run`: its log, the process and its group, its exit code.
+`~/recvis_env`, and the files of the run in `~/recvis_run`: log, process id and group, exit code.
 """
 
 import shlex
@@ -11,20 +11,20 @@ from launch import command
 
 ARCHIVE = "recvis_jax.tar.gz"
 
-# Images of TPU VMs, by the type's beginning: https://cloud.google.com/tpu/docs/runtimes
+# Images of TPU VMs, by prefix of the type: https://cloud.google.com/tpu/docs/runtimes
 _RUNTIMES = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 
-# The images bring a Python that is too old, so uv gets one that is not.
+# The Python of the images is too old, so uv installs a newer one.
 SETUP = (
     "python3 -m pip install --quiet --user uv && "
     "python3 -m uv venv --quiet --allow-existing --python 3.12 ~/recvis_env && "
     "python3 -m uv pip install --quiet --python ~/recvis_env/bin/python '.[tpu]'"
 )
 
-# A number may be another process's after the host was started anew, so the process must have the right name.
+# After a restart of the host, the process id may belong to another process, so the name is checked, too.
 _RUNS = 'grep -aqs launch.attempt "/proc/$(cat pid 2>/dev/null)/cmdline"'
 
-# The exit code is there a moment after the process has ended.
+# The exit code is written a moment after the process has ended.
 _STATUS = (
     "cd ~/recvis_run 2>/dev/null; for i in 1 2; do "
     'if [ -s code ]; then state="code $(cat code) $(tail -n 1 log.txt)"; break; '
@@ -32,7 +32,7 @@ _STATUS = (
     'done; echo "$(hostname) $state"'
 )
 
-# The process is given a minute to save; then its whole group is killed, and what it started with it.
+# The process has a minute to save; then its whole process group is killed.
 _STOP = (
     f"cd ~/recvis_run 2>/dev/null || exit 0; {_RUNS} || exit 0; kill -TERM $(cat pid); "
     f"for i in $(seq 60); do {_RUNS} || break; sleep 1; done; "
@@ -46,14 +46,14 @@ def runtime(kind: str) -> str:
 
 
 class Tpu:
-    """Commands about one TPU VM or queued resource.
+    """Commands for one TPU VM or queued resource.
 
     Args:
-      name: of the TPU, and of the queued resource that brings it.
-      zone: where it is.
-      project: whose it is; None for gcloud's default.
+      name: of the TPU, and of the queued resource that provides it.
+      zone: of the TPU.
+      project: of the TPU; None for gcloud's default.
       queued: whether it comes from a queued resource.
-      ssh: further options for every ssh and scp, as --internal-ip.
+      ssh: further options for every ssh and scp, such as --internal-ip.
     """
 
     def __init__(self, name: str, zone: str, project: str | None, queued: bool, ssh: Sequence[str] = ()):
@@ -69,7 +69,7 @@ class Tpu:
         return [*_tpus("tpu-vm", "create", self.name), f"--version={image}", *options, "--quiet"]
 
     def state(self) -> list[str]:
-        """Prints READY (of a queued resource ACTIVE), PREEMPTED, ...; fails where there is no such TPU."""
+        """Prints READY (ACTIVE for a queued resource), PREEMPTED, ...; fails if there is no such TPU."""
         what, field = ("queued-resources", "state.state") if self.queued else ("tpu-vm", "state")
         return [*_tpus(what, "describe", self.name), *self._where, f"--format=value({field})"]
 
@@ -95,7 +95,7 @@ class Tpu:
         return self.shell(" && ".join(steps))
 
     def start(self, words: Sequence[str], env: Sequence[str]) -> list[str]:
-        """Starts `python WORDS` on every worker, where it outlives the connection."""
+        """Starts `python WORDS` on every worker; it survives the end of the connection."""
         run = (
             'echo $$ > group; cd ~/recvis_jax; "$@" >> ~/recvis_run/log.txt 2>&1 & '
             "echo $! > ~/recvis_run/pid; wait $!; echo $? > ~/recvis_run/code"
@@ -113,7 +113,7 @@ class Tpu:
         return self.shell(f'cd ~/recvis_run && tail -n {lines} -F --pid="$(cat pid)" log.txt 2>/dev/null', "0")
 
     def status(self) -> list[str]:
-        """Prints a line a worker: its host name, and "code N LAST LINE", "running" or "lost"."""
+        """Prints a line for each worker: its host name, and "code N LAST LINE", "running" or "lost"."""
         return self.shell(_STATUS)
 
     def stop(self) -> list[str]:
@@ -139,5 +139,5 @@ def _tpus(*words: str) -> list[str]:
 
 
 def shown(words: Sequence[str]) -> str:
-    """Returns a command as one would type it."""
+    """Returns a command as typed in a shell."""
     return words[2] if words[:2] == ["sh", "-c"] else command.shown(words)

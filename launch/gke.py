@@ -1,16 +1,15 @@
-"""Writes the Kubernetes objects of a run on GKE: a Job of one pod a host, and the Service by which the pods meet.
+"""Writes the Kubernetes objects of a run on GKE: a Job with one pod per host, and a Service for the pods to connect.
 
   python -m launch.gke --image=us-docker.pkg.dev/mine/repo/recvis_jax --accelerator=tpu-v5-lite-podslice \\
     --topology=4x4 --processes=4 --devices=4 --config=configs/imagenet/vit_s16.py --workdir=gs://bucket/runs/vit \\
     [--apply] [...]
 
-Prints YAML for `kubectl apply -f -`, or applies it with --apply. The image holds the repository, as its working folder,
-and a `python` in which it is installed. The pods share gs://BUCKET/..., mounted at /gcs/BUCKET, or a claim's volume
-at /share. Flags that are not listed below go to the program.
+Prints YAML for `kubectl apply -f -`, or applies it with --apply. The image must contain the repository as its working
+folder, and a `python` with it installed. The pods share gs://BUCKET/..., mounted at /gcs/BUCKET, or a claim's volume at
+/share. Flags that are not listed below go to the program.
 
-A pod that fails makes the others fail too, and Kubernetes starts all of them again, at most --max_restarts times. Pods
-that were evicted or preempted, and saved, are started again without being counted. A wrong request (exit code 2) ends
-the Job at once.
+If a pod fails, the others fail, too, and Kubernetes restarts all of them, at most --max_restarts times. Restarts after
+an eviction or preemption, when the run has saved, are not counted. A wrong request (exit code 2) ends the Job at once.
 """
 
 import subprocess
@@ -35,15 +34,15 @@ def define_flags() -> None:
     flags.DEFINE_string("name", None, "Name of the Job; by default that of the workdir.")
     flags.DEFINE_string("namespace", "default", "Namespace.")
     flags.DEFINE_string("image", None, "Image of the container.")
-    flags.DEFINE_string("accelerator", None, "GKE's name, as tpu-v5-lite-podslice or nvidia-h100-80gb.")
-    flags.DEFINE_string("topology", None, "Topology of a TPU slice, as 4x4.")
-    flags.DEFINE_integer("processes", 1, "Pods, each with one process; of a TPU slice its hosts.", lower_bound=1)
+    flags.DEFINE_string("accelerator", None, "GKE's name, such as tpu-v5-lite-podslice or nvidia-h100-80gb.")
+    flags.DEFINE_string("topology", None, "Topology of a TPU slice, such as 4x4.")
+    flags.DEFINE_integer("processes", 1, "Pods, each with one process; for a TPU slice its hosts.", lower_bound=1)
     flags.DEFINE_integer("devices", 4, "TPU chips or GPUs of each pod.", lower_bound=1)
     flags.DEFINE_string("service_account", None, "Kubernetes service account, for access to buckets.")
-    flags.DEFINE_string("claim", None, "PersistentVolumeClaim that is mounted at /share.")
+    flags.DEFINE_string("claim", None, "PersistentVolumeClaim to mount at /share.")
     flags.DEFINE_bool("spot", False, "Use spot nodes.")
     flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
-    flags.DEFINE_integer("grace", 120, "Seconds in which a pod that is evicted may save.", lower_bound=0)
+    flags.DEFINE_integer("grace", 120, "Seconds for an evicted pod to save.", lower_bound=0)
     flags.DEFINE_integer("max_restarts", 3, "How often all pods are started again.", lower_bound=0)
     flags.DEFINE_bool("apply", False, "Apply the objects with kubectl.")
     command.define_flags()
@@ -52,18 +51,18 @@ def define_flags() -> None:
     flags.adopt_module_key_flags(attempt)
 
 
-_PORT = 8476  # where the processes meet
+_PORT = 8476  # of process 0, to which all connect
 
 
 def main(passed: list[str]) -> int:
     workdir = command.workdir(passed)
     accelerator = FLAGS.accelerator
     if not accelerator or not FLAGS.image:
-        raise errors.BadRequest("--image and --accelerator are needed, as --accelerator=tpu-v5-lite-podslice.")
+        raise errors.BadRequest("--image and --accelerator are needed, such as --accelerator=tpu-v5-lite-podslice.")
     if not workdir.startswith(("gs://", *(["/share/"] if FLAGS.claim else []))):
-        raise errors.BadRequest(f"--workdir={workdir} is not a place that the pods share, as gs://bucket/runs/x.")
+        raise errors.BadRequest(f"--workdir={workdir} is not a place that the pods share, such as gs://bucket/runs/x.")
     if accelerator.startswith("tpu") and not FLAGS.topology:
-        raise errors.BadRequest("--topology is missing, as --topology=4x4.")
+        raise errors.BadRequest("--topology is missing, for instance --topology=4x4.")
     command.check(passed)
     name = FLAGS.name or command.job_name(workdir)
     passed, mounted = buckets.localized(passed)
@@ -80,7 +79,7 @@ def main(passed: list[str]) -> int:
     except FileNotFoundError as e:
         raise errors.BadRequest("there is no kubectl here; see https://kubernetes.io/docs/tasks/tools.") from e
     if done.returncode:
-        raise errors.Failure(f"kubectl refused the Job {name}; a Job that exists already is to be deleted first.")
+        raise errors.Failure(f"kubectl refused the Job {name}; if it exists already, delete it first.")
     at = f"--namespace={FLAGS.namespace}"
     print(
         f"state:  kubectl get pods {at} -l job-name={name}\n"
@@ -91,7 +90,7 @@ def main(passed: list[str]) -> int:
 
 
 def _service(name: str) -> dict[str, Any]:
-    """Returns the headless Service that gives each pod a name, also before it is ready."""
+    """Returns the headless Service that gives each pod a host name, even before it is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -101,7 +100,7 @@ def _service(name: str) -> dict[str, Any]:
 
 
 def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> dict[str, Any]:
-    """Returns the Job, whose pods differ by their index alone."""
+    """Returns the Job; its pods differ only in their index."""
     count = FLAGS.processes
     rules: list[dict[str, Any]] = [
         {
@@ -119,7 +118,7 @@ def _job(name: str, accelerator: str, passed: list[str], mounted: list[str]) -> 
             "completionMode": "Indexed",
             "completions": count,
             "parallelism": count,
-            "backoffLimit": FLAGS.max_restarts * count,  # it counts pods, and all of them fail together
+            "backoffLimit": FLAGS.max_restarts * count,  # counts pods, and all of them fail together
             "podReplacementPolicy": "Failed",  # never two pods of one index
             "podFailurePolicy": {"rules": rules},
             "template": _template(name, accelerator, passed, mounted),
@@ -134,7 +133,7 @@ def _template(name: str, accelerator: str, passed: list[str], mounted: list[str]
     selector = {f"cloud.google.com/gke-{'tpu-' if tpu else ''}accelerator": accelerator}
     if tpu:
         selector["cloud.google.com/gke-tpu-topology"] = FLAGS.topology or ""
-    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # of the input workers
+    volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]  # for the input workers
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     for i, bucket in enumerate(mounted):
         volumes.append(buckets.volume(bucket, f"bucket-{i}"))
@@ -179,7 +178,7 @@ def _environment() -> list[str]:
 
 
 def _command(name: str, passed: list[str]) -> list[str]:
-    """Returns the words of the container's command, in which Kubernetes replaces $(NAME) and makes $$ one dollar."""
+    """Returns the words of the container's command, in which Kubernetes replaces $(NAME), and $$ by $."""
     finished = attempt.finished_file()
     words = [*([f"--finished={finished}"] if finished else []), FLAGS.program, *passed]
     words = command.python("launch.attempt", words, "python")

@@ -2,10 +2,10 @@
 
   python -m launch.local --processes=2 --devices=4 --config=configs/fashion_mnist/lenet5.py --workdir=runs/x [...]
 
-Two processes of four CPU devices each train as a pod of two hosts would: for trying a multi-host run out, and for
-tests of it. Flags that are not listed below go to the program. What process 0 prints is passed on; of the others only
-the errors, each line with the process's number. All of it is kept in `<workdir>/logs/process_I.txt`. SIGTERM and
-Ctrl-C go on to all processes; a second one kills them.
+Two processes with four CPU devices each train like a pod of two hosts: useful to try out and test multi-host runs.
+Flags that are not listed below go to the program. The output of process 0 is shown; from the others only errors, with
+the process number before each line. All output is kept in `<workdir>/logs/process_I.txt`. SIGTERM and Ctrl-C are passed
+on to all processes; a second one kills them.
 """
 
 import os
@@ -36,13 +36,13 @@ def define_flags() -> None:
         "devices", 0, "Simulated CPU devices of each process; 0 for the real devices of this machine.", lower_bound=0
     )
     flags.DEFINE_integer(
-        "max_restarts", 0, "How often all processes are started again after one of them failed.", lower_bound=0
+        "max_restarts", 0, "How often to restart all processes after one of them failed.", lower_bound=0
     )
     command.define_flags()
     flags.adopt_module_key_flags(command)
 
 
-_GRACE = 40.0  # seconds in which processes notice that another is gone, and end by themselves
+_GRACE = 40.0  # seconds for processes to notice that another one is gone, and to end by themselves
 _OUTPUT = threading.Lock()
 
 
@@ -65,7 +65,7 @@ def main(passed: list[str]) -> int:
 
 
 def _environment(devices: int) -> dict[str, str]:
-    """Returns the environment variables that give a process its number of simulated devices."""
+    """Returns the environment variables that set a process's number of simulated devices."""
     if not devices:
         return {}
     given = os.environ.get("XLA_FLAGS", "")
@@ -74,7 +74,7 @@ def _environment(devices: int) -> dict[str, str]:
 
 
 def _commands(passed: list[str]) -> list[list[str]]:
-    """Returns the command of each process; they meet at a port that is free now."""
+    """Returns the command of each process; they connect at a port that is free now."""
     count = FLAGS.processes
     if count == 1:
         return [command.python(FLAGS.program, [*passed, "--distributed=off"])]
@@ -86,7 +86,7 @@ def _commands(passed: list[str]) -> list[list[str]]:
 
 
 class _Stop:
-    """Hands SIGTERM and SIGINT on to the processes; a second one kills them."""
+    """Passes SIGTERM and SIGINT on to the processes; a second one kills them."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -101,7 +101,7 @@ class _Stop:
 
 
 class _Group:
-    """The processes of one life of the run."""
+    """The processes of one start of the run."""
 
     def __init__(self, commands: list[list[str]], env: dict[str, str], workdir: str | None) -> None:
         self._processes: list[subprocess.Popen] = []
@@ -110,7 +110,7 @@ class _Group:
             log = _open_log(workdir, i, words)
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={**os.environ, **env}, process_group=0,  # Ctrl-C reaches them through the launcher alone
+                env={**os.environ, **env}, process_group=0,  # Ctrl-C reaches them only through the launcher
             )  # fmt: skip
             self._processes.append(process)
             prefix = f"[{i}] ".encode() if i else b""
@@ -121,10 +121,10 @@ class _Group:
 
     def signal(self, number: int) -> None:
         for process in self._processes:
-            process.send_signal(number)  # which does nothing once it has ended
+            process.send_signal(number)  # does nothing if it has ended
 
     def wait(self, stop: _Stop) -> int:
-        """Waits for all processes; returns 0, or the exit code for a wrong request or else of the first that failed."""
+        """Waits for all processes; returns 0, or the code for a wrong request, or else that of the first failure."""
         failed: tuple[int, int] | None = None  # process, code
         deadline = float("inf")
         if stop.asked:  # while the processes were being started
@@ -151,7 +151,7 @@ class _Group:
         return attempt.exit_code(failed[1]) if failed else 0
 
     def _clear_up(self) -> None:
-        """Ends what the processes may have started themselves, and passes on the rest of their output."""
+        """Kills children of the processes, and passes on the rest of the output."""
         for process in self._processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -166,7 +166,7 @@ def _death(code: int) -> str:
 
 
 def _open_log(workdir: str | None, index: int, words: list[str]) -> IO[bytes] | None:
-    """Opens a process's log, in which its lives follow each other."""
+    """Opens a process's log; restarts append to it."""
     if not workdir or "://" in workdir:
         return None
     folder = Path(workdir).expanduser() / "logs"

@@ -1,4 +1,4 @@
-"""Submits a run to Slurm: one process a task, started again after preemption, time limits and failures.
+"""Submits a run to Slurm: one process per task, restarted after preemption, time limits and failures.
 
   python -m launch.slurm --nodes=2 --tasks_per_node=8 --gpus_per_task=1 --time=8:00:00 \\
     --config=configs/imagenet/resnet50.py --workdir=runs/r50 [...]
@@ -7,9 +7,9 @@ Run it from the repository's root, on a file system that the nodes share. The sc
 and the output to `<workdir>/slurm/JOB.txt`. Flags that are not listed below go to the program, which finds the other
 processes through Slurm.
 
-Some time before the limit, and when the job is preempted, the run is told to save. The job is then queued again, and
-goes on from there, until the run has finished or --max_restarts is used up; so it is after a failure, but not after
-`scancel` (which lets the run save) nor where the request was wrong (exit code 2).
+Shortly before the time limit, and when the job is preempted, the run is told to save. The job is then queued again and
+continues, until the run has finished or --max_restarts is used up. The same happens after a failure, but not after
+`scancel` (which lets the run save) or a wrong request (exit code 2).
 """
 
 import hashlib
@@ -35,11 +35,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("tasks_per_node", 1, "Processes on each node.", lower_bound=1)
     flags.DEFINE_integer("gpus_per_task", 0, "GPUs of each process.", lower_bound=0)
     flags.DEFINE_integer("cpus_per_task", 0, "CPUs of each process; 0 for the cluster's default.", lower_bound=0)
-    flags.DEFINE_string("time", None, "Time limit of one life of the job, as 8:00:00 or 1-00:00:00.")
+    flags.DEFINE_string("time", None, "Time limit of each start of the job, such as 8:00:00 or 1-00:00:00.")
     flags.DEFINE_string("partition", None, "Partition.")
-    flags.DEFINE_string("account", None, "Account that is charged.")
-    flags.DEFINE_string("mem", None, "Memory of each node, as 200G.")
-    flags.DEFINE_multi_string("extra", [], "Another option of sbatch, as --extra=--constraint=a100; repeatable.")
+    flags.DEFINE_string("account", None, "Account to charge.")
+    flags.DEFINE_string("mem", None, "Memory of each node, such as 200G.")
+    flags.DEFINE_multi_string("extra", [], "Another option of sbatch, such as --extra=--constraint=a100; repeatable.")
     flags.DEFINE_integer("signal", 120, "Seconds before the time limit at which the run saves.", lower_bound=0)
     flags.DEFINE_integer("max_restarts", 20, "How often the job is queued again.", lower_bound=0)
     command.define_flags()
@@ -142,7 +142,7 @@ def main(passed: list[str]) -> int:
 
 def _script(folder: Path, passed: list[str]) -> str:
     """Returns the batch script."""
-    # Two jobs must not write to one folder, so of those with the folder's name Slurm runs one at a time.
+    # Two jobs must not write to one folder: Slurm runs only one job with this name at a time.
     name = f"{command.job_name(str(folder.parent))}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
     output = str(folder).replace("%", "%%") + "/%j.txt"
     options = {
@@ -153,7 +153,7 @@ def _script(folder: Path, passed: list[str]) -> str:
     }  # fmt: skip
     lines = ["#SBATCH --requeue", *(f"#SBATCH --{k}={_quoted(str(v))}" for k, v in options.items() if v)]
     lines += [f"#SBATCH {extra}" for extra in FLAGS.extra]
-    # JAX takes one GPU a task under Slurm unless it is told which of those that the task sees.
+    # Under Slurm, JAX uses one GPU per task unless it is told which ones to use.
     gpus = ",".join(map(str, range(FLAGS.gpus_per_task)))
     finished = attempt.finished_file()
     return _SCRIPT.format(
@@ -161,8 +161,8 @@ def _script(folder: Path, passed: list[str]) -> str:
         directory=shlex.quote(str(Path.cwd())),
         environment=f"export JAX_LOCAL_DEVICE_IDS={gpus}\n" if gpus else "",
         finished=shlex.quote(str(folder.parent / finished)) if finished else "",
-        # The others end by themselves when one task fails; should they not, Slurm ends them. srun takes the CPUs of a
-        # task from no one but its own command line.
+        # If one task fails, the others end by themselves; if not, Slurm ends them. srun takes the CPUs per task only
+        # from its own command line.
         srun="--wait=300" + (f" --cpus-per-task={FLAGS.cpus_per_task}" if FLAGS.cpus_per_task else ""),
         command=command.shown(command.python(FLAGS.program, passed)),
         stopped_code=command.STOPPED,

@@ -3,10 +3,10 @@
   python -m launch.sweep --grid config.optim.lr=0.1,0.2 --grid config.seed=0,1,2 \\
     --config=configs/fashion_mnist/lenet5.py --workdir=runs/sweep [...]
 
-Runs one after the other here, in `runs/sweep/optim.lr=0.1,seed=0` and so on; --launcher=local, slurm, tpu_pod or gke
-hands each to that launcher, whose flags are given as well. --list names a file with the settings of one run a line.
-A run that fails does not stop the others. The same command given again skips runs that have finished (they have a
-summary.json), resumes the others, and prints the table, as does --collect without running anything.
+Runs are started here one after the other, in `runs/sweep/optim.lr=0.1,seed=0` and so on. --launcher=local, slurm,
+tpu_pod or gke starts each run with that launcher; give its flags, too. --list names a file with the settings of one run
+per line. A failed run does not stop the others. The same command again skips finished runs (those with a summary.json),
+resumes the others, and prints the table; --collect only prints the table.
 Exit code: 0 if all runs are done (or submitted), 1 if not. Flags that are not listed below go to the program.
 """
 
@@ -34,11 +34,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this launcher."""
-    flags.DEFINE_multi_string("grid", [], "A flag and its values, as config.seed=0,1,2; repeatable: all combinations.")
-    flags.DEFINE_string("list", None, "File with the settings of one run a line, as: config.seed=0 config.steps=10")
+    flags.DEFINE_multi_string("grid", [], "Flag and values, such as config.seed=0,1,2; repeat it for all combinations.")
+    flags.DEFINE_string("list", None, "File with the settings of one run per line: config.seed=0 config.steps=10")
     flags.DEFINE_enum("launcher", "none", ["none", "local", "slurm", "tpu_pod", "gke"], "What starts each run.")
     flags.DEFINE_bool("collect", False, "Only print the table; without settings, of all runs in the workdir.")
-    flags.DEFINE_list("metrics", [], "Metrics of the table; by default accuracy, or all where there is none.")
+    flags.DEFINE_list("metrics", [], "Metrics of the table; by default accuracy, or all if there is no accuracy.")
     command.define_flags()
     flags.adopt_module_key_flags(command)
 
@@ -67,7 +67,7 @@ def main(passed: list[str]) -> int:
     if FLAGS.launcher == "none":
         command.check([word for word in runs[0].words[3:] if word.startswith("--")])
     elif "://" in workdir:
-        command.say("runs in a bucket are all started, as it is not seen here which of them have finished")
+        command.say("all runs in a bucket are started, as finished ones cannot be seen from here")
     stop = _Stop()
     states: dict[str, str] = {}
     for number, run in enumerate(runs, 1):
@@ -91,7 +91,7 @@ def main(passed: list[str]) -> int:
 
 
 class _Stop:
-    """Hands SIGTERM and SIGINT on to the run that is going on, after which no other is started."""
+    """Passes SIGTERM and SIGINT on to the current run; then no other run is started."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -115,7 +115,7 @@ def _runs(workdir: str, passed: list[str]) -> list[Run]:
     """Returns the runs in the order of the grid, the last setting varying fastest.
 
     Raises:
-      BadRequest: a setting is not one, or two runs have the same.
+      BadRequest: a setting is invalid, or two runs have the same settings.
     """
     choices = [_values(text) for text in FLAGS.grid]
     if FLAGS.list:
@@ -128,7 +128,7 @@ def _runs(workdir: str, passed: list[str]) -> list[Run]:
         settings = [word for words in chosen for word in words]
         name = _name(settings)
         if name in {run.name for run in runs}:
-            raise errors.BadRequest(f"two runs have the same settings, {' '.join(settings)}.")
+            raise errors.BadRequest(f"two runs have the same settings: {' '.join(settings)}.")
         flags_ = [*_without_workdir(passed), *(f"--{word}" for word in settings), f"--workdir={workdir}/{name}"]
         program = FLAGS.program
         if launcher == "none":
@@ -158,7 +158,7 @@ def _values(text: str) -> list[list[str]]:
 
 
 def _lines(path: Path) -> list[list[str]]:
-    """Reads the settings of one run a line."""
+    """Reads a file with the settings of one run per line."""
     try:
         lines = [shlex.split(line, comments=True) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as e:
@@ -171,7 +171,7 @@ def _lines(path: Path) -> list[list[str]]:
 
 
 def _name(settings: list[str]) -> str:
-    """Returns a folder's name that tells the settings: "optim.lr=0.1,seed=0"."""
+    """Returns a folder name with the settings: "optim.lr=0.1,seed=0"."""
     plain = ",".join(word.removeprefix("config.") for word in settings)
     name = re.sub(r"[^\w.=,+()-]", "_", plain)
     if name == plain and len(name) <= 120:
@@ -192,7 +192,7 @@ def _without_workdir(passed: list[str]) -> list[str]:
 
 
 def _found(workdir: str) -> list[Run]:
-    """Returns the runs that are in the folder."""
+    """Returns the runs in the folder."""
     folder = Path(workdir).expanduser()
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     runs = [Run(p.name, str(p), []) for p in paths if (p / "config.json").exists() or (p / "summary.json").exists()]
@@ -202,7 +202,7 @@ def _found(workdir: str) -> list[Run]:
 
 
 def _finished(run: Run) -> dict[str, Any] | None:
-    """Returns the summary of a run that has finished."""
+    """Returns the summary of a finished run, else None."""
     path = Path(run.folder).expanduser() / "summary.json"
     try:
         return json.loads(path.read_text())
@@ -211,7 +211,7 @@ def _finished(run: Run) -> dict[str, Any] | None:
 
 
 def _tell(workdir: str, runs: list[Run], states: dict[str, str]) -> int:
-    """Prints the table and keeps it as `table.md`; returns the exit code."""
+    """Prints the table and writes it to `table.md`; returns the exit code."""
     summaries = {run.name: _finished(run) for run in runs}
     text = table([(run.name, states.get(run.name), summaries[run.name]) for run in runs], FLAGS.metrics)
     print(text)
@@ -228,8 +228,8 @@ def table(rows: list[tuple[str, str | None, dict[str, Any] | None]], metrics: li
     """Returns a Markdown table.
 
     Args:
-      rows: name, state (None for what the summary tells) and summary of each run.
-      metrics: names of the metrics that are shown; none for accuracy, or all where no run has it.
+      rows: name, state (None: taken from the summary) and summary of each run.
+      metrics: names of the metrics to show; empty for accuracy, or for all if no run has it.
     """
     columns: list[tuple[str, str, str]] = []  # which, split, metric
     for which, split in itertools.product(("best", "final"), ("val", "test")):

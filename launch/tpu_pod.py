@@ -4,11 +4,11 @@
     --config=configs/imagenet/vit_s16.py --workdir=gs://bucket/runs/vit [...]
 
 In order: creates the TPU if asked (--create, or --queued for a queued resource), copies the working tree to all hosts
-and installs it, starts the program on all of them, and shows what host 0 prints. When a host fails, all are started
-again; a spot TPU that was preempted is first created anew. --delete deletes the TPU when the run has ended, and does
-only that where no --workdir is given. Flags that are not listed below go to the program.
+and installs it, starts the program on all of them, and shows the output of host 0. If a host fails, all are restarted;
+a preempted spot TPU is first created again. --delete deletes the TPU when the run has ended; without --workdir it only
+does that. Flags that are not listed below go to the program.
 
-The run does not depend on this launcher: after Ctrl-C or a lost connection the same command looks on again, and
+The run does not depend on this launcher: after Ctrl-C or a lost connection the same command attaches to it again, and
 --stop lets the run save and stop. The hosts must share the workdir: gs://BUCKET/... is mounted on each of them at
 /gcs/BUCKET, and --prepare may mount anything else.
 """
@@ -38,22 +38,22 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this launcher."""
     flags.DEFINE_string("name", None, "Name of the TPU.")
-    flags.DEFINE_string("zone", None, "Its zone, as us-west4-a.")
+    flags.DEFINE_string("zone", None, "Its zone, such as us-west4-a.")
     flags.DEFINE_string("project", None, "Project; gcloud's own by default.")
     flags.DEFINE_bool("create", False, "Create the TPU if there is none of that name.")
-    flags.DEFINE_bool("queued", False, "Create it by a queued resource, which waits until there is room.")
+    flags.DEFINE_bool("queued", False, "Create it through a queued resource, which waits for capacity.")
     flags.DEFINE_string("type", "v5litepod-16", "Type of the TPU.")
     flags.DEFINE_string("runtime_version", None, "Image of the hosts; by default the one for the type.")
     flags.DEFINE_bool("spot", False, "Create a spot TPU: cheaper, and may be preempted.")
-    flags.DEFINE_multi_string("extra", [], "Another option for the creation, as --extra=--network=net; repeatable.")
-    flags.DEFINE_multi_string("ssh", [], "Another option for ssh and scp, as --ssh=--internal-ip; repeatable.")
+    flags.DEFINE_multi_string("extra", [], "Another option to create it, such as --extra=--network=net; repeatable.")
+    flags.DEFINE_multi_string("ssh", [], "Another option for ssh and scp, such as --ssh=--internal-ip; repeatable.")
     flags.DEFINE_string("setup", gcloud.SETUP, "Shell command that installs the code on a host.")
-    flags.DEFINE_string("prepare", None, "Shell command for every host after that, as mounts or data.")
+    flags.DEFINE_string("prepare", None, "Shell command to run on every host after that, for mounts or data.")
     flags.DEFINE_multi_string("env", [], "NAME=VALUE for the program's environment; repeatable.")
     flags.DEFINE_bool("stop", False, "Only let the run on the TPU save and stop.")
     flags.DEFINE_bool("delete", False, "Delete the TPU when the run has ended.")
-    flags.DEFINE_integer("max_restarts", 3, "How often all hosts are started again.", lower_bound=0)
-    flags.DEFINE_float("poll", 30.0, "Seconds between looks at the hosts.", lower_bound=0.1)
+    flags.DEFINE_integer("max_restarts", 3, "How often to restart all hosts.", lower_bound=0)
+    flags.DEFINE_float("poll", 30.0, "Seconds between checks of the hosts.", lower_bound=0.1)
     command.define_flags()
     flags.adopt_module_key_flags(command)
     attempt.define_flags()
@@ -63,7 +63,7 @@ def define_flags() -> None:
 _ROOT = str(Path(__file__).resolve().parent.parent)
 _THERE = ("READY", "ACTIVE")
 _GONE = (None, "PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDING", "SUSPENDED", "DELETING", "FAILED")
-_TRIES = 5  # of a connection, as hosts that have just been created do not answer at once
+_TRIES = 5  # to connect, as new hosts do not answer at once
 
 
 class _Preempted(Exception):
@@ -72,7 +72,7 @@ class _Preempted(Exception):
 
 def main(passed: list[str]) -> int:
     if not FLAGS.name or not FLAGS.zone:
-        raise errors.BadRequest("--name and --zone are needed, as --name=pod --zone=us-west4-a.")
+        raise errors.BadRequest("--name and --zone are needed, for instance --name=pod --zone=us-west4-a.")
     tpu = gcloud.Tpu(FLAGS.name, FLAGS.zone, FLAGS.project, FLAGS.queued, FLAGS.ssh)
     if FLAGS.stop or (FLAGS.delete and command.value(passed, "workdir") is None):
         words = tpu.stop() if FLAGS.stop else tpu.delete()
@@ -80,7 +80,7 @@ def main(passed: list[str]) -> int:
         return 0
     if not command.workdir(passed).startswith(("/", "gs://")):
         raise errors.BadRequest(
-            f"--workdir={command.workdir(passed)} is not a place that the hosts share, as gs://bucket/x."
+            f"--workdir={command.workdir(passed)} is not a place that the hosts share, such as gs://bucket/x."
         )
     command.check(passed)
     passed, mounted = buckets.localized(passed)
@@ -99,12 +99,12 @@ def main(passed: list[str]) -> int:
     try:
         code = _train(tpu, install, start)
     except KeyboardInterrupt:
-        command.say("the run goes on without this launcher; --stop stops it, the same command looks on again.")
+        command.say("the run continues without this launcher; --stop stops it, the same command attaches again.")
         raise
     if FLAGS.delete and not code:
         _run(tpu.delete())
     elif not FLAGS.delete or code:
-        command.say(f"the TPU is still there, and is paid for. To delete it: {gcloud.shown(tpu.delete())}")
+        command.say(f"the TPU still exists and costs money. To delete it: {gcloud.shown(tpu.delete())}")
     return code
 
 
@@ -117,7 +117,7 @@ def _train(tpu: gcloud.Tpu, install: list[str], start: list[str]) -> int:
         try:
             going = _make(tpu) and not life and "running" in _guarded(tpu, tpu.status)
             if going:
-                command.say("the run is going on; looking on")
+                command.say("run in progress; attaching")
             else:
                 if not ready:
                     _install(tpu, install)
@@ -142,12 +142,12 @@ def _create(tpu: gcloud.Tpu) -> list[str]:
 
 
 def _make(tpu: gcloud.Tpu) -> bool:
-    """Creates the TPU if it is gone and that was asked for, and waits for it; returns whether it was there already."""
+    """Creates the TPU if it is gone and creation was requested, and waits for it; returns whether it existed before."""
     state = found = _state(tpu)
     if found in _GONE:
         if not (FLAGS.create or FLAGS.queued):
             raise errors.BadRequest(f"the TPU {tpu.name} is {found or 'not there'}; --create creates it.")
-        if found:  # it still has the name
+        if found:  # the name is still in use
             _run(tpu.delete())
         _run(_create(tpu))
         state = _state(tpu)
@@ -182,21 +182,21 @@ def _watch(tpu: gcloud.Tpu) -> int:
                 words for line in _guarded(tpu, tpu.status).splitlines() if len(words := line.split(maxsplit=3)) > 1
             ]
             codes = [int(words[2]) for words in states if words[1] == "code"]
-            codes += [1 for words in states if words[1] == "lost"]  # a host that was started anew
+            codes += [1 for words in states if words[1] == "lost"]  # the host was restarted
             if any(codes):
                 for words in states:
                     command.say(f"host {' '.join(words)}")
-                # A signal tells more than the echoes of the failure on other hosts.
+                # The code of a signal tells more than those of the hosts that failed because of it.
                 return command.BAD_REQUEST if command.BAD_REQUEST in codes else max(codes)
             if states and len(codes) == len(states):
                 return 0
             if follow.poll():  # the connection was lost
                 follow = _follow(tpu, "20")
-            elif follow.poll() == 0:  # host 0 is done, others are not yet
+            elif follow.poll() == 0:  # host 0 is done, others are not
                 time.sleep(min(1.0, FLAGS.poll))
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(follow.pid, signal.SIGKILL)  # gcloud leaves its ssh behind otherwise
+            os.killpg(follow.pid, signal.SIGKILL)  # otherwise gcloud leaves its ssh running
         follow.wait()
 
 
@@ -205,17 +205,17 @@ def _follow(tpu: gcloud.Tpu, lines: str = "+1") -> subprocess.Popen:
 
 
 def _state(tpu: gcloud.Tpu) -> str | None:
-    quiet = subprocess.DEVNULL if FLAGS.create or FLAGS.queued else None  # that there is none is no error then
+    quiet = subprocess.DEVNULL if FLAGS.create or FLAGS.queued else None  # then a missing TPU is not an error
     done = subprocess.run(_checked(tpu.state()), stdout=subprocess.PIPE, stderr=quiet, text=True)
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _guarded(tpu: gcloud.Tpu, make: Callable[[], list[str]]) -> str:
-    """Runs a command on the hosts, again where the connection fails; returns what it printed.
+    """Runs a command on the hosts, retrying if the connection fails; returns its output.
 
     Raises:
       _Preempted: it fails because the TPU is gone.
-      Failure: it fails although the TPU is there.
+      Failure: it fails although the TPU exists.
     """
     for left in reversed(range(_TRIES)):
         done = subprocess.run(_checked(make()), stdout=subprocess.PIPE, text=True)

@@ -1,15 +1,15 @@
-"""Tables as text: columns that are aligned, for a terminal or in Markdown."""
+"""Tables as text, with aligned columns, for a terminal or in Markdown."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], right: bool = False, between: str = "  ") -> list[str]:
-    """Returns the rows as lines whose columns are aligned.
+    """Returns the rows as lines with aligned columns.
 
     Args:
-      rows: cells, as many in every row.
+      rows: cells, equally many in every row.
       right: aligns all columns but the first to the right.
-      between: what stands between two columns.
+      between: separator of columns.
 
     Example:
       >>> aligned([["layer", "parameters"], ["conv1", "150"]], right=True)
@@ -21,7 +21,7 @@ def aligned(rows: Sequence[Sequence[str]], right: bool = False, between: str = "
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table, the first row its head, that is readable as text too.
+    """Returns a Markdown table with the first row as its head; also readable as plain text.
 
     Example:
       >>> print(markdown([["net", "accuracy"], ["lenet5", "91.0"]]))

@@ -1,7 +1,7 @@
-"""The operations that models are made of, each as a paper defines it.
+"""The operations of models, each as defined in its paper.
 
-What is marked `@fast` has a second form in `recvis_jax.kernels`, of the same numbers up to rounding and quicker on
-CPUs. This file is the only one that imports that folder; without the folder everything is computed as written here.
+Operations marked `@fast` have a second form in `recvis_jax.kernels` that is faster on CPUs and equal up to rounding.
+Only this file imports that folder; without the folder everything is computed as written here.
 """
 
 import importlib.util
@@ -27,32 +27,32 @@ else:
         return plain
 
 
-# True where a query may attend to a key; of a shape that broadcasts to (b k n m).
+# True where a query may attend to a key; broadcasts to (b k n m).
 Mask = Bool[Array, "..."] | Bool[np.ndarray, "..."]
 
 
 @fast
 def dot_rows(x: Array, kernel: Array, dimensions: Any, precision: Any = None, **kw: Any) -> Array:
-    """The product of a dense layer, as flax asks for it.
+    """The product of a dense layer, called by flax.
 
     Args:
       x: vectors, along the last axis.
       kernel: matrix (c d).
-      dimensions, precision, kw: as `lax.dot_general` takes them.
+      dimensions, precision, kw: see `lax.dot_general`.
     """
     return lax.dot_general(x, kernel, dimensions, precision=precision, **kw)
 
 
 @fast
 def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> Array:
-    """The convolution of a layer, as flax asks for it.
+    """The convolution of a layer, called by flax.
 
     Args:
       x: images (b h w c).
       kernel: (i j c d).
       strides: of rows and columns.
       padding: a name, or pairs of numbers.
-      kw: as `lax.conv_general_dilated` takes them.
+      kw: see `lax.conv_general_dilated`.
     """
     return lax.conv_general_dilated(x, kernel, strides, padding, **kw)
 
@@ -69,7 +69,7 @@ def max_pool(
 ) -> Float[Array, "b i j c"]:
     """Maximum over windows; incomplete windows at the right and bottom are left out.
 
-    Where several elements are the maximum, they share the gradient.
+    Several equal maxima share the gradient.
 
     Args:
       x: feature maps.
@@ -114,9 +114,9 @@ def _windows(x: Array, window: int, stride: int | None, padding: int, fill: floa
 def layer_norm(
     x: Float[Array, "*b d"], scale: Float[Array, "d"], bias: Float[Array, "d"], epsilon: float
 ) -> Float[Array, "*b d"]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, of every token over its numbers, in float32.
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, for every token over its channels, in float32.
 
-    The variance takes two passes: E[x^2] - E[x]^2 loses the small ones that the epsilon is there for.
+    The variance takes two passes: E[x^2] - E[x]^2 is too inexact for small variances, for which epsilon matters.
 
     Reference: Ba, Kiros & Hinton 2016, "Layer normalization".
     """
@@ -132,7 +132,7 @@ def softmax(scores: Float[Array, "... m"]) -> Float[Array, "... m"]:
 
 
 def masked_softmax(scores: Float[Array, "... m"], mask: Mask) -> Float[Array, "... m"]:
-    """The softmax of the scores where `mask` is true, 0 elsewhere; zeros alone where it is true nowhere."""
+    """Softmax over the scores where `mask` is true, 0 elsewhere; a row that is masked everywhere gives zeros."""
     scores = jnp.where(mask, scores, -jnp.inf)
     peak = lax.stop_gradient(scores.max(-1, keepdims=True))  # any constant gives the same weights
     e = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
@@ -151,12 +151,12 @@ def attention(
     Args:
       q: queries, of n tokens and k heads.
       k, v: keys and values, of m tokens.
-      mask: true where a query may attend to a key; of a shape that broadcasts to (b k n m). A masked key has no
-        influence at all, and a query without any key gets zeros.
+      mask: true where a query may attend to a key; broadcasts to (b k n m). A masked key has no influence at all, and a
+        query without any key gets zeros.
 
     Returns:
       out: per head, the weighted mean of the values.
-      weights: the softmax, rows of which sum to 1.
+      weights: the softmax; its rows sum to 1.
 
     Reference: Vaswani et al. 2017, "Attention is all you need", section 3.2.1.
     """

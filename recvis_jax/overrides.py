@@ -1,12 +1,12 @@
-"""What the command line says about a config's keys: `--config.optim.lr=0.1`, in the order in which it was typed.
+"""Overrides of a config's keys on the command line: `--config.optim.lr=0.1`, applied in the order typed.
 
-  --config.KEY=VALUE   sets a key, or adds it, with the sections that lead to it; `--config.KEY VALUE` does the same
+  --config.KEY=VALUE   sets a key, or adds it with its parent sections; `--config.KEY VALUE` does the same
   --config.KEY         sets it to True
-  --noconfig.KEY       sets a switch to False, and removes any other key, whose default then counts
+  --noconfig.KEY       sets a switch to False; removes any other key, so that its default is used
 
-A value is a Python literal: None, True, 3, 3.0, 1e-3, "text", (1, 2), {"a": 1}. What is none is text. Its type is the
-one that is typed, whatever the file has: `eval_every=50` is 50 steps, and 50.0 is 50 epochs. Later words count before
-earlier ones. Nothing here imports what is slow to load.
+A value is a Python literal: None, True, 3, 3.0, 1e-3, "text", (1, 2), {"a": 1}; anything else is text. Its type is the
+one typed, whatever the file has: `eval_every=50` is 50 steps, and 50.0 is 50 epochs. Later words override earlier
+ones. This module imports nothing that is slow to load.
 """
 
 import ast
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 from recvis_jax import errors
 
-# Keys that take text: there a number is text as well, as in data.name=2024. A test compares this with the functions.
+# Keys that take text: for these a number is text, too, as in data.name=2024. A test compares this with the functions.
 TEXTS = frozenset(
     "activation adam augment cache checkpoint_dir compile data_dir decay dtype eval_transform freeze "
     "ignore image_key init_from label_key layer layer_blocks library loss name pool positions sampling schedule shape "
     "sharding shortcut source statistics strategy test train transform val views".split()
 )
-# Keys that take several: text is split at its commas, as in metrics=accuracy,top_5.
+# Keys that take several values: text is split at commas, as in metrics=accuracy,top_5.
 LISTS = frozenset("classes metrics protocols".split())
-# Sections that may be one word, and the key that the word then stands for.
+# Sections that may be given as one word, and the key that this word sets.
 SHORT = {"init_from": "source", "sharding": "strategy"}
 
 
@@ -33,7 +33,7 @@ class Override(NamedTuple):
 
     Attributes:
       key: path of the key, such as ("optim", "lr").
-      text: its value as it was typed; None for `--config.KEY` alone.
+      text: its value as typed; None for `--config.KEY` without a value.
       negated: whether it was `--noconfig.KEY`.
     """
 
@@ -42,7 +42,7 @@ class Override(NamedTuple):
     negated: bool = False
 
     def __str__(self) -> str:
-        """Returns the word as it could be typed."""
+        """Returns the word as typed on a command line."""
         value = "" if self.text is None else f"={self.text}"
         return f"--{'no' if self.negated else ''}config.{'.'.join(self.key)}{value}"
 
@@ -51,7 +51,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[Override]]:
     """Splits a command line into its other words and the overrides, each in order.
 
     Raises:
-      BadRequest: what follows `--config.` is no key.
+      BadRequest: `--config.` is not followed by a key.
     """
     rest: list[str] = []
     found: list[Override] = []
@@ -68,7 +68,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[Override]]:
         key = tuple(path.split("."))
         if not all(re.fullmatch(r"[A-Za-z_]\w*", part) for part in key):
             raise errors.BadRequest(
-                f"{errors.brief(word)} names no key; write --config.KEY=VALUE, as --config.optim.lr=0.1."
+                f"{errors.brief(word)} names no key; write --config.KEY=VALUE, such as --config.optim.lr=0.1."
             )
         if negated and text is not None:
             raise errors.BadRequest(f"{errors.brief(word)} takes no value; --noconfig.KEY alone removes a key.")
@@ -79,15 +79,15 @@ def split(words: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 
 def apply(config: Any, found: Sequence[Override], section: Callable[[], Any] = dict) -> None:
-    """Changes a config as the command line says, word by word.
+    """Applies the overrides of the command line to a config, one by one.
 
     Args:
       config: a `ConfigDict` or nested dicts; changed in place.
-      found: the words.
+      found: the overrides.
       section: makes an empty section.
 
     Raises:
-      BadRequest: a key lies below a value that is no section.
+      BadRequest: a key is below a value that is not a section.
     """
     for one in found:
         *parents, last = one.key
@@ -112,21 +112,21 @@ def apply(config: Any, found: Sequence[Override], section: Callable[[], Any] = d
             continue
         value = value_of(one.text, last)
         if last in SHORT and _is_section(now) and isinstance(value, str) and value:
-            now[SHORT[last]] = value  # the rest of the section stays
+            now[SHORT[last]] = value  # keeps the rest of the section
         else:
             _set(node, last, value)
 
 
 def _set(node: Any, name: str, value: Any) -> None:
-    """Sets a key; what the file computes from it follows, and the type is the one that is given."""
+    """Sets a key with exactly the given type; references to it in the file follow."""
     node[name] = value
-    if type(node[name]) is not type(value) and not _is_section(value):  # ConfigDict makes ints floats
+    if type(node[name]) is not type(value) and not _is_section(value):  # ConfigDict turns ints into floats
         del node[name]
         node[name] = value
 
 
 def value_of(text: str | None, name: str) -> Any:
-    """Returns the value of a key called `name` as it was typed; None is a key without a value, which is True."""
+    """Returns the typed value of the key `name`; None stands for a key without a value, which is True."""
     if text is None:
         return True
     try:

@@ -1,10 +1,10 @@
-"""Plans a training on machines that one does not have: what fits, what it costs, how long it takes at least.
+"""Plans a training on machines that are not here: what fits, what it costs, how long it takes at least.
 
   python -m recvis_jax.plan --config=configs/imagenet/vit_b16.py --topology=v5e:2x4
   python -m recvis_jax.plan --config=configs/imagenet/vit_h14.py --topology=v5e:4x4,v4:2x2x2,h100:8 --search
 
-The very train step of the config is compiled for these devices, and neither they nor the data need to be there. It
-takes the compiler for TPUs, pip install 'jax[tpu]', or for GPUs, pip install 'jax[cuda12-local]'; `cpu:8` takes none.
+The config's real train step is compiled for these devices; neither the devices nor the data are needed. It needs the
+compiler for TPUs, pip install 'jax[tpu]', or for GPUs, pip install 'jax[cuda12-local]'; `cpu:8` needs neither.
 """
 
 import sys
@@ -20,16 +20,16 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Config file, as configs/imagenet/vit_b16.py[:argument].")
-    flags.DEFINE_string("topology", "", "Machines, as v5e:16x16,v4:4x4x4,h100:8.")
+    configs.define_flag("Config file, such as configs/imagenet/vit_b16.py[:argument].")
+    flags.DEFINE_string("topology", "", "Machines, such as v5e:16x16,v4:4x4x4,h100:8.")
     flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
     flags.DEFINE_enum(
         "level", "O0", ["O0", "O1", "O2", "O3", "default"],
-        "How hard the compiler tries. O0 is 4 to 10 times faster than what training uses, default; memory differs by a "
-        "few percent, with split parameters also what is exchanged.",
+        "Optimisation level of the compiler. O0 is 4 to 10 times faster than default, the level for training; memory "
+        "differs by a few percent, and with split parameters the communication, too.",
     )  # fmt: skip
     flags.DEFINE_float(
-        "memory", None, "GiB of a device that a program may use, instead of what is known.", lower_bound=0
+        "memory", None, "GiB that a program may use on a device, instead of the known number.", lower_bound=0
     )
 
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(config: dict[str, Any], machine: Any, search: bool, level: str) -> str:
-    """Prints the plan of one machine, and returns why it does not fit; an empty string if it does."""
+    """Prints the plan for one machine; returns why it does not fit, or an empty string if it does."""
     from recvis_jax.planning import planner, report
     from recvis_jax.planning import search as searching
 

@@ -1,14 +1,14 @@
-"""In which range the numbers of a config lie, by the name of the key, which means the same in every section.
+"""Valid ranges of a config's numbers, by the name of the key, which has the same meaning in every section.
 
-The bounds are wide: beyond them lies what is surely a mistake, takes hours before it fails, or fills the memory. What
-depends on the data or on other keys is checked where these are known. Nothing here imports anything of ours.
+The bounds are wide: values outside are surely mistakes, fail only after hours, or fill the memory. Limits that depend
+on the data or on other keys are checked where these are known. This module imports nothing of ours.
 """
 
 from typing import NamedTuple
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`; `above` and `below` leave out the ends themselves."""
+    """Numbers from `low` to `high`; `above` excludes `low`, `below` excludes `high`."""
 
     low: float
     high: float
@@ -16,12 +16,12 @@ class Range(NamedTuple):
     below: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether a number lies in the range; NaN does not."""
+        """Whether a number is in the range; NaN is not."""
         low = value > self.low if self.above else value >= self.low
         return low and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        """Returns the range as a message says it."""
+        """Returns the range as text for messages."""
         low, high = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
         return f"{'above' if self.above else 'from'} {low} to {'below ' if self.below else ''}{high}"
 

@@ -1,7 +1,7 @@
-"""How files from outside are opened: regular ones only, bounded before they are read, and JSON that is JSON.
+"""Opens files from outside: only regular files of limited size, and strict JSON.
 
-Nothing that is read may start a program or run code, wait for ever, or fill the memory. `LIMITS` is the one table of
-how much is read; what exceeds it is refused before it is decoded, with the number found and the number allowed.
+Reading must not run code, wait for ever, or fill the memory. `LIMITS` is the table of all limits. A file above its
+limit is refused before it is decoded; the message has its size and the limit.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from recvis_jax import errors
 
-# What is taken from outside, at most.
+# Largest sizes of input from outside.
 LIMITS = {
     "image bytes": 256 * 2**20,  # of one encoded image
     "image pixels": 80_000_000,  # of one decoded image; Pillow's own limit is 179 million
@@ -41,13 +41,13 @@ LIMITS = {
 def regular(path: Path, limit: str, what: str = "") -> os.stat_result:
     """Checks that `path` is a regular file of at most `LIMITS[limit]` bytes, and returns its status.
 
-    Links are followed; what is no regular file in the end (a pipe, a device, a folder) is not opened, as reading it may
-    wait for ever or never end.
+    Links are followed. Anything but a regular file (a pipe, a device, a folder) is not opened, as reading it might wait
+    for ever or never end.
 
     Args:
       path: of the file.
       limit: a key of `LIMITS`.
-      what: what it is, for the message ("config.json of a run"); by default nothing.
+      what: description for the message ("config.json of a run"); empty by default.
 
     Raises:
       BadRequest: there is no such file, it is not regular, or too large.
@@ -69,11 +69,11 @@ def read_bytes(path: Path, limit: str, what: str = "") -> bytes:
     regular(path, limit, what)
     try:
         with path.open("rb") as f:
-            data = f.read(LIMITS[limit] + 1)  # files of /proc say that they are empty, and are not
+            data = f.read(LIMITS[limit] + 1)  # files in /proc claim size 0 but have content
     except OSError as e:
         raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {e.strerror or e}.") from None
     if len(data) > LIMITS[limit]:
-        raise errors.BadRequest(f"{errors.printable(path)} is larger than the {LIMITS[limit]:,} bytes that are read.")
+        raise errors.BadRequest(f"{errors.printable(path)} is larger than the limit of {LIMITS[limit]:,} bytes.")
     return data
 
 
@@ -127,16 +127,16 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def read_json(path: Path, what: str = "", limit: str = "record bytes", kind: type = dict) -> Any:
-    """Returns what a JSON file holds.
+    """Returns the content of a JSON file.
 
     Args:
       path: of the file.
-      what: what it is, for the message.
+      what: description for the message.
       limit: a key of `LIMITS`.
-      kind: the type of its top level, `dict` or `list`.
+      kind: type of the top level, `dict` or `list`.
 
     Raises:
-      BadRequest: it cannot be read, is too large, is not JSON, or of another kind. The message names the file.
+      BadRequest: it cannot be read, is too large, is not JSON, or has another type. The message names the file.
     """
     name = f"{errors.printable(path)}{f' ({what})' if what else ''}"
     value = parse_json(read_bytes(path, limit, what), name)

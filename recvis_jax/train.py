@@ -2,7 +2,7 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/lenet5.py --workdir=runs/lenet5 [--config.optim.lr=0.2 ...]
 
-The same command given again goes on where the run stopped, and ends bit for bit as if it had never been interrupted.
+The same command continues a stopped run, with a result that is bit-identical to an uninterrupted one.
 `--config=FILE:smoke` runs a few steps on mock data.
 """
 
@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Config file, as configs/fashion_mnist/lenet5.py[:argument].")
+    configs.define_flag("Config file, such as configs/fashion_mnist/lenet5.py[:argument].")
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
     flags.DEFINE_bool("report", True, "Write report.html at the end: curves, diagnosis, predictions; a second or two.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
@@ -69,30 +69,30 @@ def train(
     checkpoint_dir: str | None = None,
     probe: dict | None = None,
 ) -> dict[str, Any]:
-    """Runs a training from a config's sections and returns the summary; these are a config's top-level keys.
+    """Runs a training from a config's sections and returns the summary; the arguments are a config's top-level keys.
 
     Args:
       workdir: folder of the run.
       config: the whole config as plain dicts, written to `config.json`.
-      report: whether the page of the run is written at its end, or when its loss is no number.
+      report: whether to write the report page at the end, or when the loss becomes NaN.
       data: see `data.opened.open_data`.
       model: `name` and the attributes of the model.
       optim: see `training.optim.make_optimizer`.
-      task: `name` and the arguments of the objective; None for classification (or regression, as the data are).
+      task: `name` and the arguments of the objective; None for classification, or regression without classes.
       seed: of everything random.
-      epochs, steps: length of the run, one of the two.
-      batch_size: images a step, over all devices and micro-batches.
-      eval_batch_size: the same in evaluation; None for that of training.
-      accumulate: micro-batches a step.
+      epochs, steps: length of the run; give one of the two.
+      batch_size: images per step, over all devices and micro-batches.
+      eval_batch_size: images per batch in evaluation; by default batch_size / accumulate.
+      accumulate: micro-batches per step.
       compile: "jit" over a mesh or "pmap".
       dtype: type of the computation; parameters stay float32.
       sharding: "replicate", "fsdp" or "tensor", or a dict with the mesh's sizes and rules; see `build.open_mesh`.
-      ema_decay: decay of the moving average of parameters and batch statistics, which is then what is evaluated.
+      ema_decay: decay of the moving average of parameters and batch statistics, which is then evaluated instead.
       metrics: names of further validation metrics.
       log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float: 50 are steps, 50.0 epochs.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
-      checkpoint_dir: where checkpoints go, as gs://bucket/runs/x; by default `checkpoints` in the workdir.
+      checkpoint_dir: where checkpoints go, such as gs://bucket/runs/x; by default `checkpoints` in the workdir.
       probe: probes of the features during training; see `trained.make_prober`.
     """
     given = locals()
@@ -116,7 +116,7 @@ def train(
     recorded = _compare_data(folder, info)
     after = _make_after(run, probe, eval_every, every["eval_every"])
 
-    # What can be refused is refused by now or by the first batch and step; nothing has been written yet.
+    # All checks are done by now, or by the first batch and step; nothing has been written yet.
     reader = checkpoint.Checkpointer(folder, run.template, read_only=True, root=root)
     reader.refuse_mismatch()
     longer, done_before = _check_length(home, run, optim, reader.newest_step()), reader.newest_step()
@@ -150,7 +150,7 @@ def train(
             )  # fmt: skip
         except BaseException as e:
             with contextlib.suppress(errors.Failure):
-                keeper.wait()  # what is still being saved is good
+                keeper.wait()  # a save in progress is good
             if report and isinstance(e, errors.Failure):
                 tell(_write_page(folder, None))
             raise
@@ -180,13 +180,13 @@ def train(
 def _every(run: Any, **given: int | float) -> dict[str, int]:
     """Returns how often the loop logs, evaluates and saves, in steps."""
     every = {name: _steps(name, value, run.steps_per_epoch) for name, value in given.items()}
-    if every["log_every"] > run.total_steps:  # else its curve would be a point
+    if every["log_every"] > run.total_steps:  # else the curve would be a single point
         every["log_every"] = max(1, run.total_steps // 10)
     return every
 
 
 def _make_after(run: Any, probe: dict | None, default: int | float, each: int) -> Callable[[Any], dict[str, float]]:
-    """Returns state -> metrics of the probes that are due after an evaluation, which comes every `each` steps."""
+    """Returns state -> metrics of the probes that are due after an evaluation; evaluations come every `each` steps."""
     from recvis_jax import trained
 
     if not probe:
@@ -204,7 +204,7 @@ def _make_after(run: Any, probe: dict | None, default: int | float, each: int) -
 
 
 def _check_length(home: Any, run: Any, optim: dict, done: int) -> str | None:
-    """Refuses another length than the run began with where its steps would have been others; returns what changes."""
+    """Refuses a new length that would have changed the steps already made; returns a note on what changes."""
     from recvis_jax import build
     from recvis_jax.training.optim import schedule_of
     from recvis_jax.training.workdir import check_length
@@ -220,11 +220,11 @@ def _check_length(home: Any, run: Any, optim: dict, done: int) -> str | None:
 
 
 def _interrupted(done: Any, keeper: Any, stop: Any, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Says what was saved of a run that was told to stop."""
+    """Prints what was saved when a run was told to stop."""
     keeper.close()
     kept = ", ".join(f"{kind} {', '.join(map(str, s))}" for kind, s in keeper.kept().items() if s)
     tell(
-        f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command goes on. "
+        f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command continues. "
         f"Kept in {keeper.root}: {kept}."
     )
     if stop.name == "Ctrl-C":
@@ -233,7 +233,7 @@ def _interrupted(done: Any, keeper: Any, stop: Any, tell: Callable[[str], None])
 
 
 def _compare_data(folder: Path, info: Any) -> bool:
-    """Compares the data with what the run wrote when it began; returns whether it wrote anything."""
+    """Compares the data with the run's record of them; returns whether there is a record."""
     from recvis_jax.data import info as data_info
 
     recorded = data_info.read(folder)
@@ -243,7 +243,7 @@ def _compare_data(folder: Path, info: Any) -> bool:
 
 
 def _record_data(folder: Path, info: Any) -> None:
-    """Writes what the run knows of its data."""
+    """Writes the run's record of its data."""
     from recvis_jax.data import info as data_info
     from recvis_jax.training import log
 
@@ -255,12 +255,12 @@ def _draw_curves(records: Path, path: Path) -> None:
     from recvis_jax.vis import plot
 
     if distributed.is_main():
-        with contextlib.suppress(OSError, errors.BadRequest):  # a full disk is not to hide how the loop ended
+        with contextlib.suppress(OSError, errors.BadRequest):  # a full disk must not hide how the loop ended
             plot.curves(log.read_records(records), path)
 
 
 def _best(done: Any, keeper: Any, tell: Callable[[str], None]) -> Any:
-    """Returns the state of the best evaluation; None where there was none, or its checkpoint cannot be read."""
+    """Returns the state of the best evaluation; None if there was none, or its checkpoint cannot be read."""
     if not done.best:
         return None
     try:
@@ -294,12 +294,12 @@ def _summarise(run: Any, done: Any, best: Any, evaluate: Any, test: Any) -> dict
 
 
 def _write_page(folder: Path, model: Any) -> str:
-    """Writes the page of the run, and returns a line that says where it is and what it found.
+    """Writes the report page of the run; returns a line with its place and main finding.
 
     Args:
       folder: of the run.
-      model: as `trained.Trained`; None where its predictions are not looked at: it failed, or is of several processes,
-        which would all have to take part.
+      model: a `trained.Trained`; None if its predictions are not shown: the run failed, or has several processes, which
+        would all have to take part.
     """
     from recvis_jax import reporting
 
@@ -307,13 +307,13 @@ def _write_page(folder: Path, model: Any) -> str:
     try:
         page, headline = reporting.of_run(folder, model, model.run.data if model else None, examples=1000)
         reporting.write(page, path)
-    except Exception as e:  # the run is good all the same
+    except Exception as e:  # the run itself is good
         return f"note: {path} was not written: {errors.brief(e, 300)}"
     return f"report: {path}  ({headline.title})"
 
 
 def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Writes the summary; what `evaluate` added to one that is there is kept."""
+    """Writes the summary; keeps what `evaluate` added to an existing one."""
     from recvis_jax.training import log
 
     def change(found: dict[str, Any]) -> None:
@@ -325,7 +325,7 @@ def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], No
         log.update_json(path, change)
     except errors.BadRequest as e:
         aside = path.with_name(f"{path.name}.damaged")
-        tell(f"warning: {e} It is now {aside}.")
+        tell(f"warning: {e} The file is now {aside}.")
         path.rename(aside)
         log.write_json(path, summary)
 
@@ -344,7 +344,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any], dict[
         found = [run.data.eval_transform(np.random.default_rng(0), e) for e in found]
     batch = {"image": np.stack([e["image"] for e in found])}
 
-    titles: list[str] = []  # in the task's order, which jit would forget
+    titles: list[str] = []  # in the task's order, which jit does not keep
 
     @processes.compiled_together
     @functools.partial(jax.jit, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
@@ -356,7 +356,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any], dict[
     def draw(state: Any) -> dict[str, float]:
         images = jax.device_get(columns(*state.evaluated, batch))
         if distributed.is_main():
-            with contextlib.suppress(OSError):  # as for the curves
+            with contextlib.suppress(OSError):  # a full disk must not end the run
                 plot.image_rows(dict(zip(titles, images, strict=True)), path)
         return {}
 
@@ -364,7 +364,7 @@ def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any], dict[
 
 
 def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str, every: dict[str, int]) -> None:
-    """Says what is about to be trained, and on what."""
+    """Prints what will be trained, and on which data."""
     from recvis_jax import trees
     from recvis_jax.training import sharding
 

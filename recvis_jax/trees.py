@@ -23,7 +23,7 @@ def flatten(tree: PyTree) -> dict[str, Any]:
         parts of a name, joined by '/': 'stem/conv/kernel', or '0/mu/stem/conv/kernel' in a state of optax.
 
     Returns:
-      A dict from name to leaf. A tree that is itself a leaf has the empty name; None is no leaf.
+      A dict from name to leaf. A tree that is itself a leaf has the empty name; None is not a leaf.
 
     Raises:
       BadRequest: two leaves have the same name, as in {'a/b': x, 'a': {'b': y}}.
@@ -41,12 +41,12 @@ def unflatten(flat: Mapping[str, Any]) -> Any:
     """Builds the nested dict whose `flatten` is `flat`; every part of a name becomes a string key.
 
     Raises:
-      BadRequest: a name is at once a leaf and a branch, as in {'a': x, 'a/b': y}.
+      BadRequest: a name is both a leaf and a branch, as in {'a': x, 'a/b': y}.
     """
     if set(flat) == {""}:
         return flat[""]
     tree: dict[str, Any] = {}
-    branches = {id(tree)}  # a leaf may itself be a dict, so branches are told apart by identity
+    branches = {id(tree)}  # a leaf may itself be a dict, so branches are recognised by identity
     for name, leaf in flat.items():
         *parents, last = name.split("/")
         node = tree
@@ -55,28 +55,28 @@ def unflatten(flat: Mapping[str, Any]) -> Any:
                 node[key] = {}
                 branches.add(id(node[key]))
             if id(node[key]) not in branches:
-                raise BadRequest(f"{'/'.join(parents[: depth + 1])!r} is a leaf, and {name!r} lies below it.")
+                raise BadRequest(f"{'/'.join(parents[: depth + 1])!r} is a leaf, but {name!r} is below it.")
             node = node[key]
         if last in node:
-            raise BadRequest(f"{name!r} is a leaf, and other names lie below it.")
+            raise BadRequest(f"{name!r} is a leaf, but other names are below it.")
         node[last] = leaf
     return tree
 
 
 def mask(tree: PyTree, pattern: str | Sequence[str], *, allow_empty: bool = False) -> PyTree[bool]:
-    """Marks the leaves whose path name a regular expression finds.
+    """Marks the leaves whose path name matches a regular expression.
 
     Args:
       tree: any pytree.
-      pattern: searched for anywhere in the name (`re.search`), so anchors say where: 'bias$', '^head/',
-        '^(?!head/)' for all but the head. Of several patterns it is enough that one is found.
+      pattern: searched for anywhere in the name (`re.search`); use anchors to fix the position: 'bias$', '^head/',
+        '^(?!head/)' for all but the head. With several patterns, one match is enough.
       allow_empty: whether a pattern may match no leaf at all.
 
     Returns:
       A tree of the same structure, with True where the name matches.
 
     Raises:
-      BadRequest: a pattern matches no leaf (likely a typing error), or is no regular expression.
+      BadRequest: a pattern matches no leaf (probably a typo), or is not a regular expression.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     names = list(flatten(tree))
@@ -91,24 +91,24 @@ def mask(tree: PyTree, pattern: str | Sequence[str], *, allow_empty: bool = Fals
 
 
 def count(tree: PyTree) -> int:
-    """Returns the number of elements in all leaves (arrays or `ShapeDtypeStruct`s): of parameters, their number."""
+    """Returns the number of elements in all leaves (arrays or `ShapeDtypeStruct`s), such as of parameters."""
     return sum(math.prod(np.shape(x)) for x in jax.tree.leaves(tree))
 
 
 def merge(expected: PyTree, given: PyTree, *, keep: str | Sequence[str] = ()) -> PyTree:
-    """Puts the leaves of `given` into the structure of `expected`, only if names and shapes agree entirely.
+    """Puts the leaves of `given` into the structure of `expected`; all names and shapes must agree.
 
     Args:
       expected: a tree of arrays or `ShapeDtypeStruct`s, such as freshly initialised parameters.
       given: a tree of arrays with the same path names (as nested or as flat dict), such as a loaded checkpoint.
-      keep: regular expressions of names that stay as they are in `expected`, whatever `given` has there: the new
-        head in fine-tuning.
+      keep: regular expressions of names that are taken from `expected`, whatever `given` has: the new head in
+        fine-tuning.
 
     Returns:
       A tree like `expected` with the leaves of `given`. Floating-point leaves are cast to the expected dtype.
 
     Raises:
-      BadRequest: names are missing or unexpected, or a shape or a kind of dtype differs; all of it in one message.
+      BadRequest: names are missing or unexpected, or shapes or kinds of dtypes differ; one message lists everything.
     """
     want, have = flatten(expected), flatten(given)
     kept = {name for name, yes in flatten(mask(expected, keep)).items() if yes}
@@ -139,10 +139,10 @@ def merge(expected: PyTree, given: PyTree, *, keep: str | Sequence[str] = ()) ->
 def fingerprint(tree: PyTree) -> dict[str, int]:
     """Computes a 32-bit checksum of the bits of every leaf, on the device that holds it.
 
-    Every element's bits are mixed with its flat index by a bijection of 32 bits and the results are added modulo
-    2^32. Hence a single changed element always changes the sum (any other change does but for a chance of 2^-32;
-    64-bit elements count as two), and the sum does not depend on how the leaf is sharded. It compares bits: 0.0 and
-    -0.0 differ, a NaN equals itself. It finds corruption and diverging runs; it is no protection against forgery.
+    Every element's bits are mixed with its flat index by a bijection of 32 bits, and the results are added modulo
+    2^32. So a single changed element always changes the sum (64-bit elements count as two), and any other change is
+    missed with probability 2^-32. The sum does not depend on how the leaf is sharded. Bits are compared: 0.0 and -0.0
+    differ, a NaN equals itself. It finds corruption and diverging runs, but does not protect against forgery.
 
     Args:
       tree: any pytree of arrays, scalars or typed PRNG keys.
@@ -153,20 +153,18 @@ def fingerprint(tree: PyTree) -> dict[str, int]:
     Reference:
       The mixing function is the 32-bit finaliser of MurmurHash3 (Appleby, 2011).
     """
-    # One compilation for each shape, dtype and sharding is cheaper than one for the whole tree, and leaves may then
-    # live on different devices. All are dispatched before the first is waited for.
+    # Compiling once per shape, dtype and sharding is cheaper than for the whole tree, and allows leaves on different
+    # devices. All are dispatched before waiting for the first.
     sums = {}
     for name, x in flatten(tree).items():
         sums[name] = _checksum(_host_words(x))
         if isinstance(x, jax.Array) and not x.is_fully_replicated:
-            sums[
-                name
-            ].block_until_ready()  # sums over devices that are dispatched together may block each other on CPUs
+            sums[name].block_until_ready()  # on CPUs, sums over devices that run at the same time may deadlock
     return {name: int(s) for name, s in jax.device_get(sums).items()}
 
 
 def shorten(names: Sequence[str], limit: int = _SHOWN) -> str:
-    """Joins names for a message, at most `limit` of them; says how many more there are."""
+    """Joins at most `limit` names for a message, and adds how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
 
@@ -184,7 +182,7 @@ def _castable(have: Any, want: Any) -> bool:
 
 
 def _host_words(x: Any) -> Any:
-    """Splits 64-bit numbers of the host into 32-bit words, because jax without x64 would round them."""
+    """Splits 64-bit numbers on the host into 32-bit words, because JAX without x64 would round them."""
     if isinstance(x, jax.Array):
         return x
     x = np.asarray(x)
@@ -202,7 +200,7 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
     if x.dtype == jnp.bool_ or jax.dtypes.itemsize_bits(x.dtype) < 8:
         x = x.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(x, getattr(jnp, f"uint{min(32, 8 * x.dtype.itemsize)}")).astype(jnp.uint32)
-    # The flat index from one iota an axis: a reshape of a sharded array would gather it on every device.
+    # Compute the flat index from one iota per axis: reshaping a sharded array would gather it on every device.
     index = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)

@@ -1,10 +1,10 @@
-"""Settings and forms that lean on how one version of JAX works, and the versions with which they were tried.
+"""Settings and forms that depend on the internals of JAX, and the versions with which they were tested.
 
-What is fast with one version of JAX may end the process with the next: an unknown flag, an operation that XLA no longer
-compiles, a custom call that reads something else. So each such thing is a row of `FORMS`, and `usable` is asked before
-it is used: it is, with versions of jax and jaxlib that the row names. What could end a process is also tried first, in
-a process of its own, once on a machine: the outcome is kept on disk. Without what is in the table programs
-compute the same by plain operations.
+A form that is fast with one version of JAX may crash the process with the next: an unknown flag, an operation that XLA
+no longer compiles, a custom call with another format. So each form is a row of `FORMS`, and `usable` tells whether it
+may be used: only with the versions of jax and jaxlib in its row. A form that could crash a process is also tried in a
+separate process, once per machine; the outcome is kept on disk. Without these forms, programs compute the same by plain
+operations.
 """
 
 import hashlib
@@ -27,11 +27,11 @@ class Form(NamedTuple):
     """A row of the table.
 
     Attributes:
-      what: it is, for people.
-      versions: beginnings of the versions of jax and jaxlib with which it was tried -> a flag of XLA, or "" where it
-        takes none.
-      trial: function `module:name` that raises where the form is wrong; "" where it could not end a process.
-      processor: what the processor must be able to do, as Linux names it; "" for nothing special.
+      what: description.
+      versions: prefixes of the versions of jax and jaxlib with which it was tested -> a flag of XLA, or "" if it needs
+        none.
+      trial: function `module:name` that raises if the form is wrong; "" if it cannot crash a process.
+      processor: feature that the processor must have, as named by Linux; "" for none.
     """
 
     what: str
@@ -49,17 +49,17 @@ FORMS = {
     "reductions": Form(
         "sums and maxima by YNNPACK", _all("--xla_cpu_experimental_ynn_fusion_type=reduce"), f"{_TRIALS}:try_settings"
     ),
-    "registers": Form(  # where processors have AVX-512; LLVM would use half of them. Says nothing to others.
+    "registers": Form(  # for processors with AVX-512, where LLVM uses only half of each register; no effect on others
         "whole vector registers", _all("--xla_cpu_prefer_vector_width=512"), f"{_TRIALS}:try_settings"
     ),
     "barriers": Form(
         "optimization barriers kept until operations have been fused",
-        # Small loops would become one piece of code by a part of XLA that knows no barriers.
+        # The second pass turns small loops into one piece of code and does not respect barriers.
         _all("--xla_disable_hlo_passes=cse_barrier_expander,small-while-loop-hoisting"),
         f"{_TRIALS}:try_settings",
     ),
-    # Without AVX-512 oneDNN lets several threads wait for each other in batches of products, which XLA's threads cannot
-    # do: some shapes hung or ended the process, others not, which no trial of a few of them would find.
+    # Without AVX-512, threads of oneDNN wait for each other in batches of products, which XLA's threads cannot do: some
+    # shapes hung or crashed the process, others did not, so a trial of a few shapes would not find it.
     "onednn": Form(
         "products and convolutions by oneDNN's custom calls", _all(), f"{_TRIALS}:try_onednn", processor="avx512f"
     ),
@@ -72,16 +72,16 @@ FORMS = {
     "gpu plans": Form("plans for GPUs without their autotuning", _all()),
 }
 
-# In a process that tries forms: their names.
+# Environment variable in a process that tries forms: their names.
 _TRYING = "RECVIS_JAX_TRYING"
 _SECONDS = 120
 
-# Signals that a process sends itself by what it does; others come from outside and prove nothing.
+# Signals caused by the process itself; others come from outside and prove nothing.
 _FATAL = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGTRAP, signal.SIGSYS}
 
 
 def versions() -> tuple[str, str]:
-    """Returns the versions of jax and jaxlib: of those that are loaded, or of those that are installed."""
+    """Returns the versions of jax and jaxlib: the loaded ones, or else the installed ones."""
     if (jax := sys.modules.get("jax")) and hasattr(jax, "lib"):
         return jax.__version__, jax.lib.__version__
     return _installed()
@@ -93,7 +93,7 @@ def _installed() -> tuple[str, str]:
 
 
 def usable(name: str) -> bool:
-    """Whether a form of the table may be used here: it is known to work with these versions, and passed its trial."""
+    """Whether a form may be used here: it was tested with these versions and passed its trial."""
     if _flag(name) is None or not _able(name):
         return False
     if not FORMS[name].trial:
@@ -104,7 +104,7 @@ def usable(name: str) -> bool:
 
 
 def xla_flags(given: str = "") -> list[str]:
-    """Returns the flags of the usable forms for XLA on CPUs; none that the user gave.
+    """Returns XLA's flags for the usable forms on CPUs, without flags that the user gave.
 
     Args:
       given: XLA_FLAGS of the user.
@@ -117,7 +117,7 @@ def xla_flags(given: str = "") -> list[str]:
 
 
 def remarks() -> list[str]:
-    """Returns what is not used on this CPU and why, a line each; for `--debug`."""
+    """Returns a line for each form that is not used on this CPU, with the reason; for `--debug`."""
     for name in FORMS:
         usable(name)
     plain = [name for name in FORMS if _flag(name) is None]
@@ -132,14 +132,14 @@ def remarks() -> list[str]:
 
 
 def _flag(name: str) -> str | None:
-    """Returns the flag of a form for the versions here, "" where it takes none, None where it was not tried."""
+    """Returns the flag of a form for these versions, "" if it needs none, None if it was not tested with them."""
     known = FORMS[name].versions
     found = [next((known[start] for start in known if version.startswith(start)), None) for version in versions()]
-    return found[1] if None not in found else None  # XLA is jaxlib's
+    return found[1] if None not in found else None  # XLA is part of jaxlib
 
 
 def _able(name: str) -> bool:
-    """Whether the processor can do what a form needs."""
+    """Whether the processor has the feature that a form needs."""
     return not (needed := FORMS[name].processor) or needed in _processor().split()
 
 
@@ -153,9 +153,9 @@ def _passed(name: str) -> bool:
 
 
 def _try_together(names: list[str]) -> None:
-    """Tries forms of which nothing is known yet: all of one kind in one process, and each alone where that fails."""
+    """Tries forms without a known outcome: all with the same trial in one process, and each alone if that fails."""
     for name in names:
-        if not _code(name).exists():  # without `kernels` there are no trials, and what needs one is not used
+        if not _code(name).exists():  # without `kernels` there are no trials, and forms that need one are not used
             _outcomes[name] = f"{_code(name).name} of its trial is not there"
     for name in names:
         if name not in _outcomes and (why := _read(name)) is not None:
@@ -175,7 +175,7 @@ def _try_together(names: list[str]) -> None:
 
 
 def _try(names: list[str]) -> tuple[str, bool]:
-    """Tries forms in a process of its own; returns what went wrong, "" if nothing, and whether that is certain."""
+    """Tries forms in a separate process; returns what went wrong, "" if nothing, and whether that is certain."""
     module, _, function = FORMS[names[0]].trial.partition(":")
     paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_", "COVERAGE_"))}
@@ -201,7 +201,7 @@ def _try(names: list[str]) -> tuple[str, bool]:
 
 
 def _file(name: str) -> Path:
-    """Returns where the outcome of a trial is kept: a name for all that it depends on."""
+    """Returns the file for the outcome of a trial; its name depends on everything that the outcome depends on."""
     code = _code(name).read_bytes()
     where = (*versions(), platform.python_version(), platform.machine(), _processor(), _flag(name), FORMS[name].trial)
     key = hashlib.sha256(json.dumps([name, *where]).encode() + code).hexdigest()[:24]
@@ -216,7 +216,7 @@ def _code(name: str) -> Path:
 
 @cache
 def _processor() -> str:
-    """Returns what tells this machine's processor from others: its model and what it can do."""
+    """Identifies this machine's processor by its model and features."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -225,10 +225,10 @@ def _processor() -> str:
 
 
 def _read(name: str) -> str | None:
-    """Returns the outcome that is kept; None where there is none, or it cannot be read: it is tried again."""
+    """Returns the stored outcome; None if there is none or it cannot be read, so that the form is tried again."""
     try:
         kept = reading.read_json(_file(name), "record bytes")
-    except (errors.BadRequest, OSError, RuntimeError):  # RuntimeError: there is no home
+    except (errors.BadRequest, OSError, RuntimeError):  # RuntimeError: there is no home folder
         return None
     if not isinstance(kept, dict) or kept.get("form") != name or not isinstance(kept.get("failed"), str):
         return None
@@ -243,10 +243,10 @@ def _write(name: str, why: str) -> None:
         part.write_text(json.dumps({"form": name, "failed": why}))
         part.replace(path)
     except (OSError, RuntimeError):
-        pass  # it is tried again next time
+        pass  # the form is tried again next time
 
 
 def forget(names: Iterable[str] = FORMS) -> None:
-    """Makes this process read or try again what it knows of these forms."""
+    """Makes this process forget the outcomes for these forms, and read or try them again."""
     for name in names:
         _outcomes.pop(name, None)

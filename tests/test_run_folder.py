@@ -137,7 +137,7 @@ def test_a_damaged_summary_is_set_aside(tmp_path, capsys):
     run(tmp_path / "run", steps=2)
     (tmp_path / "run/summary.json").write_text('{"loss": NaN}')
     run(tmp_path / "run", steps=2)
-    assert "It is now" in capsys.readouterr().out
+    assert "The file is now" in capsys.readouterr().out
     assert (tmp_path / "run/summary.json.damaged").read_text() == '{"loss": NaN}'
     found = json.loads((tmp_path / "run/summary.json").read_text())
     assert found["step"] == 2 and np.isfinite(found["final"]["val"]["loss"])

@@ -50,7 +50,7 @@ def test_sigterm_saves_and_the_same_command_finishes(reference, tmp_path):
     """Before the first step, amid the steps and as evaluations go on; each time with exit code 0."""
     for line in ("starting in", "resuming from step", "step 20/60 train", "step 40/60 val"):
         text = terminate(tmp_path / "run", line)
-        assert "stopped by SIGTERM at step" in text and "saved; the same command goes on" in text
+        assert "stopped by SIGTERM at step" in text and "saved; the same command continues" in text
         step = int(text.rpartition("stopped by SIGTERM at step ")[2].split(",")[0])
         assert programs.steps(tmp_path / "run", "last")[-1] == step < 60
         assert not (tmp_path / "run/summary.json").exists()
@@ -108,7 +108,7 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(reference, tmp_path):
     workdir = tmp_path / "run"
     text = terminate(workdir, "step 20/60 train", signal.SIGINT, code=130)
     assert "Ctrl-C: saving after this step; press again to exit at once." in text
-    assert "stopped by Ctrl-C at step" in text and "saved; the same command goes on. Kept in" in text
+    assert "stopped by Ctrl-C at step" in text and "saved; the same command continues. Kept in" in text
     saved = programs.steps(workdir, "last")[-1]
     text = terminate(workdir, f"resuming from step {saved}", signal.SIGINT, signal.SIGINT, code=130)
     assert "interrupted" in text and "stopped by" not in text

@@ -1,9 +1,9 @@
-"""LeNet-5 on the digits that scikit-learn embeds: needs no data, no preparation, no network.
+"""LeNet-5 on the digits included in scikit-learn: needs no data, no preparation, no network.
 
   python -m recvis_jax.train --config=configs/digits/lenet.py --workdir=runs/digits
 
-16 seconds on one CPU core (AVX2), compilation included. Test accuracy 99.07 %, mean of seeds 0, 1, 2 (99.17, 98.61,
-99.44), of 360 images.
+16 seconds on one CPU core (AVX2), compilation included. Test accuracy 99.07 % on 360 images, mean of seeds 0, 1, 2
+(99.17, 98.61, 99.44).
 """
 
 import ml_collections

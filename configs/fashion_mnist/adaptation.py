@@ -5,9 +5,9 @@
   python -m recvis_jax.train --config=configs/fashion_mnist/adaptation.py --workdir=runs/adaptation
   python -m recvis_jax.evaluate --workdir=runs/adaptation --windows=fashion_scenes
 
-Arguments: `run`, a row below (`pretrained` by default), and `scenes` to train on. Mean average precision (%, 11-point)
-on 1,000 test scenes, mean over `--config.seed` 0, 1, 2, each with a source of its own (`--config.init_from`; 90.13 +-
-0.28 % of the single garments); minutes on one CPU core with AVX2, source 2.3:
+Arguments: `run`, a row below (`pretrained` by default), and `scenes`, the number to train on. Mean average precision
+(%, 11-point) on 1,000 test scenes, mean over `--config.seed` 0, 1, 2, each with its own source (`--config.init_from`;
+accuracy on single garments 90.13 +- 0.28 %); then minutes on one CPU core with AVX2 (the source takes 2.3):
 
   run=pretrained   trunk pretrained and frozen       58.36 +- 0.69   0.9
   run=finetuned    trunk pretrained and fine-tuned   78.26 +- 0.17   2.0

@@ -3,8 +3,9 @@
   python -m recvis_jax.train --config=configs/fashion_mnist/mae_finetune.py:per_class=60 --workdir=runs/tuned60
   python -m recvis_jax.train --config=configs/fashion_mnist/mae_finetune.py:per_class=60,scratch --workdir=runs/new60
 
-Arguments: `per_class` labels of each class (0 for all), `scratch`, `seed` (of everything, and of which labels), `last`
-(trains the last so many blocks, final norm and head alone; 0 for all), `source` (the run of `mae_pretrain.py`).
+Arguments: `per_class` labels of each class (0 for all), `scratch`, `seed` (of everything, also of the choice of
+labels), `last` (trains only this many last blocks, the final norm and the head; 0 for all), `source` (the run of
+`mae_pretrain.py`).
 
 Test accuracy, mean over seeds 0, 1, 2 (other 60 or 600 labels of each class with each seed; all labels once), and the
 time of a run on one CPU core with AVX2:

@@ -5,10 +5,10 @@
     --per_class=60,600,0
 
 A figure of masked images, reconstructions and originals is drawn with every evaluation. 32 epochs (6,750 steps) at 450
-images/s on two CPU cores with AVX2 are 65 minutes; it took 98 beside other work. Loss on the test images 0.418.
+images/s on two CPU cores with AVX2 take 65 minutes; on a shared machine it took 98. Loss on the test images 0.418.
 
-Probes of the frozen encoder (class token beside the mean of the patches), test accuracy; one pretraining, labels drawn
-three times where not all are used:
+Probes of the frozen encoder (class token and mean of the patches, concatenated), test accuracy; one pretraining, labels
+drawn three times unless all are used:
 
                           600 labels      6,000 labels    54,000 labels (+ 6,000 to choose and refit)
   linear   this encoder   80.67 +- 0.33   85.89 +- 0.38   88.22
@@ -18,9 +18,9 @@ three times where not all are used:
            random weights 57.30 +- 0.71   68.26 +- 0.05   74.82
            pixels         76.13 +- 0.38   81.90 +- 0.21   86.21
 
-What masking does: two epochs (`--config.epochs=2.0 --config.optim.warmup_epochs=0.5`, and in the order of the rows
+The effect of masking: two epochs (`--config.epochs=2.0 --config.optim.warmup_epochs=0.5`, and in the order of the rows
 `--config.model.mask_ratio`, `.decoder_depth`, `.encoder_mask_tokens=True`; 4 to 30 minutes on one CPU core), one seed,
-the same probes on all labels; FLOPs of the encoder's forward pass and time of a step against the default's by
+the same probes on all labels. FLOPs of the encoder's forward pass and time of a step, relative to the default, from
 `python benchmarks/mae_ablation.py`:
 
                                      linear  k-NN   encoder  step

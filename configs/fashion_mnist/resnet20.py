@@ -2,7 +2,7 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/resnet20.py --workdir=runs/resnet20
 
-One seed, on a CPU of which it had about one core (AVX2; two cores were shared with other work): 69 minutes.
+One seed, 69 minutes on about one CPU core (AVX2; the two cores of the machine were shared).
 Test accuracy 93.57 % (last), 93.58 % (best by validation, 94.95 % there).
 """
 

@@ -2,12 +2,12 @@
 
   python -m recvis_jax.train --config=configs/fashion_mnist/speedrun.py --workdir=runs/speedrun
 
-What it is made of: a network whose convolutions run near the machine's peak, muon, large batches, one cycle of the
-learning rate, label smoothing, an average of the weights, and predictions averaged over six views of an image. All
-60,000 training images are trained on; the recipe was chosen with the last 3,000 (`:val=True`) kept apart.
+It uses a network whose convolutions run near the machine's peak, muon, large batches, one cycle of the learning rate,
+label smoothing, an average of the weights, and predictions averaged over six views of an image. It trains on all 60,000
+training images; the recipe was chosen with the last 3,000 (`:val=True`) held out.
 
-7.3 minutes on two of AMD's cores (AVX-512), 1,910 images/s with all of it; test accuracy 94.26 %, mean of
-seeds 0, 1, 2 (94.23, 94.37, 94.19). PyTorch's runs of the recipe in `benchmarks/speedrun.py` had 94.16 and 94.30 there.
+7.3 minutes on two AMD cores (AVX-512), 1,910 images/s overall; test accuracy 94.26 %, mean of seeds 0, 1, 2 (94.23,
+94.37, 94.19). The same recipe in PyTorch, in `benchmarks/speedrun.py`, had 94.16 and 94.30 there.
 """
 
 import ml_collections

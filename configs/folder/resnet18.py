@@ -1,10 +1,10 @@
-"""ResNet-18 on a folder of images of one's own, one folder a class.
+"""ResNet-18 on your own images, with one folder per class.
 
   python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
   python -m recvis_jax.train --config=configs/folder/resnet18.py:name=pictures --workdir=runs/pictures
 
 From published weights: --config.init_from=FILE --config.init_from.new_head=True --config.optim.lr=0.01 (see README).
-The last tenth of the training images is for validation. Of a folder with validation and test images of its own, val/
+The last tenth of the training images is for validation. If the folder has its own validation and test images, in val/
 and test/, `prepare` makes the splits "validation" and "test", and prints the command that uses them:
 `--config.data.train=train --config.data.val=validation --config.data.test=test`.
 """

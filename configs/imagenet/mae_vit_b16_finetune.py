@@ -1,10 +1,10 @@
-"""Fine-tuning of MAE ViT-B/16 on ImageNet (He et al. 2022), as it runs on a TPU pod: 100 epochs in bfloat16.
+"""Fine-tuning of MAE ViT-B/16 on ImageNet (He et al. 2022), for a TPU pod: 100 epochs in bfloat16.
 
   python -m recvis_jax.train --config=configs/imagenet/mae_vit_b16_finetune.py --workdir=runs/finetune_b16 \\
       --config.init_from.source=runs/mae_vit_b16  # or a file that the authors published
 
 Line by line against the paper's appendix A.1, table 9 ("End-to-end fine-tuning setting"). Where the authors' released
-settings for targets normalised by patch differ, theirs is taken and marked *:
+settings for patch-normalised targets differ, those are used and marked *:
 
   optimizer                AdamW                     optim.name
   base learning rate       1e-3                      optim.lr: 5e-4 for B*, times batch / 256 (optim.base_batch)
@@ -21,7 +21,7 @@ settings for targets normalised by patch differ, theirs is taken and marked *:
   cutmix                   1.0                       data.augment
   drop path                0.1 (B/L), 0.2 (H)        model.drop_path: 0.2 for L*, 0.3 for H*
 
-The head reads the mean of the patches, as the authors' code does. Arguments: `size` b, l or h, `patch`. The paper has
+The head reads the mean of the patches, as in the authors' code. Arguments: `size` b, l or h, `patch`. The paper reports
 83.6 % (B), 85.9 % (L), 86.9 % (H). Not yet trained here.
 """
 

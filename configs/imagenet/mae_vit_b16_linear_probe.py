@@ -1,4 +1,4 @@
-"""Linear probe of MAE ViT-B/16 on ImageNet (He et al. 2022), as it runs on a TPU pod: 90 epochs on frozen features.
+"""Linear probe of MAE ViT-B/16 on ImageNet (He et al. 2022), for a TPU pod: 90 epochs on frozen features.
 
   python -m recvis_jax.train --config=configs/imagenet/mae_vit_b16_linear_probe.py --workdir=runs/probe_b16 \\
       --config.init_from=runs/mae_vit_b16         # or a file that the authors published
@@ -12,11 +12,11 @@ Line by line against the paper's appendix A.1, table 10 ("Linear probing setting
   batch size               16384                     batch_size
   learning rate schedule   cosine decay              optim.schedule
   warmup epochs            10                        optim.warmup_epochs
-  training epochs          90                        epochs; the authors' notes say that 50 do for L and H
+  training epochs          90                        epochs; the authors note that 50 are enough for L and H
   augmentation             RandomResizedCrop         data.transform; the authors' code also flips
 
 and section A.1: a batch norm without affine parameters before the linear layer, which reads the class token. The
-paper has 68.0 % (B), 75.8 % (L), 76.6 % (H). Not yet trained here. The fast form on cached features:
+paper reports 68.0 % (B), 75.8 % (L), 76.6 % (H). Not yet trained here. The fast form on cached features:
 `python -m recvis_jax.probe --config=... --out=...`.
 """
 

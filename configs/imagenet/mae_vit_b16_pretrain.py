@@ -1,4 +1,4 @@
-"""MAE ViT-B/16 on ImageNet (He et al. 2022), as it runs on a TPU pod (v3-128 or larger): 800 epochs in bfloat16.
+"""MAE ViT-B/16 on ImageNet (He et al. 2022), for a TPU pod (v3-128 or larger): 800 epochs in bfloat16.
 
   python -m recvis_jax.train --config=configs/imagenet/mae_vit_b16_pretrain.py --workdir=runs/mae_vit_b16
 
@@ -6,14 +6,14 @@ Line by line against the paper's appendix A.1, table 8 ("Pre-training setting"):
 
   optimizer                AdamW                     optim.name
   base learning rate       1.5e-4                    optim.lr, times batch / 256 (optim.base_batch)
-  weight decay             0.05                      optim.weight_decay; not of biases and norms, as the authors' code
+  weight decay             0.05                      optim.weight_decay; not of biases and norms, as in their code
   optimizer momentum       b1, b2 = 0.9, 0.95        optim.b1, optim.b2
   batch size               4096                      batch_size
   learning rate schedule   cosine decay              optim.schedule
   warmup epochs            40                        optim.warmup_epochs
   augmentation             RandomResizedCrop         data.transform; the authors' code also flips, and crops 0.2 to 1
 
-The decoder is the paper's default of section 4.1, 8 blocks of width 512; mask ratio 75 %, targets normalised by patch.
+The decoder is the paper's default of section 4.1, 8 blocks of width 512; mask ratio 75 %, patch-normalised targets.
 Arguments: `size` b, l or h, `patch`, `epochs` (800; 1600 for the best results of table 3). Not yet trained here.
 """
 

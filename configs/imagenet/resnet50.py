@@ -1,13 +1,13 @@
-"""ResNet-50 on ImageNet, as it runs on a TPU (v3-8 or larger): 90 epochs in bfloat16, large batch, linear scaling.
+"""ResNet-50 on ImageNet, for a TPU (v3-8 or larger): 90 epochs in bfloat16, large batch, linear scaling.
 
   python -m recvis_jax.train --config=configs/imagenet/resnet50.py --workdir=runs/imagenet_resnet50
 
-Wants `imagenet2012` prepared by tfds in array_record; the validation split is ImageNet's own, so that the last 10,000
-training images choose the best checkpoint. A folder of images of one's own: prepare it with
-`python -m recvis_jax.prepare --dataset=folder --source=my/pictures`, then `--config.data.name=pictures` and splits of
-its own, such as `--config.data.train='train[:90%]' --config.data.val='train[90%:]' --config.data.test=None`.
+Needs `imagenet2012` prepared by tfds in array_record. ImageNet's validation split is the test split here, so the last
+10,000 training images choose the best checkpoint. For your own images: prepare the folder with
+`python -m recvis_jax.prepare --dataset=folder --source=my/pictures`, then use `--config.data.name=pictures` and its own
+splits, such as `--config.data.train='train[:90%]' --config.data.val='train[90%:]' --config.data.test=None`.
 
-The recipe is that of Goyal et al. 2017, which reports 76.3 % (one crop); with label smoothing. Not yet trained here.
+The recipe is that of Goyal et al. 2017, which reports 76.3 % (one crop), plus label smoothing. Not yet trained here.
 """
 
 import ml_collections

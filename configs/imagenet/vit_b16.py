@@ -1,4 +1,4 @@
-"""ViT-B/16 on ImageNet, as it runs on a TPU (v5e-8 or larger): 90 epochs in bfloat16.
+"""ViT-B/16 on ImageNet, for a TPU (v5e-8 or larger): 90 epochs in bfloat16.
 
   python -m recvis_jax.train --config=configs/imagenet/vit_b16.py --workdir=runs/imagenet_vit_b16
 

@@ -3,9 +3,9 @@
   python -m recvis_jax.train --config=configs/imagenet/vit_h14.py --workdir=runs/imagenet_vit_h14 \\
       --config.sharding=fsdp --config.model.remat=True
 
-Its blocks are scanned, or compiling would take minutes. As it stands it does not fit 16 GB a device; what fits where,
-`recvis_jax.plan --search` says. A model of this size wants more data than ImageNet-1k: this is a config to plan and to
-scale with. Compiled for TPUs by `recvis_jax.plan`; not trained here.
+Its blocks are scanned; otherwise compiling would take minutes. With these settings it does not fit 16 GB a device;
+`recvis_jax.plan --search` shows what fits where. A model of this size needs more data than ImageNet-1k: this config is
+for planning and scaling. Compiled for TPUs by `recvis_jax.plan`; not trained here.
 """
 
 from recvis_jax import config

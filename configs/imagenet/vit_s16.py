@@ -1,10 +1,10 @@
-"""ViT-S/16 on ImageNet, as it runs on a TPU (v3-8 or larger): 90 epochs in bfloat16.
+"""ViT-S/16 on ImageNet, for a TPU (v3-8 or larger): 90 epochs in bfloat16.
 
   python -m recvis_jax.train --config=configs/imagenet/vit_s16.py --workdir=runs/imagenet_vit_s16
 
 The recipe is that of Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k", which reports 76.5 %: mean
 pooling, sin-cos positions, RandAugment(2, 10), mixup 0.2, adamw with decoupled decay, gradient norm clipped to 1.
-`variant=vit_b16` or another takes its place. Not yet trained here.
+`variant=vit_b16` or another name selects another size. Not yet trained here.
 """
 
 import ml_collections

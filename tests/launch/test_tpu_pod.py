@@ -102,7 +102,7 @@ def test_a_failed_host_makes_all_start_again(cloud, tmp_path):
     assert "a host failed with exit code 137; starting again (1 of 1)" in err or "exit code 1; starting again" in err
     lives = (tmp_path / "it is shared/lives").read_text().splitlines()
     assert len(lives) == 4 and {line.split()[0] for line in lives[2:]} == {"0", "1"}
-    assert "the TPU is still there, and is paid for" in err
+    assert "the TPU still exists and costs money" in err
 
 
 def test_restarts_end_and_wrong_requests_are_not_tried_again(cloud, tmp_path):
@@ -144,14 +144,14 @@ def test_the_run_outlives_its_launcher_and_stops_when_told(cloud, tmp_path):
     begun(tmp_path)
     process.send_signal(signal.SIGTERM)
     _, err = finish(process, 130)
-    assert "the run goes on without this launcher" in err
+    assert "the run continues without this launcher" in err
     process = start(cloud, *flags)
     before = cloud.looks()
     while cloud.looks() < before + 2:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = finish(process, 130)
-    assert "looking on" in err and verbs(cloud).count("start") == 1
+    assert "run in progress; attaching" in err and verbs(cloud).count("start") == 1
     finish(start(cloud, "--stop"))
     reached = int((tmp_path / "it is shared/count_0").read_text())
     assert reached > 0 and (cloud.home(0) / "recvis_run/code").read_text() == "75\n"
