@@ -32,7 +32,7 @@ def test_size_is_looked_at_first(tmp_path, monkeypatch):
     with pytest.raises(errors.BadRequest, match="1,099,511,627,776 bytes; at most 67,108,864"):
         reading.read_bytes(path, "record bytes")
     monkeypatch.setitem(reading.LIMITS, "record bytes", 10)
-    with pytest.raises(errors.BadRequest, match="larger than the 10 bytes"):
+    with pytest.raises(errors.BadRequest, match="larger than the limit of 10 bytes"):
         reading.read_bytes(reading.Path("/proc/self/maps"), "record bytes")  # says that it has none
 
 
