@@ -1,8 +1,8 @@
-"""Operations in forms that are fast on CPUs; `recvis_jax.operations` says what they compute, and works without them.
+"""Forms of operations that are fast on CPUs. `recvis_jax.operations` defines the operations, and works without them.
 
-`FORMS` has a form for each name of an operation. A form takes the plain operation and then its arguments, and decides
-by shapes and types whether it is worth it; where it is not, on accelerators, and with a version of JAX that it was not
-tested with (`recvis_jax.tried`), the plain operation is what runs.
+`FORMS` maps the name of an operation to its form. A form takes the plain operation and its arguments, and decides from
+shapes and types whether it is faster. If not, on accelerators, and with a version of JAX that it was not tested with
+(`recvis_jax.tried`), the plain operation runs.
 """
 
 import functools
@@ -26,7 +26,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def fast(plain: _Function) -> _Function:
-    """Returns the operation `plain` with its form of `FORMS`, which is found by name; a decorator."""
+    """Decorates the operation `plain` with its form in `FORMS`, found by name."""
     form = FORMS[plain.__name__]
 
     @functools.wraps(plain)

@@ -1,4 +1,4 @@
-"""Attention with few passes over the scores of all pairs of tokens: on CPUs it is limited by the memory's bandwidth."""
+"""Attention with few passes over the scores of all token pairs: on CPUs it is limited by memory bandwidth."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +27,9 @@ def unmasked(
 ) -> tuple[Float[Array, "b n k e"], Float[Array, "b k n m"]]:
     """`operations.attention` without a mask, in float32.
 
-    The output tokens, instead of the scores, are divided by the softmax's sums. The softmax's gradient needs one scalar
-    product for each output token, of the token and its gradient, instead of a sum over all pairs (Dao et al. 2022,
-    "FlashAttention", appendix B.2).
+    The softmax's sums divide the output tokens, not the scores. The softmax's gradient needs one scalar product per
+    output token, of the token and its gradient, instead of a sum over all pairs (Dao et al. 2022, "FlashAttention",
+    appendix B.2).
     """
     return _forward(q, k, v)[0]
 

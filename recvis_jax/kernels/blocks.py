@@ -1,4 +1,4 @@
-"""What forms are made of: blocks of examples that fit into the cache, images with a border, arrays kept in memory."""
+"""Building blocks of forms: blocks of examples that fit into the cache, images with a border, arrays kept in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,14 +29,14 @@ def in_blocks(
     least: int,
     total: bool = False,
 ) -> Any:
-    """Returns work(images, *more), computed one block of examples at a time, where all of them are on one device.
+    """Returns work(images, *more), computed block by block if all examples are on one device.
 
     Args:
-      work: maps any number of examples to arrays with a row an example, or to a sum over the examples.
-      channels: of the largest array that it reads or writes, of about the images' size.
-      images, more: arrays with a row an example.
-      size: largest number of bytes of a block; equal blocks are at least half as large, or nothing is cut.
-      least: smallest number of such blocks that is worth it.
+      work: maps any number of examples to arrays with one row per example, or to a sum over the examples.
+      channels: of the largest array that it reads or writes, which has about the images' size.
+      images, more: arrays with one row per example.
+      size: largest number of bytes of a block; blocks are equal and at least half as large, or nothing is cut.
+      least: smallest number of blocks for which cutting is worth it.
       total: whether the result is a sum.
     """
     (b, h, w, _), arrays = images.shape, (images, *more)
@@ -45,7 +45,7 @@ def in_blocks(
     if n == b or b < least * most or 2 * n < most or not one_device():
         return work(*arrays)
     blocks = [x.reshape(-1, n, *x.shape[1:]) for x in arrays]
-    if total:  # a running sum: adding up all blocks at the end would take a tenth of the time of the work itself
+    if total:  # a running sum: adding all blocks at the end would take another tenth of the time
         one = jax.eval_shape(work, *(x[0] for x in blocks))
         return lax.scan(lambda found, block: (found + work(*block), None), jnp.zeros(one.shape, one.dtype), blocks)[0]
     parts = lax.map(lambda block: work(*block), blocks)
@@ -59,11 +59,11 @@ def one_device() -> bool:
 
 
 def padded(x: Float[Array, "b h w c"], pads: Any) -> Float[Array, "b p q c"]:
-    """Returns the images in float32 with a border of zeros, negative widths cut; kept in memory."""
+    """Returns the images in float32 with a border of zeros (negative widths crop); kept in memory."""
     config = [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)]
     return lax.optimization_barrier(lax.pad(x.astype(jnp.float32), np.float32(0), config))
 
 
 def turned_pads(kernel: tuple, pads: Any) -> tuple:
-    """Returns the padding of a convolution's gradient to its input: a convolution by the kernel turned around."""
+    """Returns the padding for the gradient to a convolution's input: a convolution with the kernel turned around."""
     return tuple((n - 1 - low, n - 1 - high) for n, (low, high) in zip(kernel, pads, strict=False))

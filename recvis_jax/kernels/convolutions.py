@@ -1,7 +1,7 @@
-"""Which form a convolution takes.
+"""Chooses the form of a convolution.
 
-Which one is fastest was measured in whole models (`benchmarks/models.py`, `benchmarks/onednn.py`). Forms that work on
-blocks of examples are used only where one device has all of them.
+The fastest form was measured in whole models (`benchmarks/models.py`, `benchmarks/onednn.py`). Forms that work on
+blocks of examples are used only if one device has all examples.
 """
 
 import math
@@ -21,13 +21,13 @@ from recvis_jax.kernels.pool import max_pool_2x2
 def convolve(plain: Callable, x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> Array:
     """The form of `operations.convolve`.
 
-    Inputs and outputs are kept in memory. XLA's CPU convolutions transpose both operands of the kernel's gradient, and
-    while transposing would recompute what comes before the convolution, element by element: four fifths of the time of
-    a small ResNet.
+    Inputs and outputs are kept in memory. XLA's CPU convolutions transpose both operands of the kernel's gradient.
+    Otherwise they would recompute everything before the convolution while transposing, element by element: four fifths
+    of the time of a small ResNet.
 
-    Large convolutions of 3x3 of many channels are `winograd`'s, other large ones `onednn`'s. What is left of stride 1
-    is a sum of shifted images (`shifted`), if it is depthwise or has few channels. Gradients to narrow layers' kernels
-    are products of shifted images (`gradients`).
+    Large 3x3 convolutions with many channels use `winograd`, other large ones `onednn`. The rest with stride 1 are sums
+    of shifted images (`shifted`), if depthwise or with few channels. Gradients to the kernels of narrow layers are
+    products of shifted images (`gradients`).
     """
 
     def same(x: Array, kernel: Array) -> Array:
@@ -56,8 +56,8 @@ def convolve(plain: Callable, x: Array, kernel: Array, strides: Any, padding: An
 def convolve_and_pool(plain: Callable, x: Array, kernel: Array, strides: Any, padding: Any, **kw: Any) -> Array:
     """The form of `operations.convolve_and_pool`.
 
-    A last odd row or column, which pooling discards, is not computed. Winograd's convolutions are pooled block by
-    block: their outputs are never in memory.
+    Pooling discards a last odd row or column, so it is not computed. Winograd's convolutions are pooled block by block:
+    their outputs are never in memory.
     """
     pads = _pads(x, kernel, strides, padding, **kw)
     if pads and tuple(strides) == (1, 1):
@@ -92,6 +92,6 @@ def _dense(x: Array, kernel: Array, **kw: Any) -> bool:
 
 
 def _tiles(x: Array, kernel: Array, strides: Any, pads: Any, **kw: Any) -> bool:
-    """Whether a convolution is Winograd's."""
+    """Whether a convolution uses Winograd's form."""
     tiled = tuple(strides) == (1, 1) and _dense(x, kernel, **kw)
     return tiled and winograd.tiles_pay(x.shape, kernel.shape, pads)

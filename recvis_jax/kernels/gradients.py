@@ -1,4 +1,4 @@
-"""The gradient to a convolution's kernel as one matrix product of shifted images."""
+"""The gradient to a convolution's kernel, as one matrix product of shifted images."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ _BLOCK = 2 << 20
 
 
 def pays(image: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """Whether it is the fastest form for (b h w c) and (i j c d) of stride 1, as measured: it is for narrow layers."""
+    """Whether this form is fastest for (b h w c) and (i j c d) with stride 1, as measured: it is for narrow layers."""
     fits = all(n >= k for n, k in zip(image[1:3], kernel[:2], strict=True))
     return fits and min(kernel[2:]) >= 8 and max(kernel[2:]) < 64
 
@@ -26,9 +26,9 @@ def kernel_gradient(
 ) -> Float[Array, "i j c d"]:
     """The gradient to a kernel of `size` (i j) and stride 1, from the input and the gradient to the output.
 
-    The channels of j copies of the input, each shifted by one more column, lie side by side, and those of i copies of
-    the output's gradient, each shifted by one more row. One product of the two has all pairs of shifts. That takes
-    i + j copies, where patches would take i j.
+    The channels of j copies of the input, each shifted by one more column, are concatenated, and so are those of i
+    copies of the output's gradient, each shifted by one more row. One product of the two covers all pairs of shifts.
+    This takes i + j copies; patches would take i j.
     """
     channels = max(x.shape[-1], d_y.shape[-1])
     return in_blocks(partial(_of_block, size=size, pads=pads), channels, x, d_y, size=_BLOCK, least=1, total=True)
@@ -45,7 +45,7 @@ def _of_block(
 
 
 def _moved(x: Array, axis: int, low: int, high: int) -> Array:
-    """Pads an axis with zeros, or cuts where negative; written so that XLA concatenates several of them fast."""
+    """Pads an axis with zeros, or crops if negative; written so that XLA concatenates several of them fast."""
     x = lax.slice_in_dim(x, max(0, -low), x.shape[axis] - max(0, -high), axis=axis)
     shape = list(x.shape)
 
@@ -61,7 +61,7 @@ def _side_by_side(images: list[Float[Array, "b h w _"]]) -> Float[Array, "b h w 
 
 
 def _product(x: Float[Array, "b h w c"], y: Float[Array, "b h w d"]) -> Float[Array, "c d"]:
-    # As a batch of a few products, which the processors share; of one product with such long sums each would do a part.
+    # Use a batch of a few products, which the threads share; one product with such long sums would be split inside.
     n = math.gcd(len(x), 8)
     parts = onednn.matmul(x.reshape(n, -1, x.shape[-1]), y.reshape(n, -1, y.shape[-1]), transpose_a=True)
     return parts.sum(0)

@@ -1,6 +1,6 @@
 """Layer normalisation with a gradient written by hand.
 
-It is computed from the input and its two statistics, and reads the activations half as often as JAX's gradient.
+The gradient is computed from the input and its two statistics, and reads the activations half as often as JAX's.
 """
 
 from collections.abc import Callable

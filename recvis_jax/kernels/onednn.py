@@ -1,9 +1,9 @@
 """Convolutions and matrix products by oneDNN, which jaxlib contains for CPUs.
 
-oneDNN's convolutions copy no patches. XLA's own ones multiply matrices of copied patches, which is slow for narrow
-layers: oneDNN's are twice as fast for 16 to 64 channels. Its products read transposed matrices and heads of attention
-without copying them. They are custom calls of XLA, and only this file knows their format. Where a jaxlib does not have
-them, or they compute something else, the plain operation is used.
+oneDNN's convolutions copy no patches. XLA's own convolutions multiply matrices of copied patches, which is slow for
+narrow layers: oneDNN's are twice as fast for 16 to 64 channels. Its products read transposed matrices and heads of
+attention without copying them. They are custom calls of XLA, and only this file knows their format. If a jaxlib does
+not have them, or they compute something else, the plain operation is used.
 """
 
 import json
@@ -25,20 +25,20 @@ from recvis_jax.kernels.own_gradient import own_gradient
 
 _CONVOLUTION, _MATMUL = "__onednn$convolution", "__onednn$matmul"
 
-# Smallest numbers of examples and multiplications for which they are used. No compilation cache can keep a program with
-# these calls, so that they pay off for throughput, not for the answer for one image.
+# Smallest numbers of examples and multiplications for which they are used. Programs with these calls cannot be kept in
+# the compilation cache, so they pay off for throughput, not for a single image.
 _LEAST_EXAMPLES, _LEAST = 8, 2**25
 
 
 def large(examples: int, multiplications: int) -> bool:
-    """Whether oneDNN is faster for so many examples and multiplications, as measured (AVX-512)."""
+    """Whether oneDNN is faster for these numbers of examples and multiplications, as measured (AVX-512)."""
     return examples >= _LEAST_EXAMPLES and multiplications >= _LEAST and available()
 
 
 def pays(image: tuple[int, ...], kernel: tuple[int, ...], strides: Any, pads: Any) -> bool:
     """Whether `convolution` is faster for shapes (b h w c) and (i j c d), as measured (AVX-512)."""
     outputs = image[0] * math.prod(_sizes(image, kernel, strides, pads))
-    patches = all(s >= k for s, k in zip(strides, kernel, strict=False))  # which are a matrix product already
+    patches = all(s >= k for s, k in zip(strides, kernel, strict=False))  # already a matrix product
     fits = not patches and kernel[3] >= 16 and min(map(min, pads)) >= 0
     return fits and large(image[0], outputs * math.prod(kernel))
 
@@ -62,7 +62,7 @@ def available() -> bool:
 def _keep_from_cache() -> None:
     """Keeps programs with these calls out of JAX's compilation cache.
 
-    When it writes them, jaxlib mistakes them for another kind of call and reads fields that they do not have.
+    When jaxlib writes such programs, it takes the calls for another kind and reads fields that they do not have.
     """
     from jax._src import compilation_cache  # not public: if it is gone, oneDNN is not used
 
@@ -94,7 +94,7 @@ def matmul(
       b: as many (*b c d).
       transpose_a: a is (*b c r).
       transpose_b: b is (*b d c).
-      layouts: of a, b and the product in memory: their axes from major to minor; None is the usual order.
+      layouts: memory layouts of a, b and the product: their axes from major to minor; None is the usual order.
     """
     return _matmul(a, b, transpose_a, transpose_b, layouts)
 
@@ -104,13 +104,13 @@ def _numpys(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _
     return (a.mT if transpose_a else a) @ (b.mT if transpose_b else b)
 
 
-# Largest number of terms of a sum in a batch of products. Of longer ones oneDNN lets several threads compute parts and
-# wait for each other, which XLA's threads cannot do (seen without AVX-512, where oneDNN is not used at all).
+# Largest number of terms of a sum in a batch of products. For longer sums, oneDNN's threads compute parts and wait for
+# each other, which XLA's threads cannot do (seen without AVX-512, where oneDNN is not used at all).
 _LONGEST_SUM = 512
 
 
 def _in_pieces(a: Array, b: Array, transpose_a: bool, transpose_b: bool, layouts: _Layouts) -> Array:
-    """A batch of products with sums longer than `_LONGEST_SUM`: sums of shorter ones where they lie so, else XLA's."""
+    """A batch of products with sums over `_LONGEST_SUM`: in shorter sums if the layout allows, else by XLA."""
     terms = a.shape[-2]
     pieces = next((n for n in range(2, terms) if terms % n == 0 and terms // n <= _LONGEST_SUM), terms)
     if not transpose_a or transpose_b or any(layouts) or terms // pieces < 64:
@@ -170,7 +170,7 @@ def _plain(x: Array, kernel: Array, strides: Any, pads: Any, gradient: Callable 
 def convolution(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], strides: Any, pads: Any, gradient: Callable | None
 ) -> Float[Array, "b p q d"]:
-    """A convolution in float32, and likewise its gradient to the input where the stride is 1.
+    """A convolution in float32; its gradient to the input also uses oneDNN if the stride is 1.
 
     Args:
       x: images.

@@ -17,13 +17,13 @@ from jax.custom_derivatives import SymbolicZero
 from recvis_jax import tried
 
 
-class own_gradient:  # a decorator, named as `jax.custom_vjp` is
-    """As `jax.custom_vjp`, but forward mode differentiates the function as it is written.
+class own_gradient:  # a decorator, named like `jax.custom_vjp`
+    """Like `jax.custom_vjp`, but forward mode differentiates the function as written.
 
     Args:
-      fun: maps floating-point arrays to an array or several.
+      fun: maps floating-point arrays to one or several arrays.
       static: positions of arguments that are not arrays.
-      plain: the same function in operations that JAX can differentiate, where `fun` is not; takes the same arguments.
+      plain: the same function in operations that JAX can differentiate, if `fun` is not; takes the same arguments.
     """
 
     def __init__(self, fun: Callable[..., Any], static: tuple[int, ...] = (), plain: Callable[..., Any] | None = None):
@@ -55,7 +55,7 @@ class own_gradient:  # a decorator, named as `jax.custom_vjp` is
         def rule(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
             out, kept = call(self.forward, primals)
             (residuals, tree), (outputs, of_outputs) = jax.tree.flatten(kept), jax.tree.flatten(out)
-            # Arguments that are residuals already are not stored twice.
+            # Do not store arguments twice that are already residuals.
             known = {id(x): i for i, x in enumerate(residuals)}
             others = [x for x in primals if id(x) not in known]
             known |= {id(x): len(residuals) + i for i, x in enumerate(others)}

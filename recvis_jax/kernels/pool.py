@@ -22,8 +22,8 @@ def max_pool(plain: Callable, x: Array, window: int, stride: int | None = None, 
 def max_pool_2x2(x: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
     """Maximum over windows of 2x2, rows first; a last odd row or column is left out.
 
-    Equal maxima share the gradient, as with `jnp.maximum`. JAX's gradient of the slices has the same numbers, but XLA
-    writes every one of its steps to memory, with zeros between the elements.
+    Equal maxima share the gradient, as with `jnp.maximum`. JAX's gradient of the slices gives the same numbers, but XLA
+    writes each of its steps to memory, with zeros between the elements.
     """
     p, q = x.shape[1] // 2, x.shape[2] // 2
     rows = jnp.maximum(x[:, : 2 * p : 2], x[:, 1 : 2 * p : 2])
@@ -39,7 +39,7 @@ def shares(x: Float[Array, "b h w c"]) -> Float[Array, "b p 2 q 2 c"]:
 
 
 def shared(d_y: Float[Array, "b p q c"], shares: Float[Array, "b p 2 q 2 c"]) -> Float[Array, "b i j c"]:
-    """Returns the gradient to the elements of all windows, an even number of rows and columns."""
+    """Returns the gradient to the elements of all windows, in an even number of rows and columns."""
     b, p, q, c = d_y.shape
     return (d_y[:, :, None, :, None, :] * shares).reshape(b, 2 * p, 2 * q, c)
 
@@ -53,7 +53,7 @@ def _backward(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q c"]) -> tuple
 def _share(x: Array, axis: int) -> Array:
     """Returns the share of each of two neighbours along an axis in the gradient to their maximum."""
     other = jnp.flip(x, axis)
-    # Arithmetic, not `jnp.where`: differentiated, a loop over blocks would read its constants from arrays.
+    # Arithmetic, not `jnp.where`: in the gradient of a loop over blocks, its constants would be read from arrays.
     return ((x > other).astype(x.dtype) + (x >= other).astype(x.dtype)) / 2
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of dense layers and of attention; large ones are oneDNN's."""
+"""Matrix products of dense layers and of attention; large ones use oneDNN."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +12,12 @@ from recvis_jax.kernels import onednn
 from recvis_jax.kernels.blocks import one_device
 from recvis_jax.kernels.own_gradient import own_gradient
 
-# Layout in memory of (b k n d) where layers keep the heads of a token together.
+# Memory layout of (b k n d) if a layer keeps the heads of a token together.
 _TOKENS = (0, 2, 1, 3)
 
 
 def pay(examples: int, multiplications: int, *operands: Array) -> bool:
-    """Whether products of this size are oneDNN's."""
+    """Whether products of this size use oneDNN."""
     floats = all(x.dtype == jnp.float32 for x in operands)
     return floats and one_device() and onednn.large(examples, multiplications)
 
@@ -25,8 +25,8 @@ def pay(examples: int, multiplications: int, *operands: Array) -> bool:
 def dot_rows(plain: Callable, x: Array, kernel: Array, dimensions: Any, precision: Any = None, **kw: Any) -> Array:
     """The form of `operations.dot_rows`: over (rows, d) for inputs (b n d).
 
-    The gradient of the kernel is then one product of two matrices as they lie in memory. Contracted over two axes, XLA
-    would first transpose copies of both on CPUs, and recompute the sum of all later blocks' gradients for each.
+    The gradient of the kernel is then one product of two matrices in their memory order. If it contracted two axes,
+    XLA on CPUs would first transpose copies of both, and recompute the sum of all later blocks' gradients for each.
     """
     special = x.ndim == 2 or any(v is not None for v in kw.values())
     if special or dimensions != (((x.ndim - 1,), (0,)), ((), ())):
@@ -37,13 +37,13 @@ def dot_rows(plain: Callable, x: Array, kernel: Array, dimensions: Any, precisio
 
 @partial(own_gradient, static=(2, 3))
 def dense(x: Float[Array, "r c"], kernel: Float[Array, "c d"], precision: Any, large: bool) -> Float[Array, "r d"]:
-    """x @ kernel, whose gradient to the kernel is one product of two matrices as they lie in memory.
+    """x @ kernel; its gradient to the kernel is one product of two matrices in their memory order.
 
     Args:
       x: rows.
       kernel: matrix.
       precision: of XLA's products.
-      large: whether the products are oneDNN's.
+      large: whether the products use oneDNN.
     """
     return _dot(x, kernel, precision, large)
 
@@ -57,7 +57,7 @@ def _dense_backward(precision: Any, large: bool, kept: tuple[Array, Array], d_y:
     dot = partial(jnp.dot, precision=precision)
 
     def narrow(x: Array, d_y: Array) -> Array:
-        # Twice as fast on CPUs as the tall product; without the barrier XLA turns the one into the other.
+        # Twice as fast on CPUs as the tall product; without the barrier XLA turns this into the tall one.
         return lax.optimization_barrier(dot(d_y.T, x)).T
 
     def plain(x: Array, d_y: Array) -> Array:
@@ -84,11 +84,11 @@ def _dot(x: Array, kernel: Array, precision: Any, large: bool, transposed: bool 
 def scores(q: Float[Array, "b n k d"], k: Float[Array, "b m k d"]) -> Float[Array, "b k n m"]:
     """Scalar products of queries and keys in every head, in float32.
 
-    Not to be differentiated: JAX would keep the operands of both platforms' products. `attention` has the gradients.
+    Do not differentiate it: JAX would keep the operands of both platforms' products. `attention` has the gradients.
     """
 
     def ours(q: Array, k: Array) -> Array:
-        # The heads are read where they lie; copying them would take as long as the product.
+        # Read the heads in place; copying them would take as long as the product.
         q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
         return onednn.matmul(q, k, transpose_b=True, layouts=(_TOKENS, _TOKENS, None))
 
@@ -103,7 +103,7 @@ def scores(q: Float[Array, "b n k d"], k: Float[Array, "b m k d"]) -> Float[Arra
 def mixtures(
     weights: Float[Array, "b k _ _"], v: Float[Array, "b m k d"], transposed: bool = False
 ) -> Float[Array, "b n k d"]:
-    """Sums of values in every head, weighted by queries; `transposed` where the weights are (b k m n)."""
+    """Sums of values in every head, weighted per query; `transposed` if the weights are (b k m n)."""
 
     def ours(weights: Array, v: Array) -> Array:
         layouts = (None, _TOKENS, _TOKENS)

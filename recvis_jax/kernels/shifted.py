@@ -1,4 +1,4 @@
-"""Convolutions of few channels, and depthwise ones, as sums of shifted images: faster there than matrix products."""
+"""Convolutions with few channels, and depthwise ones, as sums of shifted images: faster than matrix products there."""
 
 import itertools
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from recvis_jax.kernels.own_gradient import own_gradient
 # Number of products that one loop adds up; the operands of more would not stay in the first cache.
 _TERMS = 16
 
-# Bytes of a block's activations: the next loop then reads them from the second or third cache. And the number of blocks
-# from which on this is faster; for less data, long loops are.
+# Bytes of a block's activations, which the next loop then reads from the second or third cache; and the number of
+# blocks from which on this is faster. With less data, long loops are faster.
 _SHIFTED = dict(size=2 << 20, least=4)
 
 
@@ -40,11 +40,11 @@ def _few(c: int, d: int) -> bool:
 def _by_neighbours(
     x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"], n: int, pads: Any, precision: Any
 ) -> Float[Array, "b p q d"]:
-    """A convolution that computes n neighbours of a row at once, as n d channels from n c: 1 to 3 times as fast.
+    """A convolution that computes n neighbours in a row at once, as n d channels from n c: 1 to 3 times as fast.
 
     Fewer than 8 channels do not fill a vector register. In memory, n neighbours are one pixel of n c channels. The
     kernel is repeated n times, shifted by one pixel for each output, with zeros where an output does not depend on an
-    input. The zeros of wide kernels are few.
+    input. Wide kernels need few zeros.
     """
     rows, across, c, d = kernel.shape
     left, right = pads[1]
@@ -73,8 +73,8 @@ def _by_products(
     """A convolution as a sum over pixels and channels of x times a row of the kernel, vectorised over the outputs.
 
     XLA's form copies patches for a matrix product; for narrow layers the copies cost more than the product. From 3
-    channels to 16 this form is five times as fast. `other` is the same convolution in another form, whose gradients
-    are used where they are faster.
+    to 16 channels this form is five times as fast. `other` is the same convolution in another form, whose gradients are
+    used if they are faster.
     """
     del other
     channels = [slice(k, k + 1) for k in range(kernel.shape[2])]
@@ -101,7 +101,7 @@ _by_products.define(_by_products_forward, _by_products_backward)
 def depthwise(x: Float[Array, "b h w c"], kernel: Float[Array, "i j 1 c"], pads: Any) -> Float[Array, "b p q c"]:
     """A depthwise convolution as a sum of shifted images, each times its row of the kernel; gradients likewise.
 
-    XLA's form computes one channel after the other; with a kernel of 9x9 on 256 channels this is some 25 times as fast.
+    XLA's form computes one channel after another; with a 9x9 kernel on 256 channels this is some 25 times as fast.
     """
     return in_blocks(lambda x: _sum_of_products(x, kernel, pads, [slice(None)]), x.shape[-1], x, **_SHIFTED)
 
@@ -143,11 +143,11 @@ def _sum_of_products(
 ) -> Float[Array, "b p q d"]:
     """Returns the sum over i, j, k of x, padded and moved by (-i, -j), its channels[k], times kernel[i, j, k].
 
-    In float32, in loops of `_TERMS` products each. XLA would recompute operands that are not in memory.
+    Computed in float32, in loops of `_TERMS` products. XLA would recompute operands that are not in memory.
     """
     rows, across, _, d = kernel.shape
     moved = padded(x, pads)
-    # Two axes: XLA would leave a transposed kernel of four axes as it is, and gather its entries.
+    # Reshape to two axes: XLA would keep a transposed kernel of four axes in its layout, and gather its entries.
     vectors = lax.optimization_barrier(kernel.reshape(-1, d).astype(jnp.float32))
     h, w = moved.shape[1] - rows + 1, moved.shape[2] - across + 1
     places = list(itertools.product(range(rows), range(across), channels))
@@ -160,5 +160,5 @@ def _sum_of_products(
 
 
 def _sum(terms: list[Array]) -> Array:
-    """Returns the sum of the terms as two independent sums: a processor's addition waits for the one before it."""
+    """Returns the sum of the terms as two independent sums, as each addition waits for the one before it."""
     return sum(terms[2::2], terms[0]) + sum(terms[3::2], terms[1]) if len(terms) > 1 else terms[0]

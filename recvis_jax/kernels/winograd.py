@@ -1,4 +1,4 @@
-"""Winograd's convolutions: large ones of 3x3 with a quarter of the products."""
+"""Winograd's convolutions: large 3x3 convolutions with a quarter of the products."""
 
 import math
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from recvis_jax.kernels import onednn, pool
 from recvis_jax.kernels.blocks import in_blocks, one_device, padded, turned_pads
 from recvis_jax.kernels.own_gradient import own_gradient
 
-# Bytes of a block's activations, with XLA's products and with oneDNN's: the next loop then reads them from the second
+# Bytes of a block's activations, with XLA's products and with oneDNN's; the next loop then reads them from the second
 # or third cache.
 _BLOCKS = (4 << 20, 2 << 20)
 
-# Smallest number of the plain sum's multiplications that is worth the compilation.
+# Smallest number of multiplications of the plain sum for which the compilation is worth it.
 _LEAST = 2**28
 
-# Outputs on a side of a tile to choose from; larger tiles have larger rounding errors.
+# Possible numbers of outputs on a side of a tile; larger tiles have larger rounding errors.
 _SIZES = (3, 4)
 
-# How many times fewer products there must be than in the plain sum, to make up for the transforms.
+# The plain sum must have this many times more products, to make up for the transforms.
 _FEWER = 2.5
 
 
@@ -48,7 +48,7 @@ class _Tiling(NamedTuple):
 
 
 def _tiling(rows: int, columns: int) -> _Tiling:
-    """Returns the tiling of so many rows and columns of outputs that has the fewest products."""
+    """Returns the tiling with the fewest products for these rows and columns of outputs."""
     return min((_Tiling(m, -(-rows // m), -(-columns // m)) for m in _SIZES), key=lambda tiling: tiling.products)
 
 
@@ -70,29 +70,29 @@ def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
-    """Whether `winograd` is faster, and by enough to be worth its compilation, as measured."""
+    """Whether `winograd` is faster by enough to be worth its compilation, as measured."""
     rows, columns = _outputs(image, pads)
     if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
         return False
-    tiling, outputs = _tiling(rows, columns), rows * columns  # without those that tiles compute beyond the border
-    tiles = image[0] * tiling.rows * tiling.columns  # enough of them to make up for the kernel's transform
+    tiling, outputs = _tiling(rows, columns), rows * columns  # without outputs of tiles beyond the border
+    tiles = image[0] * tiling.rows * tiling.columns  # there must be enough to make up for the kernel's transform
     fewer = 9 * outputs > _FEWER * tiling.products
     return tiles >= 128 and fewer and image[0] * outputs * math.prod(kernel) > _LEAST and one_device()
 
 
 @partial(own_gradient, static=(2,))
 def winograd(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
-    """A convolution by a kernel of 3x3 that computes 4x4 outputs with 36 products instead of 144, or 3x3 outputs with
+    """A convolution with a 3x3 kernel that computes 4x4 outputs with 36 products instead of 144, or 3x3 outputs with
     25 instead of 81; its gradients likewise.
 
-    Rounding errors are some five times those of the plain sum. The transforms of the tiles are cheap: they are sums of
+    Rounding errors are about five times those of the plain sum. The transforms of the tiles are cheap: they are sums of
     shifted images, in blocks of examples that stay in the cache.
     """
     return in_blocks(_of_block(x.shape, kernel, pads), max(kernel.shape[2:]), x, size=_block(len(x)), least=1)
 
 
 def _of_block(image: tuple[int, ...], kernel: Float[Array, "3 3 c d"], pads: Any) -> Callable[[Array], Array]:
-    """Returns a function from a block of images to their outputs; the whole batch is of shape `image`."""
+    """Returns a function from a block of images to their outputs; the whole batch has shape `image`."""
     tiling = _tiling(*_outputs(image, pads))
     _, g, _ = _matrices(tiling.m)
     down = lax.optimization_barrier(jnp.stack(_combined(g, list(kernel))))
@@ -124,9 +124,9 @@ winograd.define(_winograd_forward, _winograd_backward)
 
 @partial(own_gradient, static=(2,))
 def winograd_pooled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], pads: Any) -> Float[Array, "b p q d"]:
-    """The maximum over windows of 2x2 of `winograd`'s outputs, whose rows and columns must be even in number.
+    """The maximum over 2x2 windows of `winograd`'s outputs, which must have even numbers of rows and columns.
 
-    The outputs are never in memory, only each one's share of the gradient, in a byte.
+    The outputs are never in memory, only the share of each in the gradient, as one byte.
     """
     of_block = _of_block(x.shape, kernel, pads)
 
@@ -160,7 +160,7 @@ def _pooled_backward(pads: Any, kept: tuple[Array, Array, Array], d_y: Array) ->
 
     how = dict(size=_block(b), least=1)
     channels = max(kernel.shape[2:])
-    # Four times the channels: the pooled images have a quarter of the pixels.
+    # Count four times the channels, as the pooled images have a quarter of the pixels.
     d_x = in_blocks(lambda *windows: of_block(of_windows(*windows)), 4 * channels, d_y, quarters, **how)
     return d_x, in_blocks(to_kernel, channels, x, d_y, quarters, total=True, **how)
 
@@ -169,13 +169,13 @@ winograd_pooled.define(_pooled_forward, _pooled_backward)
 
 
 def kernel_gradient(x: Float[Array, "b h w c"], d_y: Float[Array, "b p q d"], pads: Any) -> Float[Array, "3 3 c d"]:
-    """The gradient to the kernel of a convolution of 3x3, from its input and its output's gradient."""
+    """The gradient to the kernel of a 3x3 convolution, from its input and its output's gradient."""
     work = partial(_tiled_kernel_gradient, pads=pads, large=_by_onednn(len(x)))
     return in_blocks(work, max(x.shape[-1], d_y.shape[-1]), x, d_y, size=_block(len(x)), least=1, total=True)
 
 
 def _by_onednn(examples: int) -> bool:
-    """Whether a convolution that `tiles_pay` for has oneDNN's products."""
+    """Whether a convolution for which `tiles_pay` holds uses oneDNN's products."""
     return onednn.large(examples, _LEAST)
 
 
@@ -192,7 +192,7 @@ def _outputs(image: tuple[int, ...], pads: Any) -> tuple[int, int]:
 def _tiled(
     x: Float[Array, "b h w c"], products: Callable[[list], list], pads: Any, tiling: _Tiling
 ) -> Float[Array, "b p q d"]:
-    """Returns the outputs; `products` maps arrays of input tiles (m+2 n c) to as many (m+2 n d)."""
+    """Returns the outputs; `products` maps arrays of input tiles (m+2 n c) to equally many (m+2 n d)."""
     b, (p, q), (m, rows, columns) = len(x), _outputs(x.shape, pads), tiling
     _, _, a = _matrices(m)
     found = products(_input_tiles(x, pads, tiling))
@@ -217,7 +217,7 @@ def _tiled_kernel_gradient(
     def product(c: Array, d: Array) -> Float[Array, "n c d"]:
         if c.shape[-1] > d.shape[-1]:
             return product(d, c).swapaxes(1, 2)
-        # The operand of fewer channels is transposed where it is computed: up to 1.4 times as fast as in the product.
+        # Transpose the operand with fewer channels when it is computed: up to 1.4 times as fast as in the product.
         return lax.optimization_barrier(c.reshape(len(c), -1, c.shape[-1]).swapaxes(1, 2)) @ _rows(d)
 
     if large:
@@ -230,7 +230,7 @@ def _tiled_kernel_gradient(
 
 
 def _input_tiles(x: Float[Array, "b h w c"], pads: Any, tiling: _Tiling) -> list[Float[Array, "n b _ _ c"]]:
-    """Returns B^T x B of all tiles: a list over the columns in a tile, of arrays whose first axis is its rows."""
+    """Returns B^T x B of all tiles: a list over the columns of a tile, of arrays whose first axis is its rows."""
     (top, _), (left, _) = pads
     (h, w), (m, rows, columns) = x.shape[1:3], tiling
     moved = padded(x, ((top, m * rows + 2 - h - top), (left, m * columns + 2 - w - left)))
@@ -247,7 +247,7 @@ def _both_sides(matrix: np.ndarray, x: Float[Array, "b _ _ c"], tiling: _Tiling)
 
 
 def _combined(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
-    """Returns matrix @ parts, of arrays."""
+    """Returns matrix @ parts, where the parts are arrays."""
 
     def entry(row: np.ndarray) -> Array:
         terms = [(float(v), part) for v, part in zip(row, parts, strict=True) if v]
@@ -257,7 +257,7 @@ def _combined(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
 
 
 def _in_order(x: Array) -> Array:
-    """Returns x with its axes in order in memory. As two axes: XLA would leave a transposed array of four as it is."""
+    """Returns x with its axes in memory order; reshaped to two axes, as XLA would keep the layout of four."""
     return lax.optimization_barrier(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
