@@ -2,6 +2,7 @@
 
 import doctest
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -100,3 +101,19 @@ def test_what_cannot_be_is_said_in_a_line(shape, kw, says):
 def test_examples_of_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert tried and not failed
+
+
+def test_dense_is_opencvs_within_its_rounding():
+    image = np.round(noise(70, 76, seed=5) * 255).astype(np.uint8)
+    ours = sift.dense(jnp.asarray(image[None] / 255.0, jnp.float32), step=3, bin_size=6, window="gaussian", first=18)
+    # An angle of exactly 0, an even bin, no smoothing beyond what the image has already, and no border within reach.
+    points = [cv2.KeyPoint(float(x), float(y), 2 * 6 / 3, 0.0) for x, y in np.asarray(local.pixels(ours, 70, 76)[0])]
+    kept, theirs = cv2.SIFT.create(sigma=0.5).compute(image, points)
+    assert len(kept) == len(points)
+    theirs = theirs.reshape(-1, 16, 8)[..., -np.arange(8) % 8].reshape(len(points), 128)
+    theirs /= np.linalg.norm(theirs, axis=-1, keepdims=True)
+    inside = [all(27 <= c <= side - 28 for c, side in zip(p.pt, (76, 70), strict=True)) for p in points]
+    assert sum(inside) >= 20
+    ours = np.asarray(ours.descriptors[0])
+    assert np.abs(ours - theirs)[inside].max() < 0.01
+    assert (ours * theirs).sum(-1)[inside].mean() > 0.9999
