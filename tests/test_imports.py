@@ -66,7 +66,8 @@ ALONE = {
     "evaluation.metrics": (),
     "data.fields": (),
     "data.geometry": ("data.fields",),
-    "data.transforms": ("data.spec", "data.randaugment"),
+    "data.transforms": ("data.spec", "data.randaugment", "data.geometry", "data.transform_geometry", "data.fields"),
+    "data.transform_geometry": ("data.spec", "data.randaugment", "data.geometry"),
     "data.augment": ("data.spec", "data.augment_images"),
 }
 

@@ -177,7 +177,19 @@ PAIR_OPERATIONS: dict[str, Callable[..., PairOperation]] = {
 }
 OPERATIONS: dict[str, Callable[..., Any]] = {**augment_images.OPERATIONS, **PAIR_OPERATIONS}
 _HOST_ONLY = dict.fromkeys(
-    ("randaugment", "resize", "resize_crop", "central_crop", "random_crop", "grayscale", "to_rgb"),
+    (
+        "randaugment",
+        "resize",
+        "random_resize",
+        "resize_crop",
+        "resize_pad",
+        "pad",
+        "central_crop",
+        "random_crop",
+        "random_size_crop",
+        "grayscale",
+        "to_rgb",
+    ),
     "it works on single uint8 images on the host; put it into the host pipeline (data/transforms).",
 )
 

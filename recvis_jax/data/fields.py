@@ -13,9 +13,9 @@ import numpy as np
 
 from recvis_jax.errors import BadRequest, nearest, printable
 
-Kind = Literal["image", "label", "tokens", "boxes", "masks", "points", "map", "number", "video"]
+Kind = Literal["image", "label", "tokens", "boxes", "masks", "points", "map", "number", "video", "frame"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SPATIAL = ("image", "boxes", "masks", "points", "map", "video")  # move with the image
+SPATIAL = ("image", "boxes", "masks", "points", "map", "video", "frame")  # move with the image
 
 # Shape of one example behind what may vary, None where a field's own declaration says it.
 _ENDS: dict[str, tuple[int | None, ...]] = {
@@ -25,6 +25,7 @@ _ENDS: dict[str, tuple[int | None, ...]] = {
     "points": (None, None, 3),  # n k, x y in pixels and visibility: 0 unlabelled, 1 hidden, 2 visible
     "masks": (None, None, None),  # n h w
     "map": (None, None),  # h w, a class or a number a pixel
+    "frame": (4,),  # x0 y0 x1 y1 in pixels of where the whole picture lies
 }
 
 
@@ -35,12 +36,17 @@ class Field(NamedTuple):
       name: by which batches hold it.
       kind: what it is, one of `KINDS`. Boxes are (n 4), x0 y0 x1 y1 in pixels with the ends excluded; points (n k 3),
         x y in pixels and a visibility (0 unlabelled, 1 hidden, 2 visible); masks (n h w); a map (h w) has a class or
-        a number a pixel; a video is (t h w c).
+        a number a pixel; a video is (t h w c). A frame is (4): x0 y0 x1 y1 of the whole picture, which is
+        (0, 0, w, h) before any transform and may reach beyond the image after one. It says which pixels are padding,
+        and where a prediction lies in the picture as it was.
       shape: of one example; None where it varies. Only a first axis that varies can be padded. None instead of a
         tuple allows any shape, the same for all examples.
       dtype: numpy's name of it.
       most: to how many the first axis is padded in a batch; None where it does not vary.
-      padding: the value of what is padded.
+      padding: the value of what is padded; of a map, of pixels that lie beyond the picture.
+      of: the boxes of which this has a row each (their classes, masks, ...). The row goes where its box goes: they are
+        dropped together, and the mask of the boxes is the mask of both. Empty for a field that stands alone.
+      pairs: of points, those that exchange their places in a mirrored image, as the left and the right eye.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Field(NamedTuple):
     dtype: str
     most: int | None = None
     padding: float = 0
+    of: str = ""
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @property
     def padded_shape(self) -> tuple[int | None, ...] | None:
@@ -66,7 +74,7 @@ class Field(NamedTuple):
     @property
     def mask_name(self) -> str | None:
         """By which a batch holds what is padded; None where nothing is."""
-        return None if self.most is None else f"{self.name}_mask"
+        return None if self.most is None else f"{self.of or self.name}_mask"
 
 
 def image_and_label(
@@ -101,6 +109,50 @@ def resizable(fields: Sequence[Field]) -> tuple[Field, ...]:
     )
 
 
+def spatial(fields: Sequence[Field]) -> tuple[Field, ...]:
+    """Returns the fields that lie in the image, but for the image itself.
+
+    Example:
+      >>> spatial([*image_and_label((8, 8, 1), 3), Field("boxes", "boxes", (None, 4), "float32", most=9)])[0].name
+      'boxes'
+    """
+    return tuple(f for f in fields if f.kind in SPATIAL and f.name != "image")
+
+
+def as_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
+    """Returns a declaration as JSON's types; see `of_json`."""
+    return [f._asdict() for f in fields]
+
+
+def of_json(found: Any, where: str) -> tuple[Field, ...]:
+    """Returns the declaration that `as_json` wrote.
+
+    Raises:
+      BadRequest: it is none, naming `where`.
+
+    Example:
+      >>> of_json(as_json(image_and_label((8, 8, 1), 10)), "data.json") == image_and_label((8, 8, 1), 10)
+      True
+    """
+    try:
+        rows = [Field(**row) for row in found]
+        out = tuple(
+            f._replace(
+                shape=None if f.shape is None else tuple(f.shape), pairs=tuple((int(a), int(b)) for a, b in f.pairs)
+            )
+            for f in rows
+        )
+        numbers = [n for f in out for n in (*(f.shape or ()), f.most) if n is not None]
+        good = all(type(n) is int and 0 <= n < 10**9 for n in numbers)
+        good = good and all(type(f.name) is str and type(f.of) is str and np.dtype(f.dtype) for f in out)
+        if not good or any(type(f.padding) not in (int, float) for f in out):
+            raise ValueError
+        check(out)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{where} is damaged: its 'fields' are no declaration of fields.") from None
+    return out
+
+
 def check(fields: Sequence[Field]) -> None:
     """Refuses declarations that contradict themselves.
 
@@ -112,7 +164,8 @@ def check(fields: Sequence[Field]) -> None:
       >>> check([Field("image", "image", (8, 8, 1), "uint8"), Field("boxes", "boxes", (None, 4), "float32", most=20)])
     """
     names = [f.name for f in fields]
-    taken = [*names, *(m for f in fields if (m := f.mask_name)), "mask", "slot"]
+    taken = [*names, *{m for f in fields if (m := f.mask_name)}, "mask", "slot"]
+    by_name = {f.name: f for f in fields}
     if twice := [n for n in names if taken.count(n) > 1]:
         raise BadRequest(f"the field {twice[0]!r} is declared twice, or has a name that batches need themselves.")
     for f in fields:
@@ -127,6 +180,11 @@ def check(fields: Sequence[Field]) -> None:
             raise BadRequest(f"field {f.name!r} has shape {f.shape}; {f.kind} have {len(end)} axes, as {end}.")
         if f.most is not None and (f.most < 1 or not f.shape or f.shape[0] is not None):
             raise BadRequest(f"field {f.name!r} of shape {f.shape} cannot be padded to {f.most}.")
+        boxes = by_name.get(f.of)
+        if f.of and (boxes is None or boxes.kind != "boxes" or boxes.most != f.most or boxes is f):
+            raise BadRequest(
+                f"field {f.name!r} has a row for each of {f.of!r}, which are no boxes of the same maximum."
+            )
         if f.most is None and f.kind in ("tokens", "boxes", "masks", "points") and f.shape and f.shape[0] is None:
             raise BadRequest(f"field {f.name!r} varies in length; declare the maximum that it is padded to.")
 
@@ -152,11 +210,14 @@ def stack(examples: Sequence[Mapping[str, Any]], fields: Sequence[Field], where:
       >>> batch["words"].tolist(), batch["words_mask"].tolist()
       ([[5, 6, -1], [7, 8, 9]], [[True, True, False], [True, True, True]])
     """
-    out = {}
-    for field in fields:
+    out: dict[str, np.ndarray] = {}
+    for field in sorted(fields, key=lambda f: bool(f.of)):  # boxes before what is of them
         values = [_value(example, field, where) for example in examples]
-        if field.most is not None:
-            out[f"{field.name}_mask"] = np.arange(field.most) < np.array([[len(v)] for v in values])
+        if field.most is not None and field.mask_name:
+            there = np.arange(field.most) < np.array([[len(v)] for v in values])
+            if field.of and (out[field.mask_name] != there).any():
+                raise BadRequest(f"{where}: an example has not as many {field.name} as {field.of}.")
+            out[field.mask_name] = there
             values = [_pad(v, field) for v in values]
         shapes = sorted({v.shape for v in values})
         if len(shapes) > 1:

@@ -8,14 +8,14 @@ Coordinates: x to the right, y down, in pixels; the pixel in row i and column j 
 mirrored x becomes w - x, both for edges of boxes and for points.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 
-from recvis_jax.data.fields import Field
+from recvis_jax.data.fields import Field, spatial
 from recvis_jax.errors import BadRequest
 
 Example = dict[str, Any]
@@ -67,30 +67,30 @@ def pad(height: int, width: int, bottom: int, right: int) -> View:
 
 
 def move_boxes(
-    boxes: Float[np.ndarray, "n 4"], view: View, visible: float = 0.0
-) -> tuple[Float[np.ndarray, "m 4"], np.ndarray]:
+    boxes: Float[np.ndarray, "n 4"], *views: View, visible: float = 0.0
+) -> tuple[Float[np.ndarray, "m 4"], Bool[np.ndarray, " n"]]:
     """Moves boxes, clips them to what is seen, and drops those of which too little is left.
 
     Args:
       boxes: x0 y0 x1 y1 in pixels.
-      view: of the image.
-      visible: smallest share of its area that must be inside for a box to be kept; one of which nothing is inside is
-        always dropped.
+      *views: of the image, one after the other. What is clipped by one does not come back by the next.
+      visible: smallest share of its area that must be inside in the end for a box to be kept; one of which nothing is
+        inside is always dropped.
 
     Returns:
-      The boxes that are kept, in pixels of the view, and which they are (n) bool.
+      The boxes that are kept, in pixels of the last view, and which they are.
 
     Example:
       >>> move_boxes(np.array([[2.0, 2.0, 6.0, 6.0], [8.0, 8.0, 9.0, 9.0]]), crop(0, 0, 4, 4))[0].tolist()
       [[2.0, 2.0, 4.0, 4.0]]
     """
-    moved = _move(boxes.reshape(-1, 2, 2), view)
-    moved = np.concatenate([moved.min(1), moved.max(1)], 1)  # mirrored, left and right are exchanged
-    rows, columns = view.size
-    clipped = moved.clip(0, [columns, rows, columns, rows])
-    area, inside = ((b[:, 2:] - b[:, :2]).prod(1) for b in (moved, clipped))
+    uncut = seen = boxes.astype(np.float64)
+    for view in views:
+        rows, columns = view.size
+        uncut, seen = _move_corners(uncut, view), _move_corners(seen, view).clip(0, [columns, rows, columns, rows])
+    area, inside = ((b[:, 2:] - b[:, :2]).prod(1) for b in (uncut, seen))
     kept = (inside > 0) & (inside >= visible * area * (1 - 1e-6))
-    return clipped[kept].astype(boxes.dtype), kept
+    return seen[kept].astype(boxes.dtype), kept
 
 
 def move_points(
@@ -148,56 +148,74 @@ def move_pixels(
     return np.ascontiguousarray(out[:, ::-1] if view.mirrored else out)
 
 
-def apply(
-    example: Example,
-    view: View,
-    fields: Sequence[Field],
-    *,
-    fill: float = 0,
-    fills: Mapping[str, float] | None = None,
-    visible: float = 0.0,
-    pairs: Sequence[tuple[int, int]] = (),
-    rows_of: Mapping[str, Sequence[str]] | None = None,
-) -> Example:
+def apply(example: Example, view: View, fields: Sequence[Field], *, fill: float = 0, visible: float = 0.0) -> Example:
     """Moves every spatial field of an example by one view.
 
     Args:
       example: its values by name.
       view: what is seen of the image.
       fields: what the values are; those that do not lie in the image stay as they are.
-      fill: value of what lies beyond the image.
-      fills: the same for fields by name, as the label to be ignored of a map; 0 for maps and masks that are not named.
+      fill: value of what lies beyond the image; beyond maps it is their field's padding, beyond masks 0.
       visible: see `move_boxes`.
-      pairs: see `move_points`.
-      rows_of: boxes -> further fields with a row a box (labels, masks, points), which are dropped with it.
 
     Raises:
-      BadRequest: a row a box is declared, and their numbers differ.
+      BadRequest: a field has a row a box, and their numbers differ.
+
+    Example:
+      >>> fields = [Field("image", "image", (8, 8, 1), "uint8"), Field("boxes", "boxes", (None, 4), "float32", most=9)]
+      >>> example = {"image": np.zeros((8, 8, 1), np.uint8), "boxes": np.float32([[1, 2, 4, 6]])}
+      >>> apply(example, flip(8, 8), fields)["boxes"].tolist()
+      [[4.0, 2.0, 7.0, 6.0]]
+    """
+    out = follow(example, [view], fields, visible)
+    return out | {f.name: move_pixels(out[f.name], view, fill) for f in fields if f.name == "image"}
+
+
+def follow(example: Example, views: Sequence[View], fields: Sequence[Field], visible: float = 0.0) -> Example:
+    """Moves everything that lies in the image by the views that the image itself was moved by already.
+
+    Args:
+      example: its values by name.
+      views: one after the other.
+      fields: what the values are; the one called "image" stays as it is.
+      visible: see `move_boxes`.
+
+    Raises:
+      BadRequest: see `apply`.
     """
     out = dict(example)
     for field in fields:
-        value = example[field.name]
-        own = (fills or {}).get(field.name, 0)
-        if field.kind == "image":
-            out[field.name] = move_pixels(value, view, fill)
-        elif field.kind == "video":
-            out[field.name] = np.stack([move_pixels(frame, view, fill) for frame in value])
-        elif field.kind == "map":
-            classes = np.dtype(field.dtype).kind in "iub"
-            out[field.name] = move_pixels(value, view, own, nearest=classes)
-        elif field.kind == "masks":
-            moved = [move_pixels(mask, view, own, nearest=True) for mask in value]
-            out[field.name] = np.stack(moved) if moved else np.zeros((0, *view.size), value.dtype)
-        elif field.kind == "points":
-            out[field.name] = move_points(value, view, pairs)
-    for field in fields:
         if field.kind == "boxes":
-            out[field.name], kept = move_boxes(np.asarray(example[field.name]), view, visible)
-            for other in (rows_of or {}).get(field.name, ()):
-                if len(out[other]) != len(kept):
-                    raise BadRequest(f"{len(out[other])} {other} beside {len(kept)} {field.name}.")
-                out[other] = np.asarray(out[other])[kept]
+            out[field.name], kept = move_boxes(np.asarray(example[field.name]), *views, visible=visible)
+            for other in (f.name for f in fields if f.of == field.name):
+                if len(example[other]) != len(kept):
+                    raise BadRequest(f"{len(example[other])} {other} beside {len(kept)} {field.name}.")
+                out[other] = np.asarray(example[other])[kept]
+    for view in views:
+        for field in spatial(fields):
+            if field.kind != "boxes":
+                out[field.name] = _move_value(out[field.name], view, field)
     return out
+
+
+def _move_value(value: Any, view: View, field: Field) -> Any:
+    if field.kind == "image":
+        return move_pixels(value, view)
+    if field.kind == "video":
+        return np.stack([move_pixels(frame, view) for frame in value])
+    if field.kind == "map":
+        return move_pixels(value, view, field.padding, nearest=np.dtype(field.dtype).kind in "iub")
+    if field.kind == "masks":
+        return np.moveaxis(move_pixels(np.moveaxis(value, 0, -1), view, nearest=True), -1, 0)
+    if field.kind == "points":
+        return move_points(value, view, field.pairs)
+    return _move_corners(np.asarray(value)[None], view)[0].astype(field.dtype)  # the frame
+
+
+def _move_corners(boxes: Float[np.ndarray, "n 4"], view: View) -> Float[np.ndarray, "n 4"]:
+    """Moves boxes, without clipping them."""
+    moved = _move(boxes.reshape(-1, 2, 2), view)
+    return np.concatenate([moved.min(1), moved.max(1)], 1)  # mirrored, left and right are exchanged
 
 
 def _move(points: Float[np.ndarray, "*n 2"], view: View) -> Float[np.ndarray, "*n 2"]:

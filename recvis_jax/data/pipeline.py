@@ -104,7 +104,8 @@ def stack(examples: Sequence[dict[str, Any]], source: Source, transformed: bool 
     batch = fields.stack(examples, declared, source.name)
     for field in source.fields:
         if field.kind == "label":
-            check_labels(batch[field.name], source)
+            labels = batch[field.name]
+            check_labels(labels[batch[field.mask_name]] if field.mask_name else labels, source)
     return batch
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from recvis_jax.data import transforms
+from recvis_jax.data import transform_geometry
 from recvis_jax.data.sources import Example, Indices, Source
 from recvis_jax.errors import BadRequest
 
@@ -95,7 +95,7 @@ def assign(
 
 def cut(image: UInt8[np.ndarray, "h w c"], windows: Int[np.ndarray, "m 4"], size: int) -> list[np.ndarray]:
     """Returns the windows of an image, each resized to uint8 (size size c) as the host operation `resize` does it."""
-    resize = transforms.resize((size, size))
+    resize = transform_geometry.resize((size, size))
     return [resize(None, image[top:bottom, left:right]) for top, left, bottom, right in windows.tolist()]
 
 

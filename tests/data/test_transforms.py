@@ -11,7 +11,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from recvis_jax.data import augment, randaugment, spec, transforms
+from recvis_jax.data import augment, randaugment, spec, transform_geometry, transforms
 from recvis_jax.errors import BadRequest
 
 
@@ -177,7 +177,7 @@ def test_bad_images_are_refused_by_name_and_shape(text, image):
 
 @pytest.mark.parametrize("text", ["central_crop(10)", "random_crop(12, pad=1)", "flip|central_crop((4, 20))"])
 def test_too_small_for_a_crop(text):
-    with pytest.raises(BadRequest, match=r"crop.*\(9, 9, 3\)|crop.*\(11, 11, 3\)"):
+    with pytest.raises(BadRequest, match=r"crop.* 9x9|crop.* 11x11"):
         run(text, photo(9, 9))
     with pytest.raises(BadRequest, match="1 or 3 channels"):
         run("color_jitter(0.1)", photo(9, 9, 4))
@@ -246,7 +246,7 @@ def test_flip_mirrors_half_the_time():
 def test_random_resized_crop_boxes():
     rng = np.random.default_rng(0)
     h, w, scale, ratio = 300, 500, (0.08, 1.0), (3 / 4, 4 / 3)
-    boxes = np.array([transforms.resized_crop_box(rng, h, w, scale, ratio) for _ in range(4000)])
+    boxes = np.array([transform_geometry.resized_crop_box(rng, h, w, scale, ratio) for _ in range(4000)])
     top, left, height, width = boxes.T
     assert (top >= 0).all() and (left >= 0).all() and (top + height <= h).all() and (left + width <= w).all()
     area, aspect = height * width / (h * w), width / height
@@ -258,7 +258,7 @@ def test_random_resized_crop_boxes():
 
 
 def test_random_resized_crop_falls_back_to_the_centre():
-    box = transforms.resized_crop_box
+    box = transform_geometry.resized_crop_box
     rng = np.random.default_rng(0)
     assert box(rng, 10, 100, (0.9, 1.0), (3 / 4, 4 / 3)) == (0, 43, 10, 13)
     assert box(rng, 100, 10, (0.9, 1.0), (3 / 4, 4 / 3)) == (43, 0, 13, 10)
@@ -268,7 +268,7 @@ def test_random_resized_crop_falls_back_to_the_centre():
 
 def test_random_resized_crop_resizes_the_box_it_drew():
     image = photo(50, 70)
-    top, left, height, width = transforms.resized_crop_box(
+    top, left, height, width = transform_geometry.resized_crop_box(
         np.random.default_rng(4), 50, 70, (0.08, 1.0), (3 / 4, 4 / 3)
     )
     cut = pil(image).crop((left, top, left + width, top + height)).resize((20, 16), PIL.Image.Resampling.BICUBIC)
