@@ -68,7 +68,8 @@ ALONE = {
     "data.geometry": ("data.fields",),
     "data.transforms": ("data.spec", "data.randaugment", "data.geometry", "data.transform_geometry", "data.fields"),
     "data.transform_geometry": ("data.spec", "data.randaugment", "data.geometry"),
-    "data.augment": ("data.spec", "data.augment_images"),
+    "data.augment": ("data.spec", "data.augment_images", "data.augment_fields", "data.fields"),
+    "data.augment_fields": ("data.augment_images", "data.fields"),
 }
 
 

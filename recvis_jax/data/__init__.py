@@ -32,8 +32,9 @@ def open(name: Any, **kw: Any) -> Any:
     """Opens a data set: one known by name, one that is prepared, or a folder of images.
 
     Args:
-      name: of `DATASETS`, of a tfds data set prepared in `data_dir`, or a folder with a folder of images a class, which
-        is prepared first (checked, and written to `data_dir` once).
+      name: of `DATASETS`, of a tfds data set prepared in `data_dir`, or a folder with a folder of images a class, or
+        with annotated pictures as COCO, VOC and YOLO lay them out, which is prepared first (checked, and written to
+        `data_dir` once).
       **kw: the arguments of `data.opened.open_data`: splits, transforms, augmentation, statistics, ...
 
     Returns:
@@ -56,9 +57,10 @@ def open(name: Any, **kw: Any) -> Any:
         raise errors.BadRequest(f"a data set is opened by its name or folder, not by {errors.shown(name)}.")
     folder = Path(name).expanduser()
     if str(name) not in DATASETS and folder.is_dir():
-        from recvis_jax.data import builders
+        from recvis_jax.data import annotated_folder, builders
 
-        made = builders.prepare("folder", kw.get("data_dir"), str(folder), say=lambda line: None)
+        kind = annotated_folder.kind_of(folder) or "folder"
+        made = builders.prepare(kind, kw.get("data_dir"), str(folder), say=lambda line: None)
         found = builders.summary(made)
         name, splits = found.name, found.splits
         for key, there in (("val", "validation"), ("test", "test")):

@@ -47,11 +47,19 @@ class Runs(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """One picture: its file, rows and columns as the annotation says (None where it does not), and what is in it."""
+    """One picture.
+
+    Attributes:
+      path: of its file.
+      size: rows and columns as the annotation says, None where it does not.
+      things: what is in it.
+      id: the number by which its format knows it, None where it has none.
+    """
 
     path: Path
     size: tuple[int, int] | None
     things: tuple[Thing, ...]
+    id: int | None = None
 
 
 class Annotations(NamedTuple):
@@ -63,6 +71,7 @@ class Annotations(NamedTuple):
       points: names of the points of an object, in order; empty where there are none.
       pairs: points that exchange places in a mirrored picture.
       notes: sentences on what was mended or left out.
+      ids: numbers by which the files know the classes, which may have gaps; empty for 0, 1, ...
     """
 
     classes: tuple[str, ...]
@@ -70,6 +79,7 @@ class Annotations(NamedTuple):
     points: tuple[str, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class Mended:

@@ -5,7 +5,7 @@ the key, its `slot` in the global batch, its content and, where pairs are mixed,
 same to the bit, on one kind of hardware, however the batch is split over devices, hosts or micro-batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
 
 from recvis_jax.data import augment_images
 from recvis_jax.data import spec as specs
+from recvis_jax.data.fields import Field
 from recvis_jax.errors import BadRequest, choose
 
 Batch = dict[str, Any]
@@ -36,7 +37,9 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-def parse(spec: str | None, num_classes: int | None = None) -> Callable[[PRNGKeyArray | Array, Batch], Batch]:
+def parse(
+    spec: str | None, num_classes: int | None = None, fields: Sequence[Field] = (), visible: float = 0.0
+) -> Callable[[PRNGKeyArray | Array, Batch], Batch]:
     """Builds a device pipeline.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import download, duplicates, folder_set, scenes, writing
+from recvis_jax.data import annotated_folder, annotated_set, download, duplicates, folder_set, scenes, writing
 from recvis_jax.data.download import Debian, RawFile, Say
 from recvis_jax.data.image_file import png
 from recvis_jax.data.sources import default_data_dir
@@ -146,7 +146,7 @@ BUILDERS: dict[str, Spec] = {
 
 
 # Every name that `prepare` takes.
-NAMES = (*BUILDERS, scenes.NAME, "folder")
+NAMES = (*BUILDERS, scenes.NAME, "folder", *annotated_folder.KINDS)
 
 
 class Summary(NamedTuple):
@@ -164,6 +164,7 @@ def prepare(
     source: str | os.PathLike[str] | None = None,
     *,
     folder_name: str | None = None,
+    family: str | None = None,
     on_error: str = "fail",
     on_duplicate: str = "fail",
     overwrite: bool = False,
@@ -174,10 +175,12 @@ def prepare(
     It is written elsewhere and moved into place when it is whole. One that is there already is left alone.
 
     Args:
-      name: a name of `BUILDERS`, "fashion_scenes" (made of Fashion-MNIST's raw files), or "folder".
+      name: a name of `BUILDERS`, "fashion_scenes" (made of Fashion-MNIST's raw files), "folder", or "coco", "voc" or
+        "yolo" for a folder of annotated pictures in that format.
       data_dir: where prepared data sets lie; None means `default_data_dir()`.
-      source: a folder with the raw files; for "folder", the folder of images.
+      source: a folder with the raw files; for a folder of images or of annotated pictures, that folder.
       folder_name: the name of the data set that a folder becomes; None makes it from the folder's name.
+      family: of COCO's files, see `annotated_folder.scan`.
       on_error: what to do about images in a folder that cannot be read: "fail", or "skip" them.
       on_duplicate: what to do about the same picture in several places of a folder: "fail" if it is in two splits,
         "drop" all copies but one, or "keep" them.
@@ -199,10 +202,14 @@ def prepare(
         raise errors.BadRequest(
             f"--data_dir={errors.printable(data_dir)} is no local folder: prepare locally and copy the result."
         )
-    if name == "folder" and source is None:
-        raise errors.BadRequest("--dataset=folder needs --source=PATH, a folder with a subfolder of images a class.")
-    if name != "folder" and folder_name is not None:
+    own = name == "folder" or name in annotated_folder.KINDS  # a folder of the user's
+    if own and source is None:
+        what = "a subfolder of images a class" if name == "folder" else "pictures and their annotations"
+        raise errors.BadRequest(f"--dataset={name} needs --source=PATH, a folder with {what}.")
+    if not own and folder_name is not None:
         raise errors.BadRequest(f"--name is for --dataset=folder; {name} keeps its own name.")
+    if family is not None and name != "coco":
+        raise errors.BadRequest(f"--annotations chooses among the files of --dataset=coco, not of {name}.")
     skip = errors.choose({"fail": False, "skip": True}, on_error, "--on_error")
     errors.choose(dict.fromkeys(duplicates.WAYS), on_duplicate, "--duplicates")
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
@@ -212,11 +219,12 @@ def prepare(
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
         reason = getattr(e, "strerror", None) or e
         raise errors.BadRequest(f"--data_dir: the folder {errors.printable(root)} cannot be made: {reason}.") from None
+    ways = dict(name=folder_name, skip=skip, on_duplicate=on_duplicate, overwrite=overwrite, say=say)
     with writing.locked(root, say):
         if name == "folder" and path is not None:
-            return folder_set.prepare(
-                path, root, name=folder_name, skip=skip, on_duplicate=on_duplicate, overwrite=overwrite, say=say
-            )
+            return folder_set.prepare(path, root, **ways)
+        if own and path is not None:
+            return annotated_set.prepare(path, root, name, family=family, **ways)
         return _prepare_known(name, root, path, overwrite, say)
 
 
@@ -227,7 +235,9 @@ def summary(directory: Path) -> Summary:
     info = tfds.builder_from_directory(directory).info
     splits = {split: info.splits[split].num_examples for split in info.splits}
     order = [s for s in ("train", "validation", "test") if s in splits]
-    return Summary(info.name, str(info.version), {s: splits[s] for s in order}, tuple(info.features["label"].names))
+    label = info.features["label" if "label" in info.features.keys() else "objects"]
+    label = label if hasattr(label, "names") else label["label"]
+    return Summary(info.name, str(info.version), {s: splits[s] for s in order}, tuple(label.names))
 
 
 def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, say: Say) -> Path:

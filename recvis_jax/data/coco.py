@@ -3,17 +3,19 @@
 Reference: https://cocodataset.org/#format-data; Lin et al. 2014, "Microsoft COCO: Common objects in context".
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from recvis_jax import reading
 from recvis_jax.data.annotations import Annotations, Mended, Picture, Runs, Thing, box_within, file_below, number
 from recvis_jax.errors import BadRequest, printable
 
 
-def read(path: Path, images: Path) -> Annotations:
+def read(path: Path, images: Path | Callable[[str], Path]) -> Annotations:
     """Reads one JSON file.
 
     Objects without area are left out, boxes are clipped to their picture, both counted in the notes. Pictures without
@@ -21,7 +23,7 @@ def read(path: Path, images: Path) -> Annotations:
 
     Args:
       path: the JSON.
-      images: the folder below which its file names are.
+      images: the folder below which its file names are, or a function that finds it by the first of them.
 
     Raises:
       BadRequest: it is not such a file; the message names the file and the annotation.
@@ -44,6 +46,9 @@ def read(path: Path, images: Path) -> Annotations:
     points, pairs = _points(list(categories.values()), where)
     pictures = _by_id(lists["images"], "image", where)
     mended = Mended()
+    if not isinstance(images, Path):
+        first = next((p.get("file_name") for p in pictures.values()), None)
+        images = images(first) if isinstance(first, str) and first else path.parent
     sizes = {key: _size(p, where) for key, p in pictures.items()}
     files = {key: file_below(images, p.get("file_name"), f"{where}, image {key}") for key, p in pictures.items()}
     things: dict[Any, list[Thing]] = {key: [] for key in pictures}
@@ -57,8 +62,8 @@ def read(path: Path, images: Path) -> Annotations:
         thing = _thing(annotation, classes[category], sizes[image], len(points), place, mended)
         if thing:
             things[image].append(thing)
-    found = (Picture(files[key], sizes[key], tuple(things[key])) for key in pictures)
-    return Annotations(names, tuple(found), points, pairs, mended.notes)
+    found = (Picture(files[key], sizes[key], tuple(things[key]), key) for key in pictures)
+    return Annotations(names, tuple(found), points, pairs, mended.notes, tuple(classes))
 
 
 def _known(key: Any, table: dict) -> bool:
@@ -157,6 +162,27 @@ def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> Any:
     if sum(counts) != wanted[0] * wanted[1]:
         raise BadRequest(f"{where}: the segmentation's runs cover {sum(counts):,} of {wanted[0] * wanted[1]:,} pixels.")
     return Runs((wanted[0], wanted[1]), tuple(counts))
+
+
+def compressed(mask: Bool[np.ndarray, "h w"]) -> str:
+    """Returns the runs of a mask as the string that COCO writes, and pycocotools reads; see `uncompressed`.
+
+    Example:
+      >>> compressed(np.array([[False, True], [True, False]]))
+      '1210'
+    """
+    flat = mask.T.ravel()
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *([0] if len(flat) and flat[0] else []), *ends, len(flat)]).tolist()
+    out = []
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            out.append(chr(48 + bits + 32 * more))
+    return "".join(out)
 
 
 def uncompressed(text: str, where: str) -> list[int]:

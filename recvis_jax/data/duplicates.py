@@ -27,13 +27,18 @@ class Found(NamedTuple):
     within: tuple[tuple[str, ...], ...]
 
 
-def find(pixels: Mapping[str, str]) -> Found:
-    """Groups images by the hash of their pixels."""
+def find(pixels: Mapping[str, str], classes: bool = True) -> Found:
+    """Groups images by the hash of their pixels.
+
+    Args:
+      pixels: "split/class/name.jpg" -> hash.
+      classes: whether a folder is a class; else pictures have no classes that could differ.
+    """
     groups: dict[str, list[str]] = {}
     for name, key in pixels.items():
         groups.setdefault(key, []).append(name)
     several = [tuple(sorted(g, key=_rank)) for g in groups.values() if len(g) > 1]
-    labels = tuple(sorted(g for g in several if len(set(map(_class, g))) > 1))
+    labels = tuple(sorted(g for g in several if classes and len(set(map(_class, g))) > 1))
     splits = tuple(sorted(g for g in several if g not in labels and len({n.split("/", 1)[0] for n in g}) > 1))
     return Found(labels, splits, tuple(sorted(set(several) - set(labels) - set(splits))))
 

@@ -57,12 +57,12 @@ def prepare(
       Failure: no room.
     """
     found = scan(source)
-    name = _name(source, name)
+    name = name_of(source, name)
     target = root / name / VERSION
     for note in found.notes:
         say(note)
     if not overwrite and (count := writing.existing(target)) is not None:
-        _same(target, found, on_duplicate, count)
+        check_same(target, fingerprint(_digests(found)), on_duplicate, count)
         say(f"already prepared at {errors.printable(target)}, {count:,} examples; use --overwrite to make it again")
         if "turned" not in writing.recorded(target):
             say("note: it was made before images were turned as their EXIF orientation says")
@@ -91,7 +91,7 @@ def prepare(
             )
         record = {
             "source": str(source.resolve()),
-            "fingerprint": _fingerprint(seen.digests),
+            "fingerprint": fingerprint(seen.digests),
             "encoded_anew": seen.changed,
             "turned": seen.turned,
             "skipped": seen.problems,
@@ -162,10 +162,10 @@ def _check_classes(seen: _Seen, found: Folder, dropped: set[str]) -> None:
             raise errors.BadRequest(f"{errors.printable(found.roots[split])} has classes {why}: {some(gone)}.")
 
 
-def _same(target: Path, found: Folder, on_duplicate: str, count: int) -> None:
-    """Raises BadRequest unless the data set in `target` was made of these files, and in this way."""
+def check_same(target: Path, of_files: str, on_duplicate: str, count: int) -> None:
+    """Raises BadRequest unless the data set in `target` was made of files of this fingerprint, and in this way."""
     record = writing.recorded(target)
-    if record.get("fingerprint") != _fingerprint(_digests(found)):
+    if record.get("fingerprint") != of_files:
         raise errors.BadRequest(
             f"{errors.printable(target)} holds another data set of the same name, {count:,} examples; use "
             "--overwrite to replace it, or give this one another --name."
@@ -177,14 +177,18 @@ def _same(target: Path, found: Folder, on_duplicate: str, count: int) -> None:
         )
 
 
-def _fingerprint(digests: dict[str, str]) -> str:
+def fingerprint(digests: dict[str, str]) -> str:
     """Returns a sha256 over the names ("split/class/name.jpg") and the sha256 of all files."""
     lines = (f"{name}\0{digest}\n".encode("utf-8", "surrogateescape") for name, digest in sorted(digests.items()))
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _digests(found: Folder) -> dict[str, str]:
-    paths = {f"{s}/{i}": found.roots[s] / i for s, images in found.images.items() for i in images}
+    return digests({f"{s}/{i}": found.roots[s] / i for s, images in found.images.items() for i in images})
+
+
+def digests(paths: dict[str, Path]) -> dict[str, str]:
+    """Returns the sha256 of files, by the names that they are given here."""
     out = {}
     with progress("compare", len(paths), "images") as advance:
         for key, digest in zip(paths, image_file.parallel(image_file.digest, list(paths.values())), strict=True):
@@ -193,7 +197,12 @@ def _digests(found: Folder) -> dict[str, str]:
     return out
 
 
-def _name(source: Path, given: str | None) -> str:
+def name_of(source: Path, given: str | None) -> str:
+    """Returns the name of the data set that a folder becomes.
+
+    Raises:
+      BadRequest: a name that will not do, or that tfds has already.
+    """
     plain = unicodedata.normalize("NFKD", source.resolve().name.lower()).encode("ascii", "ignore").decode()
     name = given if given is not None else re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
     if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", name):
@@ -214,6 +223,10 @@ def _name(source: Path, given: str | None) -> str:
 
 def _shards(found: Folder, split: str) -> int:
     """Returns into how many files a split goes: a power of two, of at least 128 MB each, at most 1024."""
-    share = len(found.images[split]) / sum(map(len, found.images.values()))
-    wanted = max(1.0, found.size * share / 2**27)
-    return min(1024, 2 ** math.floor(math.log2(wanted)), len(found.images[split]))
+    return shards(found.size, len(found.images[split]), sum(map(len, found.images.values())))
+
+
+def shards(size: int, count: int, total: int) -> int:
+    """Returns into how many files `count` of `total` examples go, of `size` bytes in all."""
+    wanted = max(1.0, size * count / total / 2**27)
+    return min(1024, 2 ** math.floor(math.log2(wanted)), count)

@@ -92,6 +92,19 @@ def load_all(paths: Sequence[Path]) -> Iterator[Image]:
             yield from map(load, part) if said else images
 
 
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Returns the rows and columns of an image as `load` turns it, by its header alone; None where it has none."""
+    import PIL.Image
+
+    try:
+        reading.regular(path, "image bytes")
+        with PIL.Image.open(path, formats=_plugins()) as image:
+            columns, rows = image.size
+            return (columns, rows) if _orientation(image) >= 5 else (rows, columns)
+    except Exception:  # `load` says what is wrong
+        return None
+
+
 def digest(path: Path) -> str:
     """Returns the sha256 of a file's bytes, "unreadable" if it cannot be read."""
     try:

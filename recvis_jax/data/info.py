@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recvis_jax import errors, reading
+from recvis_jax.data.fields import Field, of_json
+from recvis_jax.data.fields import as_json as fields_as_json
 from recvis_jax.data.sources import Source
 
 FILE = "data.json"
@@ -36,10 +38,11 @@ class DataInfo(NamedTuple):
       num_classes: number of classes, 0 for a regression target.
       class_names: one name a class, or empty.
       multi_label: whether an image may have several classes.
-      image_shape: (h, w, c) of what the model is given in training.
+      image_shape: (h, w, c) of what the model is given in training; (0, 0, 0) where there are no images.
       eval_transform: the host operations of evaluation, see `data.transforms`.
       statistics: mean and standard deviation, by name or as a pair.
       splits: "train", "val", "test" -> the split; those that the run has.
+      fields: of an example, as the data set declares them; empty for a run of an earlier version, of images and labels.
     """
 
     name: str
@@ -50,6 +53,12 @@ class DataInfo(NamedTuple):
     eval_transform: str
     statistics: Any
     splits: dict[str, Split]
+    fields: tuple[Field, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an example has one label for all of it, as classification and regression need."""
+        return not self.fields or any(f.name == "label" for f in self.fields)
 
     def with_split(self, name: str, expression: str, source: Source | None) -> "DataInfo":
         """Returns this with another split recorded; nothing changes without a source."""
@@ -86,7 +95,9 @@ def read(folder: Path) -> Recorded | None:
 
     names, shape = take(found, "class_names", list), take(found, "image_shape", list)
     count, splits = take(found, "num_classes", int), take(found, "splits", dict)
-    if len(shape) != 3 or not all(type(n) is int and 0 < n <= _MOST_PIXELS for n in shape):
+    fields = of_json(found.get("fields", []), str(path))
+    least = 1 if not fields or any(f.kind == "image" for f in fields) else 0
+    if len(shape) != 3 or not all(type(n) is int and least <= n <= _MOST_PIXELS for n in shape):
         raise errors.BadRequest(
             f"{path} is damaged: 'image_shape' is {str(shape)[:60]}, not (rows, columns, channels)."
         )
@@ -114,13 +125,15 @@ def read(folder: Path) -> Recorded | None:
         eval_transform=take(found, "eval_transform", str),
         statistics=take(found, "statistics", str, list),
         splits=held,
+        fields=fields,
     )
     return Recorded(info, folder)
 
 
 def as_json(info: DataInfo) -> dict[str, Any]:
     """Returns the record as nested dicts of JSON's types."""
-    return info._asdict() | {"splits": {name: split._asdict() for name, split in info.splits.items()}}
+    splits = {name: split._asdict() for name, split in info.splits.items()}
+    return info._asdict() | {"splits": splits, "fields": fields_as_json(info.fields)}
 
 
 def differences(old: DataInfo, new: DataInfo) -> list[str]:
@@ -138,6 +151,10 @@ def differences(old: DataInfo, new: DataInfo) -> list[str]:
         out.append(f"{'several classes' if old.multi_label else 'one class'} an image then, not now")
     if old.image_shape != new.image_shape:
         out.append("images of {} then, {} now".format(*("x".join(map(str, i.image_shape)) for i in (old, new))))
+    if old.fields and [_meaning(f) for f in old.fields] != [_meaning(f) for f in new.fields]:
+        gone, came = ([f.name for f in a if _meaning(f) not in map(_meaning, b)] for a, b in
+                      ((old.fields, new.fields), (new.fields, old.fields)))  # fmt: skip
+        out.append(f"fields {_some(gone) or 'none'} then, {_some(came) or 'none'} now")
     for name, was in old.splits.items():
         now = new.splits.get(name)
         if now is None or now.split != was.split:
@@ -147,6 +164,11 @@ def differences(old: DataInfo, new: DataInfo) -> list[str]:
         elif now.digest != was.digest:
             out.append(f"{name} ({was.split}) holds other examples than then")
     return out
+
+
+def _meaning(field: Field) -> Field:
+    """Returns what of a field a model depends on: not to how many it is padded."""
+    return field._replace(most=None if field.most is None else 1)
 
 
 def check(recorded: Recorded, new: DataInfo, going_on: bool) -> None:

@@ -10,6 +10,7 @@ from recvis_jax.data import augment as device_augment
 from recvis_jax.data import info as data_info
 from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.data import windows as sliding
+from recvis_jax.data.fields import Field
 
 
 class Data(NamedTuple):
@@ -66,7 +67,8 @@ class Data(NamedTuple):
           start: number of the first batch.
 
         Returns:
-          Batches {"image": (b h w c), "label": (b), "mask": (b) bool, "slot": (b)}.
+          Batches of the data's fields, as {"image": (b h w c), "label": (b)}, with "mask" (b) bool and "slot" (b), and
+          "NAME_mask" (b n) beside what is padded.
 
         Raises:
           BadRequest: a length that is none, or a batch that the devices cannot share.
@@ -138,6 +140,9 @@ def open_data(
     cache: Literal["none", "host", "device", "auto"] = "auto",
     threads: int = 8,
     workers: int = 0,
+    fields: Sequence[str] = (),
+    most_objects: int = 0,
+    visible: float = 0.0,
     mock: int = 0,
     classes: Sequence[int | str] = (),
     per_class: int = 0,
@@ -148,11 +153,13 @@ def open_data(
     """Opens the data of a run; these are the keys of a config's `data` section.
 
     Args:
-      name, data_dir, image_key, label_key, mock: see `data.sources.open_split`.
+      name, data_dir, image_key, label_key, fields, most_objects, mock: see `data.sources.open_split`.
       train, val, test: tfds split expressions, such as `train[:90%]`; they may not overlap.
       transform: host operations of training images, one by one, as `random_resized_crop(224)|randaugment(2, 9)`: see
         `data.transforms.OPERATIONS`.
       eval_transform: host operations of evaluation images, as `resize_crop(224)`.
+      visible: smallest share of a box's area, from 0 to 1, that must be left inside the image by `transform` and by
+        `augment` for the box to be kept.
       augment: device operations on training batches, as `pad_crop(4)|flip|mixup(0.2)`: see `data.augment.OPERATIONS`.
       statistics: mean and standard deviation by name (`data.augment.STATISTICS`), or as a pair.
       cache: "none" streams, "host" keeps decoded images in memory, "device" on the device, "auto" decides by size.
@@ -172,24 +179,22 @@ def open_data(
         errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
     if threads < 1 or workers < 0:
         raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
-    with errors.at("config.data.transform"):
-        host = transforms.parse(transform)
-    with errors.at("config.data.eval_transform"):
-        eval_host = transforms.parse(eval_transform)
-    if eval_host.random:
-        raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
     expressions = {"train": train, "val": val, "test": test}
 
     def opened(split: str) -> sources.Source:
-        found = sources.open_split(name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, mock=mock)
+        found = sources.open_split(
+            name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, fields=fields,
+            most_objects=most_objects, mock=mock,
+        )  # fmt: skip
         found = sliding.labelled(found, **windows) if windows else found
         with errors.at("config.data.classes"):
             return subset.subset(found, classes)
 
     def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
         return data_info.DataInfo(
-            name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {}
-        )
+            name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {},
+            source.fields,
+        )  # fmt: skip
 
     def of_run(split: str, which: str = "") -> sources.Source:
         """Opens a split and compares it with what the run recorded, if it did."""
@@ -205,25 +210,23 @@ def open_data(
     train_source = val_source = None
     if recorded:
         info = recorded.info
+        hosts = _hosts(transform, eval_transform, info.fields, visible)
     else:
+        _hosts(transform, eval_transform, (), visible)  # what is wrong with them is said before any data are opened
         train_source = of_run(train, "train")
         val_source = of_run(val, "val") if val else None
         if val_source and (shared := sources.overlap(train_source, val_source)):
             raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
-        first = train_source.read([0])[0]
-        if transform:
-            with errors.at("config.data.transform"):
-                first = host.fn(np.random.default_rng(0), first)
-        info = known(train_source, first["image"].shape)
+        hosts = _hosts(transform, eval_transform, train_source.fields, visible)
+        info = known(train_source, first_shape(train_source, hosts[0] if transform else None))
         info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
+    host, eval_host = hosts
     there = {"train": train_source, "val": val_source}
     with errors.at("config.data.augment"):
-        device = device_augment.parse(augment, info.num_classes)
+        device = device_augment.parse(augment, info.num_classes, info.fields, visible)
     with errors.at("config.data.statistics"):  # a wrong name is refused now
         device_augment.statistics(statistics, info.image_shape[2])
-
-    def normalise(batch: dict) -> dict:
-        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+    normalise = normaliser(statistics)
 
     def named(which: str) -> sources.Source | None:
         expression = expressions[which]
@@ -248,6 +251,41 @@ def open_data(
         workers=workers,
         section=section,
     )
+
+
+def _hosts(
+    transform: str, eval_transform: str, fields: Sequence[Field], visible: float
+) -> tuple[transforms.Transform, transforms.Transform]:
+    """Returns the host pipelines of training and of evaluation."""
+    with errors.at("config.data.transform"):
+        host = transforms.parse(transform, fields, visible)
+    with errors.at("config.data.eval_transform"):
+        eval_host = transforms.parse(eval_transform, fields)  # in evaluation no object is left out that can be seen
+    if eval_host.random:
+        raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
+    return host, eval_host
+
+
+def first_shape(source: sources.Source, transform: transforms.Transform | None) -> tuple[int, int, int]:
+    """Returns the shape (h, w, c) of the first image as a model is given it in training; (0, 0, 0) without images."""
+    if not any(f.name == "image" for f in source.fields):
+        return 0, 0, 0
+    first = source.read([0])[0]
+    if transform:
+        with errors.at("config.data.transform"):
+            first = transform.fn(np.random.default_rng(0), first)
+    return first["image"].shape
+
+
+def normaliser(statistics: str | tuple | list) -> Callable[[dict], dict]:
+    """Returns batch -> batch with normalised images; one without images stays as it is."""
+
+    def normalise(batch: dict) -> dict:
+        if "image" not in batch:
+            return batch
+        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+
+    return normalise
 
 
 def open_test(data: Data) -> sources.Source | None:

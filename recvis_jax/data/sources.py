@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors, reading
-from recvis_jax.data import DATASETS, image_file, writing
-from recvis_jax.data.fields import Field, image_and_label
+from recvis_jax.data import DATASETS, image_file, objects, writing
+from recvis_jax.data.fields import Field, image_and_label, of_json
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -37,6 +37,7 @@ class Source(NamedTuple):
       multi_label: whether `label` is a multi-hot vector.
       digest: changes with the examples: of the data set's description and the sizes of its files.
       declared: the fields of an example; empty means an image and its label, by the attributes above.
+      notes: sentences on what of the data set is left out.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     multi_label: bool = False
     digest: str = ""
     declared: tuple[Field, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -69,6 +71,8 @@ def open_split(
     data_dir: str | None = None,
     image_key: str = "image",
     label_key: str = "label",
+    fields: Sequence[str] = (),
+    most_objects: int = 0,
     mock: int = 0,
 ) -> Source:
     """Opens one split.
@@ -81,6 +85,10 @@ def open_split(
       image_key: feature that holds the image.
       label_key: feature that holds the label: a class, a sequence of classes (multi-label) or a number. A path such
         as `objects/label` reaches into nested features.
+      fields: names of those that are wanted of pictures with objects, as ("boxes", "labels"), see
+        `data.objects.declare`. Empty for all, where a data set has objects and no label of the whole picture.
+      most_objects: of a picture, to which batches are padded; crowds and the smallest beyond are left out. 0 for as
+        many as any picture has.
       mock: if not zero, that many made-up examples of the right shape and classes instead of the real ones.
 
     Raises:
@@ -91,7 +99,7 @@ def open_split(
         return _mock(name, split, mock)
     if name in DATASETS and DATASETS[name].embedded:
         return _digits(split)
-    return _tfds(name, split, data_dir, image_key, label_key)
+    return _tfds(name, split, data_dir, image_key, label_key, fields, most_objects)
 
 
 def overlap(a: Source, b: Source) -> int:
@@ -198,13 +206,25 @@ def _mock(name: str, split: str, count: int) -> Source:
     )
 
 
-def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key: str) -> Source:
+def _tfds(
+    name: str,
+    split: str,
+    data_dir: str | None,
+    image_key: str,
+    label_key: str,
+    fields: Sequence[str],
+    most_objects: int,
+) -> Source:
     import tensorflow_datasets as tfds
 
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
     builder = _builder(tfds, name, root)
     features = builder.info.features
-    image, label = _feature(features, image_key, name), _feature(features, label_key, name)
+    inside = getattr(features["objects"], "feature", {}) if "objects" in features.keys() else {}
+    boxed = {"bbox", "label"} <= set(inside.keys())
+    if (fields or most_objects) and not boxed:
+        raise errors.BadRequest(f"{name} has no boxed objects, of which data.fields and data.most_objects speak.")
+    image = _feature(features, image_key, name)
     stretches = parts_of(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
     split = own_names(split, builder.info.splits)
     try:
@@ -216,40 +236,61 @@ def _tfds(name: str, split: str, data_dir: str | None, image_key: str, label_key
             f"{name} in {errors.printable(root)} is stored as tfrecord, which cannot be read at random without "
             f"TensorFlow. {_prepare_hint(name, root)}"
         ) from e
-    top, *inner = label_key.split("/")
-    classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
-    names = getattr(label, "names", None) or getattr(getattr(label, "feature", None), "names", None) or ()
-    multi = bool(classes) and len(label.shape or ()) > 0
     channels = (image.shape or (None, None, 3))[-1] or 3
-    objects = getattr(features["objects"], "feature", {}) if "objects" in features.keys() else {}
-    boxed = {"bbox", "label"} <= set(objects.keys())
+    notes: tuple[str, ...] = ()
+    example: Callable[[dict[str, Any], np.ndarray], Example]
+    if fields or most_objects or (boxed and label_key == "label" and "label" not in features.keys()):
+        label, multi = inside["label"], False
+        record = writing.recorded(Path(builder.data_dir))
+        where = errors.printable(Path(builder.data_dir) / writing.RECORD)
+        known = of_json(record["fields"], where) if "fields" in record else objects.there(inside, features)
+        declared = objects.choose(known, fields, most_objects, name)
+        example = objects.reader(declared, bool(most_objects), f"{name}/{split}")
+        if most_objects:
+            notes = objects.cut_off(record.get("objects"), [part for part, _, _ in stretches], most_objects)
+    else:
+        label = _feature(features, label_key, name)
+        classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
+        within = hasattr(features[label_key.split("/")[0]], "feature") and "/" in label_key  # of a sequence of objects
+        multi = bool(classes) and (within or len(label.shape or ()) > 0)
+        declared, example = (), _labelled(label_key, classes if multi else 0, boxed)
 
     def read(indices: Indices) -> list[Example]:
-        out = []
         try:
             rows = data.__getitems__([int(i) for i in indices])
         except Exception as e:  # of damaged files array_record and tfds raise whatever they like
             raise errors.Failure(
                 f"{name}/{split} in {errors.printable(builder.data_dir)} cannot be read: {errors.printable(_first(e))}"
             ) from e
-        for index, example in zip(indices, rows, strict=True):
-            target = example[top]
-            for key in inner:
-                target = target[key]
-            if multi:
-                target = np.bincount(np.asarray(target, int), minlength=classes or 0).clip(0, 1).astype(np.float32)
-            picture = decode(example[image_key], channels, f"example {index} of {name}/{split}")
-            out.append({"image": picture, "label": target})
-            if boxed:
-                found = example["objects"]
-                bbox, kind = np.asarray(found["bbox"], np.float32), np.asarray(found["label"], np.int64)
-                out[-1]["objects"] = {"bbox": bbox.reshape(-1, 4), "label": kind}
+        pairs = zip(indices, rows, strict=True)
+        return [example(row, decode(row[image_key], channels, f"example {i} of {name}/{split}")) for i, row in pairs]
+
+    inner = getattr(label, "feature", None)  # of a sequence of classes
+    classes = getattr(label, "num_classes", None) or getattr(inner, "num_classes", 0)
+    names = getattr(label, "names", None) or getattr(inner, "names", None) or ()
+    return Source(
+        f"{name}/{split}", len(data), read, tuple(image.shape or (None, None, channels)), int(classes or 0),
+        tuple(names), stretches, multi, _digest(builder), declared, notes,
+    )  # fmt: skip
+
+
+def _labelled(label_key: str, several: int, boxed: bool) -> Callable[[dict[str, Any], np.ndarray], Example]:
+    """Returns (row of tfds, decoded image) -> image and label, and the boxed objects where there are any."""
+    top, *inner = label_key.split("/")
+
+    def example(row: dict[str, Any], image: np.ndarray) -> Example:
+        target = row[top]
+        for key in inner:
+            target = target[key]
+        if several:
+            target = np.bincount(np.asarray(target, int), minlength=several).clip(0, 1).astype(np.float32)
+        out = {"image": image, "label": target}
+        if boxed:
+            bbox, kind = (np.asarray(row["objects"][k], t) for k, t in (("bbox", np.float32), ("label", np.int64)))
+            out["objects"] = {"bbox": bbox.reshape(-1, 4), "label": kind}
         return out
 
-    shape = tuple(image.shape or (None, None, channels))
-    return Source(
-        f"{name}/{split}", len(data), read, shape, int(classes or 0), tuple(names), stretches, multi, _digest(builder)
-    )
+    return example
 
 
 def _digest(builder: Any) -> str:
@@ -331,7 +372,8 @@ def _prepare_hint(name: str, root: Path) -> str:
     return (
         "Where TensorFlow is installed, prepare it with: "
         f"{errors.command('tfds', 'build', name, '--file_format=array_record', where)}; for a folder of images: "
-        f"{errors.command(*program, '--dataset=folder', '--source=PATH', f'--name={name}', where)}"
+        f"{errors.command(*program, '--dataset=folder', '--source=PATH', f'--name={name}', where)} (coco, voc or yolo "
+        "for annotated ones)"
     )
 
 

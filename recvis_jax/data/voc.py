@@ -10,17 +10,18 @@ from pathlib import Path
 
 from recvis_jax import reading
 from recvis_jax.data.annotations import Annotations, Mended, Picture, Thing, box_within, file_below, number
+from recvis_jax.data.image_file import SUFFIXES
 from recvis_jax.errors import BadRequest, printable
 
 
-def read(paths: Sequence[Path], images: Path, classes: Sequence[str] = ()) -> Annotations:
+def read(paths: Sequence[Path], images: Path | Sequence[Path], classes: Sequence[str] = ()) -> Annotations:
     """Reads one XML file a picture.
 
     Boxes count pixels from 1 and include the last: xmin 1, xmax 10 are the ten pixels [0, 10).
 
     Args:
       paths: the XML files.
-      images: the folder of the pictures.
+      images: the folder of the pictures, one for all or one a file.
       classes: names in order; empty takes those that occur, sorted.
 
     Raises:
@@ -29,9 +30,16 @@ def read(paths: Sequence[Path], images: Path, classes: Sequence[str] = ()) -> An
     found, mended = [], Mended()
     roots = {path: _parse(path) for path in paths}
     known = tuple(classes) or tuple(sorted({name for root in roots.values() for name in _names(root)}))
-    for path, root in roots.items():
+    folders = [images] * len(roots) if isinstance(images, Path) else images
+    for (path, root), folder in zip(roots.items(), folders, strict=True):
         where = printable(path)
-        name = root.findtext("filename") or f"{path.stem}.jpg"
+        name = (root.findtext("filename") or "").strip()
+        picture = file_below(folder, name, where) if name else None
+        if picture is None or not picture.exists():
+            alike = next((p for p in (folder / (path.stem + s) for s in SUFFIXES) if p.exists()), None)
+            if picture is not None and alike:
+                mended.add("pictures are named like their annotation file, not as it says", where)
+            picture = alike or picture or folder / f"{path.stem}.jpg"
         size = _size(root, where)
         things = []
         for thing in root.iter("object"):
@@ -49,7 +57,7 @@ def read(paths: Sequence[Path], images: Path, classes: Sequence[str] = ()) -> An
                 difficult = (thing.findtext("difficult") or "0").strip() == "1"
                 area = (kept[2] - kept[0]) * (kept[3] - kept[1])
                 things.append(Thing(known.index(label), kept, difficult=difficult, area=area))
-        found.append(Picture(file_below(images, name.strip(), where), size, tuple(things)))
+        found.append(Picture(picture, size, tuple(things)))
     return Annotations(known, tuple(found), notes=mended.notes)
 
 

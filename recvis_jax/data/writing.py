@@ -78,7 +78,7 @@ def write(
                 builder=self,
                 description=description,
                 features=tfds.features.FeaturesDict(features(tfds)),
-                supervised_keys=("image", "label"),
+                supervised_keys=("image", "label") if "label" in features(tfds) else None,
                 homepage=homepage,
             )
 

@@ -17,7 +17,7 @@ from recvis_jax.errors import BadRequest, printable
 
 
 def read(
-    pictures: Sequence[tuple[Path, Path, tuple[int, int]]],
+    pictures: Sequence[tuple[Path, Path, tuple[int, int] | None]],
     classes: Sequence[str],
     points: tuple[int, int] | None = None,
     pairs: Sequence[tuple[int, int]] = (),
@@ -25,7 +25,8 @@ def read(
     """Reads one text file a picture; a missing or empty one means a picture without objects.
 
     Args:
-      pictures: (image, label file, (rows, columns)).
+      pictures: (image, label file, (rows, columns)). Without a size, of an image that cannot be read, its objects are
+        left out; whoever reads the image says why.
       classes: names; the index is the number in the files.
       points: (k, 2 or 3): points of an object and whether each has a visibility, YOLO's `kpt_shape`; None for none.
       pairs: points that exchange places in a mirrored picture.
@@ -36,7 +37,9 @@ def read(
     found, mended, missing = [], Mended(), Mended()
     for image, labels, size in pictures:
         things: list[Thing] = []
-        if labels.exists():
+        if size is None:
+            pass
+        elif labels.exists():
             text = reading.read_text(labels, "text bytes", "YOLO labels")
             for k, line in enumerate(text.splitlines(), 1):
                 if line.strip():
@@ -87,4 +90,11 @@ def _thing(
     kept = box_within(box, size, where, mended)
     if kept is None:
         return None
-    return Thing(int(label), kept, mask, place, area=(kept[2] - kept[0]) * (kept[3] - kept[1]))
+    area = (kept[2] - kept[0]) * (kept[3] - kept[1]) if mask is None else _area(mask[0])
+    return Thing(int(label), kept, mask, place, area=area)
+
+
+def _area(corners: Sequence[tuple[float, float]]) -> float:
+    """Returns the area of a polygon that does not cross itself, by the shoelace formula."""
+    x, y = np.array(corners).T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)

@@ -1,0 +1,236 @@
+"""Pictures with boxed objects: the fields that they have, and how they lie in a prepared data set.
+
+A prepared picture is `id`, `image`, `image_id` and a sequence `objects` of `label`, `box` (x0 y0 x1 y1 in pixels),
+`bbox` (the same as tfds has it, fractions), `crowd`, `difficult`, `area` (pixels), and where there are any `mask` (a
+string of COCO's compressed runs, which pycocotools reads) and `points` (k 3). tfds's own COCO and VOC are read, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recvis_jax.data import annotations, coco
+from recvis_jax.data.annotations import Runs, Thing
+from recvis_jax.data.fields import Field
+from recvis_jax.errors import BadRequest, nearest, printable
+
+MOST = 100  # objects of a picture in a data set that does not say; COCO's measures look at as many
+# Of tfds's own sets, by what they are called here.
+_THEIRS = {"crowd": "is_crowd", "difficult": "is_difficult"}
+
+
+def declare(
+    most: int,
+    *,
+    channels: int = 3,
+    masks: bool = False,
+    points: int = 0,
+    pairs: Sequence[tuple[int, int]] = (),
+) -> tuple[Field, ...]:
+    """Declares the fields of a picture with objects.
+
+    Args:
+      most: objects of a picture, to which batches are padded.
+      channels: of the images.
+      masks: whether objects have masks.
+      points: points of an object; 0 for none.
+      pairs: points that exchange their places in a mirrored picture.
+
+    Returns:
+      image (h w c); boxes (n 4); of each box labels, crowd, difficult, area, masks (n h w), points (n k 3); of the
+      picture image_id, size (rows, columns) and frame.
+
+    Example:
+      >>> [f.name for f in declare(20)]
+      ['image', 'boxes', 'labels', 'crowd', 'difficult', 'area', 'image_id', 'size', 'frame']
+    """
+
+    def of_box(name: str, kind: Any, end: tuple, dtype: str, padding: float = 0, **kw: Any) -> Field:
+        return Field(name, kind, (None, *end), dtype, most, padding, "boxes", **kw)
+
+    return (
+        Field("image", "image", (None, None, channels), "uint8"),
+        Field("boxes", "boxes", (None, 4), "float32", most),
+        of_box("labels", "label", (), "int32", padding=-1),
+        of_box("crowd", "number", (), "bool"),
+        of_box("difficult", "number", (), "bool"),
+        of_box("area", "number", (), "float32"),
+        *([of_box("masks", "masks", (None, None), "bool")] if masks else []),
+        *([of_box("points", "points", (points, 3), "float32", pairs=tuple(pairs))] if points else []),
+        Field("image_id", "number", (), "int32"),
+        Field("size", "number", (2,), "int32"),
+        Field("frame", "frame", (4,), "float32"),
+    )
+
+
+def features(tfds: Any, classes: Sequence[str], masks: bool, points: int) -> dict[str, Any]:
+    """Returns tfds's features of a prepared picture."""
+    f = tfds.features
+    one: dict[str, Any] = {
+        "label": f.ClassLabel(names=list(classes)),
+        "box": f.Tensor(shape=(4,), dtype=np.float32),
+        "bbox": f.BBoxFeature(),
+        "crowd": f.Scalar(np.bool_),
+        "difficult": f.Scalar(np.bool_),
+        "area": f.Scalar(np.float32),
+    }
+    one |= {"mask": f.Text()} if masks else {}
+    one |= {"points": f.Tensor(shape=(points, 3), dtype=np.float32)} if points else {}
+    image = f.Image(shape=(None, None, 3))
+    return {"id": f.Text(), "image": image, "image_id": f.Scalar(np.int64), "objects": f.Sequence(one)}
+
+
+def encode(
+    things: Sequence[Thing], size: tuple[int, int], masks: bool, points: int, mended: annotations.Mended, where: str
+) -> list[dict[str, Any]]:
+    """Returns the objects of a picture as they are written.
+
+    Args:
+      things: what is in it, inside the picture.
+      size: its rows and columns.
+      masks, points: see `declare`. An object without a mask has that of its box, one without points none visible.
+      mended: is told of objects without a mask.
+      where: which picture, for notes.
+
+    Raises:
+      BadRequest: a mask of another size than the picture's.
+    """
+    out = []
+    for thing in things:
+        x0, y0, x1, y1 = thing.box
+        bbox = np.clip(np.float32([y0 / size[0], x0 / size[1], y1 / size[0], x1 / size[1]]), 0, 1)
+        row: dict[str, Any] = {
+            "label": thing.label,
+            "box": np.float32(thing.box),
+            "bbox": bbox,
+            "crowd": thing.crowd,
+            "difficult": thing.difficult,
+            "area": np.float32(thing.area),
+        }
+        if masks:
+            if thing.mask is None:
+                mended.add("objects have no mask, and are taken to fill their box", where)
+            row["mask"] = coco.compressed(annotations.as_mask(thing, size))
+        if points:
+            row["points"] = np.float32(thing.points if thing.points is not None else np.zeros((points, 3)))
+        out.append(row)
+    return out
+
+
+def there(objects: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[Field, ...]:
+    """Declares what a data set of tfds has, with the maximum of objects that one usually takes.
+
+    Args:
+      objects: its feature `objects` as a mapping of features.
+      known: its other features.
+    """
+    points = objects["points"].shape[0] if "points" in objects else 0
+    have = {"image", "boxes", "labels", "size", "frame"}
+    have |= {name for name in ("crowd", "difficult", "area") if name in objects or _THEIRS.get(name) in objects}
+    have |= {"masks"} if "mask" in objects else set()
+    have |= {"points"} if points else set()
+    have |= {"image_id"} if {"image_id", "image/id"} & set(known) else set()
+    channels = (known["image"].shape or (None, None, 3))[-1] or 3
+    return tuple(f for f in declare(MOST, channels=channels, masks=True, points=points) if f.name in have)
+
+
+def cut_off(counts: Any, splits: Sequence[str], most: int) -> tuple[str, ...]:
+    """Returns a sentence on each split in which a maximum leaves objects out.
+
+    Args:
+      counts: split -> {objects of a picture: pictures}, as the record of a data set has it.
+      splits: names of the splits.
+      most: the maximum.
+
+    Example:
+      >>> cut_off({"train": {"1": 9, "7": 2}}, ["train"], 5)
+      ('note: train has 2 pictures of more than 5 objects (data.most_objects); 4 objects, crowds and small ones, go',)
+    """
+    out = []
+    for split in splits:
+        of = counts.get(split) if isinstance(counts, dict) else None
+        many = {int(n): int(c) for n, c in of.items() if int(n) > most} if isinstance(of, dict) else {}
+        if many:
+            gone = sum((n - most) * c for n, c in many.items())
+            out.append(
+                f"note: {split} has {sum(many.values()):,} pictures of more than {most} objects (data.most_objects); "
+                f"{gone:,} objects, crowds and small ones, go"
+            )
+    return tuple(out)
+
+
+def choose(declared: Sequence[Field], names: Sequence[str], most: int, where: str) -> tuple[Field, ...]:
+    """Returns the fields that are asked for, by the names of `declared`.
+
+    Args:
+      declared: what the data set has.
+      names: of the fields that are wanted; empty for all. Boxes come with whatever is of them.
+      most: objects of a picture; 0 for as many as are declared.
+      where: the data set's name, for messages.
+
+    Raises:
+      BadRequest: an unknown name; the others are listed.
+    """
+    known = [f.name for f in declared]
+    for name in names:
+        if name not in known:
+            raise BadRequest(f"{where} has no field {name!r}.{nearest(name, known)} It has: {', '.join(known)}.")
+    wanted = set(names) | {f.of for f in declared if f.name in names}
+    kept = (f for f in declared if not names or f.name in wanted)
+    return tuple(f if f.most is None or not most else f._replace(most=most) for f in kept)
+
+
+def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapping[str, Any], np.ndarray], dict]:
+    """Returns (row of tfds, decoded image) -> example of these fields.
+
+    Args:
+      fields: of `choose`.
+      limited: whether the maximum was asked for: then crowds and the smallest objects beyond it are left out; else
+        the first picture that has more is an error when it is stacked.
+      where: for messages.
+    """
+    names = {f.name for f in fields}
+    most = next((f.most for f in fields if f.kind == "boxes"), None)
+
+    def read(row: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
+        h, w = image.shape[:2]
+        objects = row["objects"]
+        found = {"image": image, "size": np.int32([h, w]), "frame": np.float32([0, 0, w, h])}
+        if "image_id" in names:
+            found["image_id"] = np.int64(row["image_id"] if "image_id" in row else row["image/id"])
+        if "box" in objects:
+            boxes = np.asarray(objects["box"], np.float32).reshape(-1, 4)
+        else:
+            bbox = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)  # ymin xmin ymax xmax
+            boxes = bbox[:, [1, 0, 3, 2]] * np.array([w, h, w, h], np.float32)
+        keep = np.arange(len(boxes))
+        if limited and most and len(boxes) > most:
+            crowd = np.asarray(_column(objects, "crowd", len(boxes)), bool)
+            areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            keep = np.sort(np.lexsort((-areas, crowd))[:most])
+        found["boxes"] = boxes[keep]
+        found["labels"] = np.asarray(objects["label"], np.int64).reshape(-1)[keep]
+        for name in names & {"crowd", "difficult", "area"}:
+            found[name] = np.asarray(_column(objects, name, len(boxes))).reshape(-1)[keep]
+        if "masks" in names:
+            found["masks"] = _masks([objects["mask"][k] for k in keep], (h, w), where)
+        if "points" in names:
+            found["points"] = np.asarray(objects["points"], np.float32)[keep]
+        return {f.name: found[f.name] for f in fields}
+
+    return read
+
+
+def _column(objects: Mapping[str, Any], name: str, count: int) -> Any:
+    return next((objects[key] for key in (name, _THEIRS.get(name, name)) if key in objects), np.zeros(count))
+
+
+def _masks(texts: Sequence[bytes | str], size: tuple[int, int], where: str) -> np.ndarray:
+    out = np.zeros((len(texts), *size), bool)
+    for mask, text in zip(out, texts, strict=True):
+        counts = coco.uncompressed(text.decode() if isinstance(text, bytes) else text, where)
+        if sum(counts) != mask.size:
+            raise BadRequest(f"{printable(where)}: the runs of a mask cover {sum(counts):,} of {mask.size:,} pixels.")
+        mask[:] = annotations.as_mask(Thing(0, (0, 0, 1, 1), Runs(size, tuple(counts))), size)
+    return out
