@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
 
-from recvis_jax.data import augment_images
+from recvis_jax.data import augment_fields, augment_images
 from recvis_jax.data import spec as specs
-from recvis_jax.data.fields import Field
+from recvis_jax.data.fields import Field, spatial
 from recvis_jax.errors import BadRequest, choose
 
 Batch = dict[str, Any]
@@ -45,6 +45,9 @@ def parse(
     Args:
       spec: operations joined by `|`, see `OPERATIONS`; None or an empty string only converts the images to float32.
       num_classes: length of soft labels; needed where `mixup` and its kin meet integer labels.
+      fields: of the batch; those that lie in the image (boxes, masks, points, maps, frames) move with it.
+      visible: smallest share of a box's area, from 0 to 1, that must be left inside for the box to be kept. One that is
+        not becomes padding, and so does all that belongs to it.
 
     Returns:
       f(key, batch) -> batch, for use under jit. The batch holds `image` (b h w c), uint8 or float in [0, 1]; `slot`
@@ -55,9 +58,18 @@ def parse(
       BadRequest: a pipeline that cannot be built; and from f, when traced, a batch that does not fit it.
     """
     steps = specs.parse(spec, OPERATIONS, "device operation", _HOST_ONLY)
+    specs.number(visible, "visible", 0, 1)
     mixing = [step.name for step in steps if step.name in PAIR_OPERATIONS]
+    lying = spatial(fields)
+    for step in steps:
+        if lying and step.name in (*PAIR_OPERATIONS, "rotate"):
+            raise BadRequest(f"{step.name} is of images alone: {', '.join(f.name for f in lying)} cannot follow it.")
+        if lying and (video := [f.name for f in lying if f.kind in ("video", "image")]):
+            raise BadRequest(f"device operations move one image of an example, and not {video[0]!r} beside it.")
 
     def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
+        if "image" not in batch and not steps:
+            return batch
         batch = {**batch, "image": augment_images.rounded(to_float(batch["image"]))}
         if not steps:
             return batch
@@ -70,12 +82,16 @@ def parse(
         keys = _fold_in(
             _fold_in(jnp.broadcast_to(_threefry(key), len(steps)), jnp.arange(len(steps))), jnp.stack(slots)
         )
+        windows = []
         for step, own in zip(steps, keys, strict=True):
             if step.name in PAIR_OPERATIONS:
                 batch = step.built(own[::2], batch)
+            elif isinstance(step.built, augment_images.Moving):
+                windows.append(step.built.draw(own, *batch["image"].shape[1:3]))
+                batch = {**batch, "image": step.built.show(batch["image"], windows[-1])}
             else:
                 batch = {**batch, "image": step.built(own, batch["image"])}
-        return batch
+        return augment_fields.follow(batch, windows, fields, visible) if lying and windows else batch
 
     return augment
 
