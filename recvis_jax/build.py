@@ -46,6 +46,12 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
 
 def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Task:
     """Builds the task of a config's `task` section; None means "classify", or "regress" for data without classes."""
+    if not data.info.labelled and name in (None, "classify", "regress"):
+        there = ", ".join(f.name for f in data.info.fields)
+        raise errors.BadRequest(
+            f"{data.info.name} has no label of a whole example, only {errors.printable(there)[:200]}: choose another "
+            "objective, as config.task.name='mae' or fit(..., task=Task(...))."
+        )
     name = ("classify" if data.info.num_classes else "regress") if name is None else name
     if name == "classify" and data.info.num_classes == 1 and not data.info.multi_label:
         raise errors.BadRequest(
@@ -60,6 +66,7 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
         "image_shape": data.image_shape,
         "num_classes": data.info.num_classes,
         "multi_label": data.info.multi_label,
+        "fields": data.info.fields,
     }
     takes = inspect.signature(make).parameters
     errors.check_kwargs(make, kw, "config.task", extra=("name",), given=("model", *known))
@@ -337,6 +344,7 @@ def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:
         transform=transform,
         threads=data.threads,
         workers=data.workers,
+        buckets=data.buckets(data.train),
     )
 
 
@@ -350,4 +358,5 @@ def eval_batches(run: Run, source: sources.Source, keep: bool = False) -> pipeli
         keep=keep and run.data.cache != "none",
         threads=run.data.threads,
         workers=run.data.workers,
+        buckets=run.data.buckets(source),
     )

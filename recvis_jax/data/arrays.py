@@ -1,7 +1,7 @@
-"""Data sets from numpy arrays: `from_arrays(images, labels, val=0.1)`."""
+"""Data sets from what is in memory: `from_arrays(images, labels, val=0.1)`, `from_examples(examples, fields)`."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ import numpy as np
 from recvis_jax import errors
 from recvis_jax.data import augment as device_augment
 from recvis_jax.data import info as data_info
-from recvis_jax.data import pipeline, transforms
-from recvis_jax.data.fields import Field, image_and_label
-from recvis_jax.data.opened import Data
+from recvis_jax.data import pipeline
+from recvis_jax.data.buckets import as_key, of_source
+from recvis_jax.data.fields import Field, check, image_and_label, stack, unpadded
+from recvis_jax.data.opened import Data, first_shape, hosts, normaliser
 from recvis_jax.data.sources import Indices, NoSplit, Source, parts_of
 
 Held = float | tuple[Any, Any] | None
@@ -68,13 +69,7 @@ def from_arrays(
         if isinstance(held, tuple) and len(held) == 2:
             parts[split] = _checked(*held, f"{split} images", f"{split} labels")
             continue
-        if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < 1:
-            raise errors.BadRequest(
-                f"{split} is {errors.shown(held)}; it takes a share between 0 and 1, or a pair (images, labels)."
-            )
-        cut = round(held * len(images))
-        if not 0 < cut < len(rows):
-            raise errors.BadRequest(f"{split}={held} of {len(images)} examples leaves none on one side.")
+        cut = _cut(split, held, len(images), len(rows))
         parts[split] = (images[rows[:cut]], labels[rows[:cut]])
         rows = rows[cut:]
     parts["train"] = (images, labels) if len(rows) == len(images) else (images[np.sort(rows)], labels[np.sort(rows)])
@@ -82,6 +77,114 @@ def from_arrays(
         statistics = _measure(parts["train"][0])
     sources = {s: _source(f"{name}/{s}", s, *p, count, tuple(class_names), kinds) for s, p in parts.items()}
     return _assembled(name, sources, transform, eval_transform, augment, statistics)
+
+
+def from_examples(
+    examples: Sequence[Mapping[str, Any]],
+    fields: Sequence[Field],
+    *,
+    val: float | Sequence[Mapping[str, Any]] | None = None,
+    test: float | Sequence[Mapping[str, Any]] | None = None,
+    class_names: Sequence[str] = (),
+    augment: str = "",
+    transform: str = "",
+    eval_transform: str = "",
+    visible: float = 0.0,
+    statistics: str | tuple = "none",
+    buckets: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    name: str = "examples",
+) -> Data:
+    """Makes a data set of examples of any declared fields: boxes, masks, words, ... They stay in memory.
+
+    Args:
+      examples: each with a value for every field; what varies in length is not padded yet.
+      fields: the declaration; see `data.fields.Field`.
+      val, test: what is kept for validation and for testing: a share of the examples, drawn by `seed`, or examples;
+        None for nothing.
+      class_names: one name a class, of fields of kind "label".
+      augment, transform, eval_transform, visible, buckets: see `data.opened.open_data`.
+      statistics: mean and standard deviation of images, by name or as a pair.
+      seed: of the draw of `val` and `test`.
+      name: for messages.
+
+    Raises:
+      BadRequest: an example that does not fit the declaration; the message says which.
+
+    Example:
+      >>> words = Field("words", "tokens", (None,), "int32", most=4)
+      >>> data = from_examples([{"words": [k] * (1 + k % 4)} for k in range(20)], [words], val=0.2)
+      >>> data.train.length, data.val.length
+      (16, 4)
+      >>> batch = next(iter(data.batches(8)))
+      >>> batch["words"].shape, batch["words_mask"].dtype.name
+      ((8, 4), 'bool')
+    """
+    declared = tuple(fields)
+    check(declared)
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    rows = np.random.default_rng(seed).permutation(len(examples))
+    for split, held in (("test", test), ("val", val)):
+        if held is None:
+            continue
+        if isinstance(held, int | float):
+            cut = _cut(split, held, len(examples), len(rows))
+            parts[split] = [examples[i] for i in rows[:cut]]
+            rows = rows[cut:]
+        else:
+            parts[split] = list(held)
+    parts["train"] = [examples[i] for i in np.sort(rows)]
+    count = len(class_names) or _classes(declared, parts["train"])
+    sources = {s: _of_examples(f"{name}/{s}", s, p, declared, count, tuple(class_names)) for s, p in parts.items()}
+    return _assembled(name, sources, transform, eval_transform, augment, statistics, visible, buckets)
+
+
+def _cut(split: str, held: Any, count: int, left: int) -> int:
+    """Returns how many examples a share is."""
+    if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < 1:
+        raise errors.BadRequest(
+            f"{split} is {errors.shown(held)}; it takes a share between 0 and 1, or a pair (images, labels)."
+        )
+    cut = round(held * count)
+    if not 0 < cut < left:
+        raise errors.BadRequest(f"{split}={held} of {count} examples leaves none on one side.")
+    return cut
+
+
+def _classes(fields: Sequence[Field], examples: Sequence[Mapping[str, Any]]) -> int:
+    """Returns the number of classes that labels reach; 0 where there are none, or numbers instead."""
+    names = [f.name for f in fields if f.kind == "label" and np.dtype(f.dtype).kind in "iu"]
+    found = [int(np.max(e[n], initial=-1)) for e in examples for n in names if n in e]
+    return 1 + max(found, default=-1)
+
+
+def _of_examples(
+    name: str,
+    split: str,
+    examples: Sequence[Mapping[str, Any]],
+    fields: tuple[Field, ...],
+    count: int,
+    names: tuple[str, ...],
+) -> Source:
+    if not examples:
+        raise errors.BadRequest(f"{name} has no examples.")
+    kept, digest = [], hashlib.sha256()
+    for k, example in enumerate(examples):
+        one = unpadded(stack([example], fields, f"{name}, example {k}"), fields)
+        kept.append(one)
+        for field in fields:
+            digest.update(repr((field.name, one[field.name].shape)).encode())
+            digest.update(np.ascontiguousarray(one[field.name]).tobytes())
+    image = next((f.shape for f in fields if f.name == "image"), (0, 0, 0))
+    source = Source(
+        name, len(kept), lambda indices: [dict(kept[i]) for i in np.asarray(indices, int)], image, count, names,
+        ((split, 0, len(kept)),), digest=digest.hexdigest()[:16], declared=fields,
+    )  # fmt: skip
+    for one in kept:
+        for field in fields:
+            if field.kind == "label":
+                pipeline.check_labels(one[field.name], source)
+    return source
 
 
 def _checked(images: Any, labels: Any, what: str, of: str) -> tuple[np.ndarray, np.ndarray]:
@@ -154,26 +257,31 @@ def _source(
 
 
 def _assembled(
-    name: str, there: dict[str, Source], transform: str, eval_transform: str, augment: str, statistics: Any
+    name: str,
+    there: dict[str, Source],
+    transform: str,
+    eval_transform: str,
+    augment: str,
+    statistics: Any,
+    visible: float = 0.0,
+    buckets: Mapping[str, Any] | None = None,
 ) -> Data:
     """Returns the data set of sources that are in memory."""
-    host, eval_host = transforms.parse(transform), transforms.parse(eval_transform)
     train = there["train"]
-    if eval_host.random:
-        raise errors.BadRequest(f"eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
-    first = train.read([0])[0]
-    shape = host.fn(np.random.default_rng(0), first)["image"].shape if transform else first["image"].shape
+    host, eval_host = hosts(transform, eval_transform, train.fields, visible)
+    shape = first_shape(train, host if transform else None)
     if "val" in there and there["val"].image_shape[2] != train.image_shape[2]:
         raise errors.BadRequest(f"val images have {there['val'].image_shape[2]} channels, the others {shape[2]}.")
     device_augment.statistics(statistics, shape[2])
-    device = device_augment.parse(augment, train.num_classes)
+    device = device_augment.parse(augment, train.num_classes, train.fields, visible)
     splits = {s: data_info.Split(s, source.length, source.digest) for s, source in there.items()}
     info = data_info.DataInfo(
-        name, train.num_classes, train.class_names, train.multi_label, shape, eval_transform, statistics, splits
-    )
-
-    def normalise(batch: dict) -> dict:
-        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+        name, train.num_classes, train.class_names, train.multi_label, shape, eval_transform, statistics, splits,
+        train.fields,
+    )  # fmt: skip
+    normalise, edges = normaliser(statistics), as_key(buckets or {})
+    if edges:
+        of_source(train, edges)  # wrong ones are refused now
 
     def opened(expression: str, which: str = "") -> Source:
         parts = parts_of(expression, {s: source.length for s, source in there.items()}, name)
@@ -192,5 +300,5 @@ def _assembled(
         eval_transform=eval_host.fn if eval_transform else None,
         augment=lambda key, batch: normalise(device(key, batch)), preprocess=normalise,
         denormalise=lambda images: device_augment.denormalise(images, statistics), image_shape=shape,
-        cache=pipeline.choose_cache("auto", train, host.random), threads=8, workers=0,
+        cache=pipeline.choose_cache("auto", train, host.random, bool(edges)), threads=8, workers=0, edges=edges,
     )  # fmt: skip

@@ -229,6 +229,21 @@ def stack(examples: Sequence[Mapping[str, Any]], fields: Sequence[Field], where:
     return out
 
 
+def unpadded(batch: Mapping[str, np.ndarray], fields: Sequence[Field], row: int = 0) -> dict[str, np.ndarray]:
+    """Returns one example of a batch as it was before it was stacked.
+
+    Example:
+      >>> words = Field("words", "tokens", (None,), "int32", most=3)
+      >>> unpadded(stack([{"words": [5, 6]}], [words]), [words])["words"].tolist()
+      [5, 6]
+    """
+    out = {}
+    for field in fields:
+        value = batch[field.name][row]
+        out[field.name] = value if field.mask_name is None else value[batch[field.mask_name][row]]
+    return out
+
+
 def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
     if field.name not in example:
         there = ", ".join(map(printable, example))

@@ -10,6 +10,7 @@ from recvis_jax.data import augment as device_augment
 from recvis_jax.data import info as data_info
 from recvis_jax.data import pipeline, sources, subset, transforms
 from recvis_jax.data import windows as sliding
+from recvis_jax.data.buckets import Buckets, as_key, of_source
 from recvis_jax.data.fields import Field
 
 
@@ -33,6 +34,7 @@ class Data(NamedTuple):
       cache: resolved cache of the training data.
       threads, workers: for reading.
       section: the arguments of `open_data` that opened it; None for arrays.
+      edges: (field, lengths that it is padded to) where examples are put into buckets of length.
     """
 
     info: data_info.DataInfo
@@ -52,6 +54,11 @@ class Data(NamedTuple):
     threads: int
     workers: int
     section: dict[str, Any] | None = None
+    edges: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def buckets(self, source: sources.Source | None) -> Buckets | None:
+        """Returns the buckets of a split, where the data have any: its examples are read once for their lengths."""
+        return of_source(source, self.edges) if source and self.edges else None
 
     def batches(
         self, batch_size: int, *, steps: int | None = None, epochs: float | None = None, seed: int = 0, start: int = 0
@@ -85,6 +92,7 @@ class Data(NamedTuple):
         found = pipeline.train_batches(
             kept, self.train, batch_size=batch_size, seed=seed, start=start, stop=start + total,
             placement=distributed.jit_placement(mesh), transform=transform, threads=self.threads, workers=self.workers,
+            buckets=self.buckets(self.train),
         )  # fmt: skip
         augment, key = jax.jit(self.augment), jax.random.key(seed)
         return (augment(jax.random.fold_in(key, i), batch) for i, batch in enumerate(found, start))
@@ -148,6 +156,7 @@ def open_data(
     per_class: int = 0,
     subset_seed: int = 0,
     windows: dict | None = None,
+    buckets: dict | None = None,
     recorded: data_info.Recorded | None = None,
 ) -> Data:
     """Opens the data of a run; these are the keys of a config's `data` section.
@@ -170,6 +179,8 @@ def open_data(
       per_class: training examples of each class, for learning from few labels; 0 for all.
       subset_seed: of their choice.
       windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
+      buckets: {field: lengths} of sequences, as {"words": (8, 16)}: batches of similar length, each
+        padded to one of them.
       recorded: what a run knows of its data: no split is opened before it is read, and then it is compared. (Not a
         key of a config.)
     """
@@ -210,23 +221,27 @@ def open_data(
     train_source = val_source = None
     if recorded:
         info = recorded.info
-        hosts = _hosts(transform, eval_transform, info.fields, visible)
+        host, eval_host = hosts(transform, eval_transform, info.fields, visible)
     else:
-        _hosts(transform, eval_transform, (), visible)  # what is wrong with them is said before any data are opened
+        hosts(transform, eval_transform, (), visible)  # what is wrong with them is said before any data are opened
         train_source = of_run(train, "train")
         val_source = of_run(val, "val") if val else None
         if val_source and (shared := sources.overlap(train_source, val_source)):
             raise errors.BadRequest(f"data.train={train!r} and data.val={val!r} share {shared} examples.")
-        hosts = _hosts(transform, eval_transform, train_source.fields, visible)
-        info = known(train_source, first_shape(train_source, hosts[0] if transform else None))
+        host, eval_host = hosts(transform, eval_transform, train_source.fields, visible)
+        info = known(train_source, first_shape(train_source, host if transform else None))
         info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
-    host, eval_host = hosts
     there = {"train": train_source, "val": val_source}
     with errors.at("config.data.augment"):
         device = device_augment.parse(augment, info.num_classes, info.fields, visible)
     with errors.at("config.data.statistics"):  # a wrong name is refused now
         device_augment.statistics(statistics, info.image_shape[2])
     normalise = normaliser(statistics)
+    if visible and not any(f.kind == "boxes" for f in info.fields):
+        raise errors.BadRequest(f"data.visible={visible} is of boxes, and {errors.printable(name)} has none.")
+    edges = as_key(buckets or {})
+    if edges and train_source:
+        of_source(train_source, edges)  # wrong ones are refused now
 
     def named(which: str) -> sources.Source | None:
         expression = expressions[which]
@@ -246,14 +261,15 @@ def open_data(
         preprocess=normalise,
         denormalise=lambda images: device_augment.denormalise(images, statistics),
         image_shape=info.image_shape,
-        cache=pipeline.choose_cache(cache, train_source, host.random) if train_source else "none",
+        cache=pipeline.choose_cache(cache, train_source, host.random, bool(edges)) if train_source else "none",
         threads=threads,
         workers=workers,
         section=section,
+        edges=edges,
     )
 
 
-def _hosts(
+def hosts(
     transform: str, eval_transform: str, fields: Sequence[Field], visible: float
 ) -> tuple[transforms.Transform, transforms.Transform]:
     """Returns the host pipelines of training and of evaluation."""

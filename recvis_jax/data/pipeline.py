@@ -10,13 +10,15 @@ import functools
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from recvis_jax import errors
 from recvis_jax.data import fields
+from recvis_jax.data.buckets import Buckets, Order
 from recvis_jax.data.sources import Indices, Source
 
 Batch = dict[str, Any]
@@ -59,22 +61,36 @@ def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
 
 
-def examples_of(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
-    """Returns the example index at each position of the endless training stream."""
+def examples_of(
+    seed: int, positions: np.ndarray, length: int, orders: Callable[[int], np.ndarray] | None = None
+) -> np.ndarray:
+    """Returns the example index at each position of the endless training stream.
+
+    Args:
+      seed: of the order, see `epoch_order`.
+      positions: in the stream.
+      length: number of examples.
+      orders: epoch -> permutation, instead of `epoch_order`.
+    """
     epochs, places = np.divmod(positions, length)
     out = np.empty(len(positions), np.int64)
     for epoch in range(epochs.min(), epochs.max() + 1):
         here = epochs == epoch
-        out[here] = epoch_order(seed, epoch, length)[places[here]]
+        out[here] = (orders(epoch) if orders else epoch_order(seed, epoch, length))[places[here]]
     return out
 
 
-def choose_cache(cache: Cache, source: Source, random_transform: bool) -> Cache:
-    """Resolves "auto" and refuses what cannot be: a device cache with random host transforms."""
+def choose_cache(cache: Cache, source: Source, random_transform: bool, bucketed: bool = False) -> Cache:
+    """Resolves "auto" and refuses what cannot be: a device cache with random host transforms, or with buckets."""
+    if cache == "device" and bucketed:
+        raise errors.BadRequest(
+            "data.cache='device' keeps arrays of one length, but data.buckets cuts each batch to its own. Use "
+            "data.cache='host'."
+        )
     if cache == "auto":
         sizes = [field.bytes for field in source.fields if field.shape is not None]
         small = None not in sizes and source.length * sum(n or 0 for n in sizes) <= _DEVICE_BYTES
-        return "none" if not small else "host" if random_transform else "device"
+        return "none" if not small else "host" if random_transform or bucketed else "device"
     if cache == "device" and random_transform:
         raise errors.BadRequest(
             "data.cache='device' keeps images that are ready for the device, but data.transform draws random numbers "
@@ -98,9 +114,22 @@ def check_labels(label: np.ndarray, source: Source) -> None:
         )
 
 
-def stack(examples: Sequence[dict[str, Any]], source: Source, transformed: bool = False) -> Batch:
-    """Stacks examples to a batch by the fields of their source, checking shapes and labels."""
+def stack(
+    examples: Sequence[dict[str, Any]],
+    source: Source,
+    transformed: bool = False,
+    most: Mapping[str, int] = MappingProxyType({}),
+) -> Batch:
+    """Stacks examples to a batch by the fields of their source, checking shapes and labels.
+
+    Args:
+      examples: of the source.
+      source: whose fields they are.
+      transformed: whether a host transform may have changed the sizes of what lies in the image.
+      most: field -> to how many it is padded, instead of its declared maximum.
+    """
     declared = fields.resizable(source.fields) if transformed else source.fields
+    declared = tuple(f if f.most is None else f._replace(most=most.get(f.of or f.name, f.most)) for f in declared)
     batch = fields.stack(examples, declared, source.name)
     for field in source.fields:
         if field.kind == "label":
@@ -119,9 +148,9 @@ def materialise(source: Source, transform: Callable | None = None) -> Arrays:
 class _Chunks:
     """Random access to consecutive pieces of a row of positions, as grain wants it."""
 
-    def __init__(self, source, transform, seed, positions, size, order=None):
+    def __init__(self, source, transform, seed, positions, size, order=None, most=None):
         self.source, self.transform, self.seed = source, transform, seed
-        self.positions, self.size, self.order = positions, size, order
+        self.positions, self.size, self.order, self.most = positions, size, order, most
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.size)
@@ -134,7 +163,8 @@ class _Chunks:
             for j, position in enumerate(positions):
                 rng = np.random.Generator(np.random.Philox(key=[self.seed, int(position)]))
                 examples[j] = self.transform(rng, examples[j])
-        return stack(examples, self.source, self.transform is not None)
+        most = self.most(int(positions[0])) if self.most else {}
+        return stack(examples, self.source, self.transform is not None, most)
 
 
 def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
@@ -176,6 +206,7 @@ def train_batches(
     transform: Callable | None = None,
     threads: int = 8,
     workers: int = 0,
+    buckets: Buckets | None = None,
 ) -> Iterator[Batch]:
     """Yields the batches `start`..`stop - 1` of the training stream on the devices, the next one always under way.
 
@@ -188,11 +219,14 @@ def train_batches(
       placement: how a batch comes onto the devices.
       transform: `f(rng, example) -> example` on the host; None where `data` is `Arrays` that need none.
       threads, workers: threads that read, and processes that each run that many threads (0: this process).
+      buckets: of length, see `data.buckets`; `data` is then not on devices.
     """
     host, count = placement.host
     local = batch_size // count
     slots = np.arange(host * local, (host + 1) * local, dtype=np.int32)
-    order = functools.partial(examples_of, seed, length=source.length)
+    orders = Order(seed, batch_size, buckets.bucket) if buckets else None
+    order = functools.partial(examples_of, seed, length=source.length, orders=orders)
+    most = functools.partial(_most, buckets, order, batch_size) if buckets else None
 
     def on_device(cached: Arrays) -> Iterator[Batch]:
         for rows in _rows_of_several(cached, start, stop, batch_size, slots, order):
@@ -204,10 +238,16 @@ def train_batches(
             for batch in placement.put_several({k: v.take(rows, axis=0) for k, v in cached.items()}):
                 yield {**batch, **same}
 
+    def in_buckets(cached: Arrays, most: Callable[[int], dict[str, int]]) -> Iterator[Batch]:
+        same = placement.put({"mask": np.ones(local, bool), "slot": slots})
+        for first in range(start * batch_size, stop * batch_size, batch_size):
+            batch = {k: v.take(order(first + slots), axis=0) for k, v in cached.items()}
+            yield {**placement.put(_cut_to(batch, source, most(first))), **same}
+
     def streamed(read_from: Source) -> Iterator[Batch]:
         size = next(s for s in range(min(_CHUNK, local), 0, -1) if local % s == 0)
         positions = _Positions(start, stop, batch_size, placement.host)
-        parts = _read(_Chunks(read_from, transform, seed, positions, size, order), threads, workers)
+        parts = _read(_Chunks(read_from, transform, seed, positions, size, order, most), threads, workers)
         per_batch = local // size
         same = placement.put({"mask": np.ones(local, bool), "slot": slots})
         for _ in range(start, stop):
@@ -220,10 +260,24 @@ def train_batches(
     elif not isinstance(next(iter(data.values())), np.ndarray):
         batches = on_device(data)
     elif transform is None:
-        batches = on_host(data)
+        batches = in_buckets(data, most) if most else on_host(data)
     else:
         batches = streamed(_kept(data, source))
     yield from _ahead(itertools.islice(batches, stop - start))
+
+
+def _most(
+    buckets: Buckets, order: Callable[[np.ndarray], np.ndarray], batch_size: int, position: int
+) -> dict[str, int]:
+    """Returns to how many the fields of the global batch at a position are padded, on every host the same."""
+    first = position // batch_size * batch_size
+    return buckets.most(order(np.arange(first, first + batch_size)))
+
+
+def _cut_to(batch: Batch, source: Source, most: Mapping[str, int]) -> Batch:
+    """Cuts fields, and their masks, to what the longest of a batch needs."""
+    names = {n: most[f.of or f.name] for f in source.fields if (f.of or f.name) in most for n in (f.name, f.mask_name)}
+    return {name: v[:, : names[name]] if name in names else v for name, v in batch.items()}
 
 
 def _rows_of_several(
@@ -239,18 +293,9 @@ def _rows_of_several(
 
 def _kept(data: Arrays, source: Source) -> Source:
     def read(indices: Indices) -> list[dict[str, Any]]:
-        return [_unpadded({name: v[i] for name, v in data.items()}, source) for i in indices]
+        return [fields.unpadded(data, source.fields, int(i)) for i in indices]
 
     return source._replace(read=read)
-
-
-def _unpadded(example: dict[str, Any], source: Source) -> dict[str, Any]:
-    """Undoes the padding of one example, for transforms, which know only what is there."""
-    out = {}
-    for field in source.fields:
-        value = example[field.name]
-        out[field.name] = value if field.mask_name is None else value[example[field.mask_name]]
-    return out
 
 
 def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
@@ -279,7 +324,9 @@ class EvalBatches:
         keep: bool = False,
         threads: int = 8,
         workers: int = 0,
+        buckets: Buckets | None = None,
     ):
+        self.buckets = buckets
         self.source, self.batch_size, self.placement = source, batch_size, placement
         self.transform, self.keep, self.threads, self.workers = transform, keep, threads, workers
         self._kept: list[Batch] | None = None
@@ -299,7 +346,11 @@ class EvalBatches:
         # Every host reads its own rows of every batch; a chunk is one such part, so that padding is simple.
         starts = range(host * local, len(self) * self.batch_size, self.batch_size)
         rows = [np.arange(s, min(s + local, self.source.length)) for s in starts]
-        parts = _read(_Rows(self.source, self.transform, rows), self.threads, self.workers)
+        most = [
+            self.buckets.most(np.arange(s, min(s + self.batch_size, self.source.length))) if self.buckets else {}
+            for s in range(0, self.source.length, self.batch_size)
+        ]
+        parts = _read(_Rows(self.source, self.transform, rows, most), self.threads, self.workers)
         for batch in _ahead(self.placement.put_eval(pad(p, local)) for p in parts):
             if self.keep:
                 kept.append(batch)
@@ -311,8 +362,8 @@ class EvalBatches:
 class _Rows:
     """Like `_Chunks`, for given rows; a host whose part of the last batch is empty repeats example 0, masked."""
 
-    def __init__(self, source, transform, rows):
-        self.source, self.transform, self.rows = source, transform, rows
+    def __init__(self, source, transform, rows, most):
+        self.source, self.transform, self.rows, self.most = source, transform, rows, most
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -324,7 +375,7 @@ class _Rows:
         if self.transform:
             examples = [self.transform(np.random.default_rng(0), e) for e in examples]
         return {
-            **stack(examples, self.source, self.transform is not None),
+            **stack(examples, self.source, self.transform is not None, self.most[k]),
             "mask": np.full(len(indices), len(rows) > 0),
         }
 
