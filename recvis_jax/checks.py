@@ -73,17 +73,24 @@ def _check_memory(run: build.Run, accumulate: int) -> None:
     state = sum(jax.tree.leaves(sizes))
     together = run.mesh.size if device.platform == "cpu" else 1  # devices that share this memory
     parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    pixels = int(np.prod(run.data.image_shape, dtype=object)) * 4
+    one = _example_bytes(run)
     for what, need in (
         ("the parameters and the optimizer's state", state * together),
-        (f"a batch of config.batch_size={run.batch_size}", run.batch_size // accumulate * pixels * together // parts),
-        (f"a batch of config.eval_batch_size={run.eval_batch_size}", run.eval_batch_size * pixels * together // parts),
+        (f"a batch of config.batch_size={run.batch_size}", run.batch_size // accumulate * one * together // parts),
+        (f"a batch of config.eval_batch_size={run.eval_batch_size}", run.eval_batch_size * one * together // parts),
     ):
         if need > have:
             raise errors.BadRequest(
                 f"{what}: {need / 2**30:,.1f} GiB, more than the {have / 2**30:,.1f} GiB of memory here. Make the "
                 "model, the images or the batch smaller, or split the state over more devices (config.sharding)."
             )
+
+
+def _example_bytes(run: build.Run) -> int:
+    """Returns the bytes of an example on a device: its image in float32, and all else that is declared."""
+    rest = {k: x for k, x in _batch(run, 1).items() if k != "image"}
+    other = sum(math.prod(x.shape) * x.dtype.itemsize for x in rest.values())
+    return int(np.prod(run.data.image_shape, dtype=object)) * 4 + other
 
 
 def _memory_of(device: Any) -> int:
@@ -111,26 +118,32 @@ def _batch(run: build.Run, b: int) -> dict[str, jax.ShapeDtypeStruct]:
 def _check_training(run: build.Run, batch: dict[str, jax.ShapeDtypeStruct]) -> None:
     """Traces a step's augmentation and loss."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    where = f"data.augment on images of {_by(run.data.image_shape)}"
+    where = f"data.augment on {f'images of {_by(run.data.image_shape)}' if 'image' in batch else 'examples'}"
     augmented = _traced(where, run.data.augment, key, batch)
-    where = f"the model and its loss on training images of {_by(augmented['image'].shape[1:])}"
+    what = f"images of {_by(augmented['image'].shape[1:])}" if "image" in augmented else "examples"
+    where = f"the model and its loss on training {what}"
     _traced(where, run.task.loss, run.template.params, run.template.model_state, augmented, key)
 
 
 def _check_evaluation(run: build.Run, example: dict) -> None:
     """Traces evaluation on the first example after `eval_transform`."""
+    source = run.data.train
+    if "image" not in example or source is None:
+        return
     if run.data.eval_transform:
         example = run.data.eval_transform(np.random.default_rng(0), example)
     shape = example["image"].shape
     if shape == run.data.image_shape:  # as in training
         return
-    image = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    one = pipeline.stack([example], source, bool(run.data.eval_transform))
+    batch = {name: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype) for name, x in one.items()}
+    batch |= {"mask": jax.ShapeDtypeStruct((2,), jnp.bool_), "slot": jax.ShapeDtypeStruct((2,), jnp.int32)}
     where = f"data.eval_transform gives images of {_by(shape)}, training has {_by(run.data.image_shape)}: the model"
 
-    def predict(params: Any, model_state: Any, image: Any) -> Any:
-        return run.task.predict(params, model_state, run.data.preprocess({"image": image}))
+    def predict(params: Any, model_state: Any, batch: Any) -> Any:
+        return run.task.predict(params, model_state, run.data.preprocess(batch))
 
-    _traced(where, predict, *run.template.evaluated, image)
+    _traced(where, predict, *run.template.evaluated, batch)
 
 
 def _traced(where: str, function: Any, *args: Any) -> Any:

@@ -3,12 +3,18 @@
     python -m recvis_jax.prepare --dataset=fashion_mnist
     python -m recvis_jax.prepare --dataset=cifar10 --source=FOLDER_WITH_THE_ARCHIVE
     python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
+    python -m recvis_jax.prepare --dataset=coco --source=my/annotated      # or voc, or yolo
     python -m recvis_jax.prepare --dataset=fashion_scenes
 
 A folder of images holds one folder a class, or train, val and test folders that do; val makes the split "validation".
 The result is an ordinary tfds data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source`
 and by the programs here. fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes, made of the
 same raw files.
+
+A folder of annotated pictures holds boxes, masks and keypoints as COCO (annotations/instances_train.json and the like),
+VOC (Annotations/, JPEGImages/, ImageSets/Main/) or YOLO (data.yaml, images/, labels/) lay them out, or as exports of
+annotation tools do. The data set then has the fields image, boxes, labels, masks, points and more, see
+`recvis_jax.data.objects.declare`.
 
 Images of a folder may be jpeg, png, bmp, gif (its first frame), tiff, webp, ppm and avif, whatever their names. They
 keep their bytes if they are 8-bit grey or RGB jpeg or png. All others are stored as png, as are those that their EXIF
@@ -32,7 +38,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, or folder for a folder of images.",
+        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, folder for a folder of images, or "
+        "coco, voc or yolo for a folder of annotated pictures.",
     )
     flags.DEFINE_string(
         "data_dir",
@@ -42,12 +49,17 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "source",
         None,
-        "The folder of images; or a folder with the files as the authors publish them, instead of a download.",
+        "The folder of images or annotated pictures; or a folder with the files as the authors publish them, instead "
+        "of a download.",
     )
     flags.DEFINE_string("name", None, "For a folder: the name of the data set. Made from the folder's by default.")
-    flags.DEFINE_enum(
-        "on_error", "fail", ["fail", "skip"], "For a folder: what to do about images that cannot be read."
+    flags.DEFINE_string(
+        "annotations", None, "With coco: how the names of the JSON files begin that are taken, as person_keypoints."
     )
+    flags.DEFINE_enum(
+        "on_error", "fail", ["fail", "skip"],
+        "For a folder: what to do about images that cannot be read, or do not fit their annotation.",
+    )  # fmt: skip
     flags.DEFINE_enum(
         "duplicates",
         "fail",
@@ -60,7 +72,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    from recvis_jax.data import builders, sources
+    from recvis_jax.data import builders, sources, writing
 
     if FLAGS.dataset is None:
         raise errors.BadRequest(f"--dataset is missing; it is one of {', '.join(builders.NAMES)}.")
@@ -69,6 +81,7 @@ def main(argv: list[str]) -> None:
         FLAGS.data_dir,
         FLAGS.source,
         folder_name=FLAGS.name,
+        family=FLAGS.annotations,
         on_error=FLAGS.on_error,
         on_duplicate=FLAGS.duplicates,
         overwrite=FLAGS.overwrite,
@@ -81,6 +94,14 @@ def main(argv: list[str]) -> None:
     names = [errors.printable(name) for name in found.class_names]
     more = f", ... {len(names) - 20} more" if len(names) > 20 else ""
     print(f"  {len(names)} class{'es' * (len(names) != 1)}: {', '.join(names[:20])}{more}")
+    if fields := writing.recorded(directory).get("fields"):
+        print(f"  fields: {', '.join(field['name'] for field in fields)}")
+        where = (
+            "" if directory.parents[1] == sources.default_data_dir() else f", data_dir={str(directory.parents[1])!r}"
+        )
+        call = f"recvis_jax.data.open({found.name!r}{errors.printable(where)})"
+        print(f"next: {call}; see docs/library.md, Your own boxes and masks")
+        return
     print(next_step(found.name, found.splits, directory.parents[1], sources.default_data_dir()))
 
 

@@ -152,7 +152,8 @@ def probe(
     if note:
         print(note, flush=True)
     info = sources["train"]
-    if info.num_classes < (1 if info.multi_label else 2):
+    labelled = any(field.name == "label" for field in info.fields)
+    if info.num_classes < (1 if info.multi_label else 2) or not labelled:
         raise errors.BadRequest(
             "probes need classes, one an image of two or more, or several an image; "
             f"{errors.printable(info.name)} has not."

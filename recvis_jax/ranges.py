@@ -51,6 +51,8 @@ RANGES: dict[str, Range] = {
     "threads": Range(1, 1024),
     "workers": Range(0, 256),
     "mock": Range(0, 10**6),
+    "most_objects": Range(0, 10**5),
+    "visible": _FRACTION,
     "per_class": Range(0, 10**7),
     "subset_seed": _SEED,
     # windows

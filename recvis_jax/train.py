@@ -374,6 +374,8 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str, ever
     sizes = ", ".join(f"{name} {source.length if source else 0:,}" for name, source in splits.items())
     shape = "x".join(map(str, data.image_shape))
     say(f"data: {data.train.name}, {shape}, {data.info.num_classes} classes; {sizes}; cache {data.cache}")
+    for note in data.train.notes:
+        say(note)
     epochs = run.total_steps / run.steps_per_epoch
     count = trees.count(run.template.params)
     if run.mesh.size > 1:

@@ -269,7 +269,7 @@ def make_prober(
     Raises:
       BadRequest: no validation data, an unknown name, or data without classes.
     """
-    if run.data.val is None or not run.data.info.num_classes:
+    if run.data.val is None or not run.data.info.num_classes or not run.data.info.labelled:
         raise errors.BadRequest("config.probe needs validation data, of classes.")
     for name in protocols:
         errors.choose(probes.PROTOCOLS, name, "protocol")
@@ -350,7 +350,8 @@ def write_features(
             if total > _LARGE:
                 say(f"checking {paths[layer].name} (MB)", done >> 20, total >> 20)
 
-        return features.read(paths[layer], origins[layer], source.num_classes, checked, note)
+        classes = source.num_classes if trained.run.data.info.labelled else 0
+        return features.read(paths[layer], origins[layer], classes, checked, note)
 
     found: dict[str, features.Features] = {}
     if not overwrite:

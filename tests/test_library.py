@@ -51,7 +51,9 @@ def test_the_page_runs():
         exec(compile(block, "docs/library.md", "exec"), names)
     assert names["found"]["accuracy"] > 0.97
     assert names["gradient"].shape == (1, 8, 8, 1) and float(jnp.abs(names["gradient"]).max()) > 0
-    assert len(BLOCKS) == 4
+    assert names["batch"]["boxes"].shape == (8, 1, 4) and names["drawn"].shape[2] == 3
+    assert names["boxed"].info.class_names == ("square",)
+    assert len(BLOCKS) == 5
 
 
 def test_the_example_is_short():

@@ -82,3 +82,19 @@ def from_arrays(images: Any, labels: Any, **kw: Any) -> Any:
 
     errors.check_kwargs(arrays.from_arrays, kw, "from_arrays", given=("images", "labels"))
     return arrays.from_arrays(images, labels, **kw)
+
+
+def from_examples(examples: Any, fields: Any, **kw: Any) -> Any:
+    """Makes a data set of examples of declared fields (boxes, masks, words, ...); see `data.arrays.from_examples`.
+
+    Example:
+      >>> from recvis_jax.data.fields import Field
+      >>> words = Field("words", "tokens", (None,), "int32", most=4)
+      >>> from_examples([{"words": [1, 2]}, {"words": [3]}], [words]).train.length
+      2
+    """
+    from recvis_jax import errors
+    from recvis_jax.data import arrays
+
+    errors.check_kwargs(arrays.from_examples, kw, "from_examples", given=("examples", "fields"))
+    return arrays.from_examples(examples, fields, **kw)

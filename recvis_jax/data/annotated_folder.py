@@ -165,9 +165,9 @@ def _of_family(paths: Sequence[Path], family: str | None) -> Path:
             return found[0]
     if len(paths) == 1 and not family:
         return paths[0]
+    what = f"not one of these begins with {printable(family)[:60]!r}" if family else "one of these may be meant"
     raise BadRequest(
-        f"several files may be meant: {some([p.name for p in paths])}; choose by how the name begins, as "
-        "--annotations=instances."
+        f"{what}: {some([p.name for p in paths])}; choose by how the name begins, as --annotations=instances."
     )
 
 

@@ -23,7 +23,7 @@ class Thing(NamedTuple):
     Attributes:
       label: number of its class.
       box: x0 y0 x1 y1 in pixels.
-      mask: polygons (rows of x y) or `Runs`; None where there is none.
+      mask: polygons (each rows of x y) or `Runs`; None where there is none.
       points: (k, 3) x y and visibility (0 unlabelled, 1 hidden, 2 visible); None where there are none.
       crowd: whether it stands for many; detectors neither learn it nor are judged by it.
       difficult: whether it may be missed, as VOC says of some.
@@ -157,7 +157,7 @@ def as_mask(thing: Thing, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
             raise BadRequest(f"a mask of {thing.mask.size} in a picture of {size} (rows, columns).")
         values = np.arange(len(thing.mask.counts)) % 2
         return np.repeat(values, thing.mask.counts).reshape(size[::-1]).T.astype(bool)
-    polygons = thing.mask or (_corners(thing.box),)
+    polygons = (_corners(thing.box),) if thing.mask is None else thing.mask
     return np.any([_inside(np.asarray(p, np.float64), size) for p in polygons], axis=0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from recvis_jax import reading
 from recvis_jax.data.annotations import Annotations, Mended, Picture, Runs, Thing, box_within, file_below, number
@@ -147,8 +147,7 @@ def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> Any:
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise BadRequest(f"{where}: a polygon of the segmentation is not x, y of at least three corners.")
-            numbers = [number(v, "segmentation", where) for v in polygon]
-            polygons.append(tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+            polygons.append(_corners(polygon, where))
         return tuple(polygons)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise BadRequest(f"{where}: the segmentation is neither polygons nor runs.")
@@ -164,12 +163,20 @@ def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> Any:
     return Runs((wanted[0], wanted[1]), tuple(counts))
 
 
+def _corners(polygon: list, where: str) -> Float[np.ndarray, "n 2"]:
+    """Returns x y of the corners; COCO has tens of millions, which are not looked at one by one."""
+    found = np.asarray(polygon) if all(type(v) in (int, float) for v in polygon) else np.zeros((0, 0))
+    if found.ndim != 1 or found.dtype.kind not in "if" or not (np.abs(found) <= 1e7).all():
+        found = np.array([number(v, "segmentation", where) for v in polygon])  # says what is wrong
+    return found.reshape(-1, 2).astype(np.float32)
+
+
 def compressed(mask: Bool[np.ndarray, "h w"]) -> str:
     """Returns the runs of a mask as the string that COCO writes, and pycocotools reads; see `uncompressed`.
 
     Example:
       >>> compressed(np.array([[False, True], [True, False]]))
-      '1210'
+      '121'
     """
     flat = mask.T.ravel()
     ends = np.flatnonzero(np.diff(flat)) + 1

@@ -187,10 +187,11 @@ def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapp
     Args:
       fields: of `choose`.
       limited: whether the maximum was asked for: then crowds and the smallest objects beyond it are left out; else
-        the first picture that has more is an error when it is stacked.
+        `read` raises BadRequest for a picture that has more.
       where: for messages.
     """
     names = {f.name for f in fields}
+    shapes = {f.name: tuple(n or 0 for n in f.shape or ()) for f in fields}  # tfds forgets those of empty sequences
     most = next((f.most for f in fields if f.kind == "boxes"), None)
 
     def read(row: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
@@ -204,6 +205,11 @@ def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapp
         else:
             bbox = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)  # ymin xmin ymax xmax
             boxes = bbox[:, [1, 0, 3, 2]] * np.array([w, h, w, h], np.float32)
+        if most and len(boxes) > most and not limited:
+            raise BadRequest(
+                f"{where}: a picture has {len(boxes)} objects, and {most} are expected; set "
+                f"data.most_objects={len(boxes)}, or fewer, which leaves the smallest out."
+            )
         keep = np.arange(len(boxes))
         if limited and most and len(boxes) > most:
             crowd = np.asarray(_column(objects, "crowd", len(boxes)), bool)
@@ -216,7 +222,7 @@ def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapp
         if "masks" in names:
             found["masks"] = _masks([objects["mask"][k] for k in keep], (h, w), where)
         if "points" in names:
-            found["points"] = np.asarray(objects["points"], np.float32)[keep]
+            found["points"] = np.asarray(objects["points"], np.float32).reshape(-1, *shapes["points"][1:])[keep]
         return {f.name: found[f.name] for f in fields}
 
     return read

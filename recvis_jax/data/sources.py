@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors, reading
-from recvis_jax.data import DATASETS, image_file, objects, writing
+from recvis_jax.data import DATASETS, image_file, mock, objects, writing
 from recvis_jax.data.fields import Field, image_and_label, of_json
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
+
+
+_NO_BOXES = "{} has no boxed objects, of which data.fields and data.most_objects speak."
 
 
 class NoSplit(errors.BadRequest):
@@ -95,9 +98,14 @@ def open_split(
       BadRequest: the data set is not there (with the command that prepares it), is stored as tfrecord, has no such
         split or feature, or the split is empty.
     """
-    if mock:
+    if mock and name in DATASETS and not (fields or most_objects):
         return _mock(name, split, mock)
+    if mock:
+        real = _declared_of(name, data_dir, image_key, label_key, fields, most_objects)
+        return _mock_fields(real, name, split, mock)
     if name in DATASETS and DATASETS[name].embedded:
+        if fields or most_objects:
+            raise errors.BadRequest(_NO_BOXES.format(name))
         return _digits(split)
     return _tfds(name, split, data_dir, image_key, label_key, fields, most_objects)
 
@@ -176,10 +184,55 @@ def _digits(split: str) -> Source:
     return Source(f"digits/{split}", len(rows), read, (8, 8, 1), 10, tuple("0123456789"), stretches, digest="digits")
 
 
+class _Declared(NamedTuple):
+    """What mock data imitate."""
+
+    fields: tuple[Field, ...]
+    num_classes: int
+    class_names: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+def _declared_of(
+    name: str, data_dir: str | None, image_key: str, label_key: str, fields: Sequence[str], most_objects: int
+) -> _Declared:
+    """Returns what a data set has, by `DATASETS` where it is there with boxes, else by what is prepared."""
+    row = DATASETS.get(name)
+    if row and row.boxes:
+        known = objects.declare(objects.MOST, channels=row.image_shape[2])
+        chosen = objects.choose(known, fields, most_objects, name)
+        names = tuple(str(k) for k in range(row.num_classes))
+        return _Declared(chosen, row.num_classes, names, row.splits)
+    if row:
+        raise errors.BadRequest(_NO_BOXES.format(name))
+    try:
+        found = open_split(
+            name, "train", data_dir=data_dir, image_key=image_key, label_key=label_key, fields=fields,
+            most_objects=most_objects,
+        )  # fmt: skip
+    except errors.BadRequest as e:
+        raise errors.BadRequest(f"mock data imitate {', '.join(DATASETS)}, or what is prepared: {e}") from None
+    return _Declared(found.fields, found.num_classes, found.class_names, ("train", "validation", "test"))
+
+
+def _mock_fields(real: _Declared, name: str, split: str, count: int) -> Source:
+    """Made-up examples of the fields of a data set."""
+    stretches = parts_of(split, dict.fromkeys(real.splits, count), name)
+    rows = _rows(stretches, real.splits)
+
+    def read(indices: Indices) -> list[Example]:
+        seeds = rows[np.asarray(indices, int)].tolist()
+        return [mock.example(real.fields, real.num_classes, np.random.default_rng(seed)) for seed in seeds]
+
+    image = next((f.shape for f in real.fields if f.name == "image" and f.shape), (0, 0, 0))
+    return Source(
+        f"mock {name}/{split}", len(rows), read, image, real.num_classes, real.class_names, stretches, False, "mock",
+        real.fields,
+    )  # fmt: skip
+
+
 def _mock(name: str, split: str, count: int) -> Source:
     """Made-up images of the shape and classes of `name`: a class is a mean colour, so that a model can learn it."""
-    if name not in DATASETS:
-        raise errors.BadRequest(f"mock data needs a data set of known shape: {', '.join(DATASETS)}; got {name!r}.")
     row = DATASETS[name]
     stretches = parts_of(split, dict.fromkeys(row.splits, count), name)
     rows = _rows(stretches, row.splits)
@@ -223,7 +276,7 @@ def _tfds(
     inside = getattr(features["objects"], "feature", {}) if "objects" in features.keys() else {}
     boxed = {"bbox", "label"} <= set(inside.keys())
     if (fields or most_objects) and not boxed:
-        raise errors.BadRequest(f"{name} has no boxed objects, of which data.fields and data.most_objects speak.")
+        raise errors.BadRequest(_NO_BOXES.format(name))
     image = _feature(features, image_key, name)
     stretches = parts_of(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
     split = own_names(split, builder.info.splits)

@@ -26,7 +26,7 @@ def subset(source: Source, classes: Sequence[int | str] = (), per_class: int = 0
     """
     if not classes and not per_class:
         return source
-    if source.multi_label or not source.num_classes:
+    if source.multi_label or not source.num_classes or all(f.name != "label" for f in source.fields):
         raise errors.BadRequest(f"data.classes and data.per_class need one class an image; {source.name} has not.")
     if per_class < 0:
         raise errors.BadRequest(f"data.per_class={per_class} is negative.")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -73,13 +74,16 @@ def rows_of(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields (labels, {layer: features}) of each batch, in numpy and without padding, the same on every host.
 
+    Labels are -1 where examples have none.
+
     Args:
       batches: of a split, in its order; `mask` says where the last one is padded.
       extract: batch -> {layer: (b d)}.
     """
     whole: Any = None
     for batch in batches:
-        label, keep = batch["label"], batch["mask"]
+        keep = batch["mask"]
+        label = batch["label"] if "label" in batch else jnp.where(keep, -1, -1)
         if jax.process_count() > 1:  # they are split over the hosts
             whole = whole or jax.jit(lambda x: x, out_shardings=NamedSharding(keep.sharding.mesh, PartitionSpec()))
             label, keep = whole((label, keep))

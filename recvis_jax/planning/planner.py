@@ -125,13 +125,14 @@ def make_plan(config: dict[str, Any], machine: Topology) -> Plan:
 
 
 def _cached(run: build.Run, data: dict[str, Any], examples: Examples) -> int:
-    """Returns the bytes of images and labels on every device if the data set is cached on devices, else 0."""
+    """Returns the bytes of examples on every device if the data set is cached on devices, else 0."""
     assert run.data.train is not None
     source = run.data.train._replace(length=examples.number)
-    if pipeline.choose_cache(data.get("cache", "auto"), source, run.data.random) != "device":
+    if pipeline.choose_cache(data.get("cache", "auto"), source, run.data.random, bool(run.data.edges)) != "device":
         return 0
-    label = 4 * (max(1, source.num_classes) if source.multi_label else 1)
-    return examples.number * (math.prod(run.data.image_shape) + label)
+    batch = compiling.batch_of(run)
+    sizes = (math.prod(x.shape[1:]) * x.dtype.itemsize for name, x in batch.items() if name not in ("mask", "slot"))
+    return examples.number * sum(sizes)
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def examples_of(data: dict[str, Any]) -> tuple[Examples, dict[str, Any]]:
       BadRequest: the data are missing and not in `SIZES`, or have no such split.
     """
     name, split = data.get("name", ""), data.get("train", "train")
-    keys = {k: data[k] for k in ("data_dir", "image_key", "label_key", "mock") if k in data}
+    keys = {k: data[k] for k in ("data_dir", "image_key", "label_key", "fields", "most_objects", "mock") if k in data}
     try:
         found = sources.open_split(name, split, **keys)
     except errors.BadRequest as missing:

@@ -155,7 +155,9 @@ def test_points_and_their_mirror(tmp_path):
     made = rv.data.open(str(drawn.coco(tmp_path / "posed", points=True)), data_dir=str(tmp_path / "data"))
     points = next(f for f in made.info.fields if f.name == "points")
     assert points.pairs == ((0, 1),) and points.shape == (None, 2, 3)
-    e = next(e for e in made.train.read(range(8)) if len(e["boxes"]))
+    read = made.train.read(range(8))
+    assert {e["points"].shape[1:] for e in read} == {(2, 3)}, "also where there are no objects"
+    e = next(e for e in read if len(e["boxes"]))
     x0, y0, x1, _ = e["boxes"][0]
     np.testing.assert_allclose(e["points"][0], [[x0 + 0.5, y0 + 0.5, 2], [x1 - 0.5, y0 + 0.5, 1]])
 
@@ -233,7 +235,7 @@ BAD = {
         r"1 picture is in more than one split \(such as test/test/p10\.png = train/train/p00\.png",
     ),
     "two files": (
-        lambda f: shutil.copy(train_json(f), f / "annotations" / "instances_train2.json"), "several files may be meant",
+        lambda f: shutil.copy(train_json(f), f / "annotations" / "instances_train2.json"), "one of these may be meant",
     ),
 }  # fmt: skip
 
