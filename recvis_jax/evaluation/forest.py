@@ -13,6 +13,8 @@ from recvis_jax.evaluation.cached import Features, Labels
 FRACTIONS = (0.5, 1.0, 2.0)  # of the root of the number of features
 TREES = 100
 
+LARGEST = 2**32  # bytes of training features, which are in memory
+
 _TOGETHER = 20  # trees grown before the progress is told
 
 
@@ -73,6 +75,11 @@ def fit(
     if trees < 1 or not fractions or not all(np.isfinite(f) and f > 0 for f in fractions):
         raise errors.BadRequest(f"trees is {trees} and fractions is {fractions}; they take numbers above 0.")
     width = features.shape[1]
+    if (size := 4 * len(features) * width) > LARGEST:
+        raise errors.BadRequest(
+            f"a forest takes training features of up to {LARGEST >> 20:,} MB; {len(features):,} of {width:,} numbers "
+            f"are {size >> 20:,} MB. Fewer examples (--per_class) or a narrower layer would do."
+        )
     numbers = sorted({min(width, max(1, round(f * width**0.5))) for f in fractions})
     total, done = (len(numbers) + refit) * trees, 0
     say(0, total)

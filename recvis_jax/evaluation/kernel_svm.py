@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recvis_jax import errors
-from recvis_jax.evaluation import cached, paths, svm
+from recvis_jax.evaluation import cached, svm
 from recvis_jax.evaluation.cached import Features, Labels
 
 LARGEST = 8000  # examples of a whole kernel: 512 MB in float64
@@ -32,15 +32,17 @@ class Machine(NamedTuple):
       kernel: name in `KERNELS`.
       gamma: 1 / the mean distance of training examples; 1 / their mean similarity with themselves for intersection.
       examples: (m d) that features are compared with.
-      svc: of scikit-learn, on whole kernels; or (m m), what turns kernels with landmarks into features.
-      linear: on these features; None on whole kernels.
+      svc: scikit-learn's machine, of a whole kernel; else None.
+      turn: of an approximation (m m), what makes features of kernels with landmarks.
+      linear: machine on these features.
     """
 
     kernel: str
     gamma: float
     examples: np.ndarray
-    svc: Any
-    linear: svm.Classifier | None
+    svc: Any = None
+    turn: Float[np.ndarray, "m m"] | None = None
+    linear: svm.Classifier | None = None
 
 
 class Chosen(NamedTuple):
@@ -143,6 +145,7 @@ def fit_path(
     grid = sorted(set(map(float, cs or (CS if whole else svm.CS))))
     if not all(np.isfinite(c) and c > 0 for c in grid) or landmarks < 1:
         raise errors.BadRequest(f"c is {grid} and landmarks is {landmarks}; they take finite numbers above 0.")
+    fit_all = _whole if whole else partial(_approximated, landmarks=landmarks, seed=seed)
     total = len(names) * len(grid)
     say(0, total)
     best: tuple[float, str, float, Machine] | None = None
@@ -152,21 +155,14 @@ def fit_path(
         def tell(done: int, _: int, i: int = i) -> None:
             say(min(i * len(grid) + done, total - 1), total)
 
-        fitted = (_whole if whole else partial(_approximated, landmarks=landmarks, seed=seed))(
-            name, grid, (features, labels), val, num_classes, tell
-        )
-        for c, (machine, score) in fitted.items():
-            scores[name, c] = score
-            if best is None or score > best[0]:
-                best = score, name, c, machine
+        by_c, c, machine = fit_all(name, grid, [(features, labels)], val, num_classes, tell)
+        scores |= {(name, other): score for other, score in by_c.items()}
+        if best is None or by_c[c] > best[0]:
+            best = by_c[c], name, c, machine
     assert best is not None
     _, name, c, machine = best
     if refit:
-        both = np.concatenate([features, val[0]]), np.concatenate([labels, val[1]])
-        again = (_whole if whole else partial(_approximated, landmarks=landmarks, seed=seed))(
-            name, [c], both, val, num_classes, cached.silent
-        )
-        machine = again[c][0]
+        machine = fit_all(name, [c], [(features, labels), val], val, num_classes, cached.silent)[2]
     say(total, total)
     return Chosen(machine, name, c, scores, 0 if whole else len(machine.examples))
 
@@ -181,7 +177,7 @@ def predict(machine: Machine, features: Features) -> Int[np.ndarray, " n"]:
         if machine.linear is None:
             out.append(machine.svc.predict(found.astype(np.float64)))
         else:
-            out.append(svm.predict(machine.linear, found @ machine.svc))
+            out.append(svm.predict(machine.linear, found @ machine.turn))
     return np.concatenate(out).astype(np.int32)
 
 
@@ -189,57 +185,51 @@ Part = tuple[np.ndarray, np.ndarray]
 
 
 def _whole(
-    name: str, cs: Sequence[float], train: Part, val: Part, num_classes: int, say: cached.Progress
-) -> dict[float, tuple[Machine, float]]:
-    """Fits scikit-learn's machine for every c to one kernel."""
+    name: str, cs: Sequence[float], train: Sequence[Part], val: Part, num_classes: int, say: cached.Progress
+) -> tuple[dict[float, float], float, Machine]:
+    """Fits scikit-learn's machine for every c to one kernel; returns accuracies on validation data, and the best."""
     try:
         from sklearn.svm import SVC
     except ImportError as e:
         raise errors.BadRequest("kernel_svm is scikit-learn's: pip install 'recvis_jax[classifiers]'.") from e
-    x, y = cached.block(train[0], 0, len(train[0])), train[1]
+    x, y = np.concatenate([cached.block(x, 0, len(x)) for x, _ in train]), np.concatenate([y for _, y in train])
     gamma = _gamma(x, name)
     seen = gram(x, x, name, gamma).astype(np.float64)
     unseen = gram(val[0], x, name, gamma).astype(np.float64)
-    out = {}
+    scores, machines = {}, {}
     for i, c in enumerate(cs):
         svc = SVC(C=c, kernel="precomputed", cache_size=500).fit(seen, y)
-        machine = Machine(name, gamma, x, svc, None)
-        out[c] = machine, float(np.mean(svc.predict(unseen) == val[1]))
+        machines[c] = Machine(name, gamma, x, svc)
+        scores[c] = float(np.mean(svc.predict(unseen) == val[1]))
         say(i + 1, len(cs))
-    return out
+    best = max(scores, key=lambda c: scores[c])  # of equals the smallest
+    return scores, best, machines[best]
 
 
 def _approximated(
     name: str,
     cs: Sequence[float],
-    train: Part,
+    train: Sequence[Part],
     val: Part,
     num_classes: int,
     say: cached.Progress,
     *,
     landmarks: int,
     seed: int,
-) -> dict[float, tuple[Machine, float]]:
-    """Fits linear machines along a path of c to kernels with landmarks."""
-    rows = np.sort(np.random.default_rng(seed).permutation(len(train[0]))[:landmarks])
-    marks = np.asarray(train[0][rows], np.float32)
+) -> tuple[dict[float, float], float, Machine]:
+    """The same of linear machines on kernels with landmarks, which are of the first part."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(train[0][0]))[:landmarks])
+    marks = np.asarray(train[0][0][rows], np.float32)
     gamma = _gamma(marks, name)
     values, vectors = np.linalg.eigh(gram(marks, marks, name, gamma).astype(np.float64))
     # With this map inner products of landmarks are their kernel; what is rounding is left out.
     kept = values > 1e-7 * values[-1]
     turn = (vectors[:, kept] / np.sqrt(values[kept]) @ vectors[:, kept].T).astype(np.float32)
-    mapped = [gram(x, marks, name, gamma) @ turn for x, _ in (train, val)]
-    scale = np.float32(cached.length(mapped[:1]) or 1)
-    found = {}
-
-    def fit(c: float, before: svm.Classifier | None) -> svm.Classifier:
-        return svm.fit(mapped[0], train[1], num_classes=num_classes, c=c, init=before, tol=1e-4)
-
-    mapped = [x / scale for x in mapped]
-    fits, scores, _ = paths.walk(cs, fit, lambda f: svm.accuracy(f, mapped[1], val[1]), say=say)
-    for c, classifier in fits.items():
-        found[c] = Machine(name, gamma, marks, turn / scale, classifier), scores[c]
-    return found
+    seen = np.concatenate([gram(x, marks, name, gamma) @ turn for x, _ in train])
+    labels = np.concatenate([y for _, y in train])
+    unseen = gram(val[0], marks, name, gamma) @ turn
+    found = svm.fit_path(seen, labels, unseen, val[1], num_classes=num_classes, cs=cs, say=say)
+    return found.val_score, found.c, Machine(name, gamma, marks, None, turn, found.classifier)
 
 
 def _gamma(x: np.ndarray, kernel: str) -> float:

@@ -63,7 +63,7 @@ def test_many_examples_are_compared_with_landmarks(monkeypatch):
     monkeypatch.setattr(kernel_svm, "LARGEST", 299)
     every = kernel_svm.fit_path(x, y, val, val_labels, **kw, landmarks=300)
     kernel = kernel_svm.gram(x, x, "chi2", every.machine.gamma)
-    mapped = kernel @ every.machine.svc
+    mapped = kernel @ every.machine.turn
     ratio = np.trace(mapped @ mapped.T) / np.trace(kernel)
     np.testing.assert_allclose(mapped @ mapped.T, kernel * ratio, atol=2e-3)
     some = kernel_svm.fit_path(x, y, val, val_labels, **kw, landmarks=100)

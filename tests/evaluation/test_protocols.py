@@ -72,10 +72,13 @@ def test_mean_average_precision_by_hand():
     assert several.mean_average_precision(scores, labels) == pytest.approx((first + 1) / 2)
 
 
-def test_forests_choose_how_many_features_a_split_looks_at():
+def test_forests_choose_how_many_features_a_split_looks_at(monkeypatch):
     train, val, _ = sets()
     found = forest.fit(*train, *val, num_classes=3, trees=21, fractions=(0.01, 1.0, 100.0))
     assert set(found.val_accuracy) == {1, 8, 64} and len(found.forest.estimators_) == 21
     assert found.val_accuracy[found.looked_at] == max(found.val_accuracy.values())
     with pytest.raises(errors.BadRequest, match="trees is 0"):
         forest.fit(*train, *val, num_classes=3, trees=0)
+    monkeypatch.setattr(forest, "LARGEST", 2**15)
+    with pytest.raises(errors.BadRequest, match=r"up to 0 MB; 200 of 64 numbers"):
+        forest.fit(*train, *val, num_classes=3)
