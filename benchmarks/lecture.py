@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from absl import app, flags
 
 from recvis_jax import columns
@@ -38,7 +39,7 @@ class Row(NamedTuple):
 
     Attributes:
       title: what it is called.
-      dimensions: of what the classifier is given; of nets the parameters.
+      dimensions: of what the classifier is given, empty where measuring a cell tells them; of nets the parameters.
       command: with fields {n} (labels of each class), {seed}, {steps} and {out}.
       seeds: of a net one run each; of a probe the one command draws three times.
       steps: of a net, by labels of each class.
@@ -64,6 +65,17 @@ def _net(config: str) -> str:
     )
 
 
+def _words(config: str) -> str:
+    return PROBE.format(config=config, splits=SPLITS, out="{out}", n="{n}") + " --protocols=svm"
+
+
+_WORDS = {
+    "hog": "HOG, linear SVM",
+    "bovw": "bag of 256 words, linear SVM",
+    "bovw_pyramid": "the same in a spatial pyramid",
+    "vlad": "VLAD, linear SVM",
+    "fisher": "Fisher vectors, linear SVM",
+}
 _MAE = (
     "python -m recvis_jax.probe --workdir=runs/mae --out={out} --layers=latent --pool=first_rest --protocols=linear "
     "--per_class={n}"
@@ -79,6 +91,7 @@ ROWS = {
     "pixels_knn": Row("pixels, nearest neighbours", "784", _pixels("knn")),
     "pixels_forest": Row("pixels, random forest", "784", _pixels("forest")),
     "pixels_kernel_svm": Row("pixels, kernel SVM", "784", _pixels("kernel_svm")),
+    **{name: Row(title, "", _words(name)) for name, title in _WORDS.items()},
     "mlp": Row("MLP 512-256", "535,818 parameters", _net("mlp"), 3, {60: 300, 600: 1000, 0: 3165}),
     "lenet5": Row("LeNet-5", "61,706 parameters", _net("lenet5"), 3, {60: 300, 600: 1000, 0: 2110}),
     "resnet20": Row("ResNet-20", "269,434 parameters", _net("resnet20"), 1, {60: 200, 600: 500, 0: 5064}),
@@ -131,6 +144,9 @@ def measure(name: str, labels: str) -> dict[str, Any]:
         else:
             accuracies += [r["accuracy"] for r in json.loads((out / "probe.json").read_text())["results"]]
     found = {"accuracy": [round(100 * a, 3) for a in accuracies], "cpu_seconds": round(statistics.mean(seconds), 1)}
+    if features := sorted(out.glob("features/test-*.npy")):
+        wide = [f for f in features if not f.name.endswith(".labels.npy")]
+        found["dimensions"] = int(np.load(wide[0], mmap_mode="r").shape[1])
     return found | {"seconds": round(statistics.mean(clock), 1), "load": round(os.getloadavg()[2], 1)}
 
 
@@ -140,10 +156,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name, row in ROWS.items():
         cells = results.get(name, {})
+        known = [c["dimensions"] for c in cells.values() if "dimensions" in c]
+        wide = row.dimensions or (f"{known[0]:,}" if known else "")
         seconds = cells.get("all", {}).get("cpu_seconds")
         shown = [_accuracy(cells.get(k, {}).get("accuracy", ())) or stated(name, k) for k in LABELS]
         if any(shown):
-            lines.append([row.title, *shown, "" if seconds is None else f"{seconds:,.0f}", row.dimensions])
+            lines.append([row.title, *shown, "" if seconds is None else f"{seconds:,.0f}", wide])
     return columns.markdown([head, *lines])
 
 
