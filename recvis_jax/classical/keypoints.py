@@ -75,7 +75,7 @@ def describe(images: Float[Array, "b h w"], points: Points, *, root: bool = Fals
     """Computes a SIFT descriptor at each point, on the image smoothed for its scale, in the point's own directions.
 
     The first of the four by four bins is the one up and left when the image is turned so that the point's direction is
-    to the right; a bin is 3 `scales` wide. Memory is about 25 times the image and 1 MB a point at a time.
+    to the right; a bin is 3 `scales` wide. Memory is about 25 times the images, and 25 MB for 32 points at a time.
 
     Args:
       images: grey, in [0, 1].

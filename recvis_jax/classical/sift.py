@@ -38,7 +38,7 @@ def dense(
     by linear interpolation. Each histogram is scaled to length 1, cut at 0.2, and scaled again. The images are taken as
     they are: smooth them for the scale first, or use `phow`. Equal to `vl_dsift` of VLFeat within rounding.
 
-    Memory is 512 bytes a descriptor and about as much again for each pixel: give large sets in batches.
+    Memory is 512 bytes a descriptor and about 150 a pixel: give large sets in batches.
 
     Args:
       images: grey, in [0, 1] (or any other range: only `norms` and `contrast` depend on it).
