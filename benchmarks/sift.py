@@ -3,7 +3,8 @@
   python benchmarks/sift.py
 
 Both sides take turns on the same grey crops of scikit-learn's photographs, with the flat window; VLFeat reuses its
-memory from image to image, as its programs do. The results are compared before anything is timed.
+memory from image to image, as its programs do. The results are compared before anything is timed. JAX is started as
+our programs start it; in a notebook, without their settings of XLA, it is 1.6 to 2.5 times VLFeat instead of 3 to 7.
 """
 
 import statistics
