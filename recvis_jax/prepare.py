@@ -68,6 +68,7 @@ def define_flags() -> None:
         "drop: leaves out copies, of test last, and pictures of two classes; keep: takes all.",
     )
     flags.DEFINE_bool("overwrite", False, "Make the data set again if it is there.")
+    flags.DEFINE_bool("report", True, "Write report.html beside the data: classes, samples, copies, odd images.")
 
 
 def main(argv: list[str]) -> None:
@@ -102,7 +103,22 @@ def main(argv: list[str]) -> None:
         call = f"recvis_jax.data.open({found.name!r}{errors.printable(where)})"
         print(f"next: {call}; see docs/library.md, Your own boxes and masks")
         return
+    if FLAGS.report:
+        print(_write_page(directory, found.name, list(found.splits)))
     print(next_step(found.name, found.splits, directory.parents[1], sources.default_data_dir()))
+
+
+def _write_page(directory: Path, name: str, splits: list[str]) -> str:
+    """Writes the page of a data set, and returns a line that says where it is."""
+    from recvis_jax import surveying
+    from recvis_jax.training import log
+
+    path = directory / surveying.FILE
+    try:
+        log.write_atomically(path, surveying.of_data_set(directory, name, splits))
+    except (errors.BadRequest, errors.Failure) as e:  # the data are good all the same
+        return f"note: {errors.printable(path)} was not written: {e}"
+    return f"report: {errors.printable(path)}"
 
 
 def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Path) -> str:

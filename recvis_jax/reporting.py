@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from recvis_jax import errors, evidence, trained
+from recvis_jax import errors, evidence, trained, trees
 from recvis_jax.data.opened import Data
 from recvis_jax.evaluation import diagnosis, outcomes
 from recvis_jax.training import log
-from recvis_jax.vis import run_page, structure
+from recvis_jax.vis import filters, run_page, structure
 
 FILE = "report.html"
 _PICTURES = 12  # of a group of predictions
@@ -122,6 +122,7 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
     shown = next((seen.splits[s] for s in ("val", "test") if s in seen.splits), None)
     counts, of = _confusion(found, shown)
     train_counts = seen.counts.get("train")
+    layers = _layers(seen.model) if seen.model else []
     return run_page.Content(
         name=name,
         facts=_facts(found, known, seen),
@@ -134,8 +135,8 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
         confused=of,
         train_counts=train_counts if counts is not None and train_counts is not None else None,
         groups=[(title, about, _chosen(shown, choose)) for title, choose, about in _GROUPS] if shown else (),
-        images=(),
-        cost=_cost(found, known, seen),
+        images=_filters(seen.model, layers) if seen.model else (),
+        cost=_cost(found, known, sum(layer.macs for layer in layers)),
         origin=_origin(found),
         command=str(found.lives[0].get("command", "")) if found.lives else "",
         config=found.config,
@@ -264,7 +265,8 @@ def _numbers(found: evidence.Records) -> list[tuple[str, ...]]:
     return [tuple(row[i] for i in (0, *kept)) for row in (head, *rows)] if rows else []
 
 
-def _cost(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
+def _cost(found: evidence.Records, known: diagnosis.Evidence, macs: int) -> list[tuple[str, str]]:
+    """How fast the training was and what it took; `macs` are multiplications of an image, 0 where not known."""
     speeds = [r["images_per_second"] for r in found.records if evidence.is_number(r.get("images_per_second"))]
     times = [r["seconds"] for r in found.records if evidence.is_number(r.get("seconds"))]
     out = []
@@ -279,20 +281,33 @@ def _cost(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.See
     if images:
         epochs = f", {images / known.train_examples:.3g} epochs" if known.train_examples else ""
         out.append(("training images seen", f"{images:,}{epochs}"))
-    if seen.model:
-        macs = _macs(seen.model)
+    if macs:
         out.append(("multiplications of an image, forward", f"{macs:,}"))
         if images:
             out.append(("arithmetic of the training, 6 FLOPs each", f"{_scaled(6 * macs * images)}FLOPs"))
     return out
 
 
-def _macs(model: trained.Trained) -> int:
+def _layers(model: trained.Trained) -> list[structure.Layer]:
     def apply(variables: Any, image: jax.Array) -> Any:
         return model.run.model.apply(variables, image, train=False)[0]
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.variables)
-    return sum(layer.macs for layer in structure.layers(apply, shapes, model.run.data.image_shape))
+    return structure.layers(apply, shapes, model.run.data.image_shape)
+
+
+def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[tuple[str, str, list[np.ndarray]]]:
+    """Pictures of the first layer's weights, where these are pictures."""
+    flat = trees.flatten(model.params)
+    first = next((layer.name for layer in layers if layer.parameters), "")
+    kernel = flat.get(f"{first}/kernel".removeprefix("(model)/"))
+    found = None if kernel is None else filters.pictures(np.asarray(kernel, np.float32), model.run.data.image_shape)
+    if found is None:
+        return []
+    n = kernel.shape[-1]
+    most = f", the {len(found):,} with the largest weights" if len(found) < n else ""
+    about = f"The weights of {n:,} units of {first}{most}; grey is zero, each is scaled by its largest weight."
+    return [("What the first layer looks for", about, list(found))]
 
 
 def _scaled(n: float) -> str:

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "environment": ("training.log",),
     "evidence": ("",),
     "reporting": ("",),
+    "surveying": ("data", "vis"),
     "planning": ("build", "data", "models", "training", "vis.structure"),
     "planning.devices": (),
     "planning.topology": ("planning.devices",),

@@ -95,6 +95,7 @@ def prepare(
             "encoded_anew": seen.changed,
             "turned": seen.turned,
             "skipped": seen.problems,
+            "notes": list(found.notes),
             "duplicates": on_duplicate,
             "dropped": sorted(dropped),
         }

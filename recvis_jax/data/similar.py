@@ -88,7 +88,7 @@ def first(looks: Looks, count: int) -> Looks:
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    x = x.reshape(len(x), -1)
+    x = x.reshape(len(x), x.shape[1] * x.shape[2])
     x = x - x.mean(1, keepdims=True)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return np.where(length > 1e-3, x / np.maximum(length, 1e-3), 0).astype(np.float32)
@@ -119,12 +119,13 @@ def neighbours(of: Looks, among: Looks, itself: bool = False) -> Neighbours:
     return Neighbours(index, distance)
 
 
-def near_copies(of: Looks, among: Looks, found: Neighbours) -> Int[np.ndarray, " _"]:
+def near_copies(of: Looks, among: Looks, found: Neighbours, itself: bool = False) -> Int[np.ndarray, " _"]:
     """Returns for each image the place of another of which it is a near copy or a copy, -1 for none.
 
     Args:
       of, among: the two sets.
       found: of `neighbours`.
+      itself: see there; a copy is then the first of its like, and none of itself.
 
     Images of one colour look like none. With fewer than five images to compare with, copies alone are found.
     """
@@ -137,7 +138,8 @@ def near_copies(of: Looks, among: Looks, found: Neighbours) -> Int[np.ndarray, "
         confirmed = (of.large[rows] * among.large[found.places[rows, 0]]).sum(1) >= _CONFIRMED
         out[rows[confirmed]] = found.places[rows[confirmed], 0]
     for i, digest in enumerate(of.digests):
-        out[i] = places.get(digest, out[i])
+        place = places.get(digest, out[i])
+        out[i] = place if not itself or place != i else out[i]
     return out
 
 

@@ -257,7 +257,7 @@ def _diverged(e: Evidence) -> Finding | None:
     if broken:
         why = f"The training loss is no number at step {int(e.train.steps[-1]):,}."
         return Finding("diverged", "problem", "The training diverged.", why, advice)
-    reference = loss[0] if math.isnan(e.chance_loss) else max(loss[0], e.chance_loss) if len(loss) else math.nan
+    reference = np.fmax(loss[0], e.chance_loss) if len(loss) else math.nan
     if len(loss) >= 3 and end > 3 * reference:
         why = f"The training loss ended at {end:.4g}, far above the {reference:.4g} of its beginning."
         return Finding("diverged", "problem", "The training diverged.", why, advice)

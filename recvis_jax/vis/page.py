@@ -52,6 +52,7 @@ margin-bottom:.2rem}
 img{image-rendering:pixelated;max-width:100%}img.smooth{image-rendering:auto}
 .matrix td,.matrix th{padding:.15rem .35rem;text-align:center;font-size:.8rem;border:1px solid var(--line)}
 .matrix th.row{text-align:right;white-space:nowrap}.right{color:var(--good)}.wrong{color:var(--bad)}
+.pair{display:inline-flex;gap:.4rem;margin:.3rem 1rem .3rem 0}.pair figure{width:6.5rem}
 .tiles{display:flex;flex-wrap:wrap;gap:.3rem}.tiles img{width:48px;height:auto}
 summary{cursor:pointer;margin:.4rem 0}
 """
@@ -158,13 +159,14 @@ def encoded(image: UInt8[np.ndarray, "h w c"], kind: str) -> str:
     return base64.b64encode(cv2.imencode(kind, stored, options)[1].tobytes()).decode()
 
 
-def pictures(items: Iterable[tuple[np.ndarray, str]]) -> str:
+def pictures(items: Iterable[tuple[np.ndarray, str]], side: int = _SIDE) -> str:
     """Returns pictures with a caption each.
 
     Args:
       items: (image, caption in HTML).
+      side: see `picture`.
     """
-    figures = (f"<figure>{picture(image)}{caption}</figure>" for image, caption in items)
+    figures = (f"<figure>{picture(image, side)}{caption}</figure>" for image, caption in items)
     return f'<div class="pictures">{"".join(figures)}</div>'
 
 

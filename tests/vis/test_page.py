@@ -1,6 +1,5 @@
 """Pages are safe with hostile names, small, and the same every time; and a browser has nothing to say against them."""
 
-import doctest
 import html.parser
 import json
 import math
@@ -21,12 +20,6 @@ HOSTILE = [
     "\x1b[2J",
     "",
 ]
-
-
-@pytest.mark.parametrize("module", [page, chart, run_page])
-def test_examples(module):
-    failed, tried = doctest.testmod(module)
-    assert tried and not failed
 
 
 def content(name="run", classes=10, records=200, side=28, seed=0, names=None, config=None):

@@ -1,0 +1,22 @@
+"""The diagnosis names what is wrong with small trainings in which one thing is wrong, or none; see staged.py."""
+
+import pytest
+import staged
+
+# A few of each kind in the quick suite; all of them take a minute.
+QUICK = ("three epochs", "40 images", "20 validation images", "15 % near copies", "shuffled labels", "SGD at 3")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return staged.images()
+
+
+@pytest.mark.every
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in staged.names()]
+)
+def test_the_headline_is_what_is_wrong(name, digits, tmp_path):
+    data = staged.train(name, tmp_path / "run", digits)
+    found, known = staged.diagnose(tmp_path / "run", data)
+    assert found[0].name == staged.right(name), (found, known.pictures, known.clean_train, known.clean_val)
