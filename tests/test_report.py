@@ -51,7 +51,7 @@ def test_the_program_writes_the_same_bytes_every_time(run, program):
     folder, _ = run
     first = (folder / "report.html").read_bytes()
     for name in ("a.html", "b.html"):
-        text = report(program, folder, f"--out={folder / name}")
+        text = report(program, folder, f"--out={folder / name}", "--examples=1000")  # as training does
         assert str(folder / name) in text and (folder / name).read_bytes() == first
         (folder / name).unlink()
 

@@ -480,7 +480,7 @@ def _under(e: Evidence) -> Finding | None:
         "The model underfits: it is wrong about the images that it was trained on.",
         f"At its end {_percent(1 - train.accuracy)} of the training images are predicted wrongly{both}, and the loss "
         f"no longer falls.{beside}",
-        "A larger model, less regularisation (weight decay, dropout, augmentation), or features that suit the images.",
+        "A longer training, a larger model, or less regularisation (weight decay, dropout, augmentation).",
     )
 
 

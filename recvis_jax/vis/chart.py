@@ -110,7 +110,7 @@ def curves(title: str, lines: Sequence[Line], unit: str = "", log: bool = False,
     for t in ticks(x0, x1, 4):
         parts.append(f'<text x="{place_x(t):.1f}" y="{_HEIGHT - 14}" text-anchor="middle">{_short(t)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 1}" text-anchor="middle">{page.text(x_title)}</text>')
+    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 3}" text-anchor="middle">{page.text(x_title)}</text>')
     for line, xs, ys in drawn:
         points = [f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in zip(xs, ys, strict=True)]
         kind, own = _colour(line.colour, len(lines))
