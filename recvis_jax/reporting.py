@@ -301,7 +301,9 @@ def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[tupl
     flat = trees.flatten(model.params)
     first = next((layer.name for layer in layers if layer.parameters), "")
     kernel = flat.get(f"{first}/kernel".removeprefix("(model)/"))
-    found = None if kernel is None else filters.pictures(np.asarray(kernel, np.float32), model.run.data.image_shape)
+    if kernel is None:
+        return []
+    found = filters.pictures(np.asarray(kernel, np.float32), model.run.data.image_shape)
     if found is None:
         return []
     n = kernel.shape[-1]

@@ -141,7 +141,9 @@ def _samples(parts: dict[str, _Part], classes: Sequence[str]) -> list[tuple[str,
 
 def _copies(parts: dict[str, _Part], classes: Sequence[str]) -> tuple[list[Any], dict[str, int]]:
     """Pairs of the same picture: between splits, and within one; those of two classes first."""
-    between, within, several = [], [], []
+    between: list[tuple[Shown, Shown]] = []
+    within: list[tuple[Shown, Shown]] = []
+    several: list[tuple[Shown, Shown]] = []
     counts = {"between": 0, "near between": 0, "within": 0, "near within": 0, "two classes": 0}
     splits = list(parts)
     for j, b in enumerate(splits):
@@ -239,7 +241,7 @@ def _findings(
         advice = "Report the mean accuracy of classes beside the accuracy (--metrics=per_class_accuracy)."
         out.append(("caution", "The classes are very unequal.", why, advice))
     for split, other in list(parts.items())[1:]:
-        gone = [classes[k] for k in np.flatnonzero((_counts(other, len(classes)) == 0) & (number > 0))]
+        gone = [classes[k] for k in np.flatnonzero((_counts(other, len(classes)) == 0) & (number > 0)).tolist()]
         if gone and len(other.places) > 5 * len(classes):
             some = ", ".join(errors.brief(n, 30) for n in gone[:5])
             why = f"{len(gone):,} classes have no image in {split}: {some}."
