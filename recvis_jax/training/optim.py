@@ -241,7 +241,7 @@ def _warmup(warmup: int | float, epochs: int | float, steps_per_epoch: int | flo
     if not epochs:
         return in_steps(warmup, total_steps, "optim.warmup")
     if warmup:
-        raise BadRequest(f"optim.warmup = {warmup} and optim.warmup_epochs = {epochs} are both set; give only one.")
+        raise BadRequest(f"optim.warmup = {warmup} and optim.warmup_epochs = {epochs} are both set; give one.")
     if not (epochs > 0 and steps_per_epoch):
         raise BadRequest(f"optim.warmup_epochs is {epochs}; it takes a positive number, and needs the epoch's length.")
     return in_steps(round(epochs * steps_per_epoch), total_steps, "optim.warmup_epochs")
