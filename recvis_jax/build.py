@@ -33,7 +33,7 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
         raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
     name = kw.pop("name")
     with errors.at("config.model.name"):
-        made = errors.choose(models.MODELS | models.AROUND, name, "model")
+        made = errors.choose(models.MODELS | models.AROUND | models.LEARNT, name, "model")
     if "num_classes" in errors.keywords(made):  # an autoencoder has none
         kw.setdefault("num_classes", data.info.num_classes or 1)
     if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:

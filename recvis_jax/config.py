@@ -8,6 +8,7 @@ valid keys of a section are the parameters of the function it goes to:
   model       `recvis_jax.models.create(name, ...)`
   task        `recvis_jax.build.make_task`
   optim       `recvis_jax.training.optim.make_optimizer`
+  learn       `recvis_jax.represent.Plan`, instead of optim and all about steps
 """
 
 import ast
@@ -72,7 +73,8 @@ def finish(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) ->
     """Returns `config` as programs need it: cut down if `arg.smoke`, and with empty sections for missing ones."""
     c = smoke(config) if arg.smoke else config.copy_and_resolve_references()
     with c.unlocked():
-        for section, key in ((c, "task"), (c.optim, "schedule_args"), (c.optim, "optimizer_args")):
+        of_optim = ((c.optim, "schedule_args"), (c.optim, "optimizer_args")) if "optim" in c else ()
+        for section, key in ((c, "task"), *of_optim):
             if key not in section:
                 section[key] = ml_collections.ConfigDict()
     return c
@@ -88,6 +90,10 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         c.data.train = "train[:75%]" if c.data.val else "train"
         c.data.val = "train[75%:]" if c.data.val else ""
         c.batch_size = 16
+        if "learn" in c:  # a vocabulary of few words, of few images
+            c.model.words = 4
+            c.learn.update(images=32, per_image=20, passes=3)
+            return c
         c.eval_batch_size = 16
         for key in ("epochs", "log_every", "eval_every", "checkpoint_every"):
             if key in c:  # else ConfigDict would turn our int (steps) into a float (epochs) if the config has a float

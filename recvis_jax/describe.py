@@ -92,19 +92,43 @@ def _of_model(name: str, image_shape: tuple[int, int, int], num_classes: int) ->
 def _of_config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     import jax
 
-    from recvis_jax import build
+    from recvis_jax import build, represent
     from recvis_jax.data import DATASETS
 
     keys = errors.keywords(build.make_run)
+    learnt = represent.SECTION in config
     config = {k: v for k, v in config.items() if k in keys}
     if config["data"].get("name") in DATASETS:  # known without being read
         config["data"] |= {"mock": 64, "train": "train", "val": None, "test": None}
+    if learnt:
+        run = represent.make_run(config)
+        return {config["model"]["name"]: describe(run.model, run.data.image_shape) | _of_words(run)}
     config = {k: v for k, v in config.items() if k != "epochs"} | {"steps": 10**9}  # no schedule is too long for it
     run = build.make_run(**config)
     found = describe(run.model, run.data.image_shape)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.template))
     average = " and average" if run.template.ema is not None else ""
     return {config["model"]["name"]: found | {"state": {config["optim"]["name"] + average: state}}}
+
+
+def _of_words(run: Any) -> dict[str, Any]:
+    """Returns what else there is to know of a bag of words: descriptors, vocabulary and dimensions."""
+    import jax
+    import jax.numpy as jnp
+
+    image = jax.ShapeDtypeStruct((1, *run.data.image_shape), jnp.float32)
+    found = jax.eval_shape(lambda x: run.model.apply({}, x, method="describe"), image).descriptors
+    state = run.template.model_state.get("vocabulary", {})
+    variables = {"params": run.template.params, **run.template.model_state}
+    features = jax.eval_shape(lambda v, x: run.model.apply(v, x, train=False)[1]["features"], variables, image)
+    return {
+        "words": {
+            "descriptors an image": f"{found.shape[1]:,} of {found.shape[2]:,} numbers",
+            "numbers of the vocabulary": f"{sum(x.size for x in jax.tree.leaves(state)):,}",
+            "dimensions of the representation": f"{features.shape[1]:,}",
+        },
+        "state": {},
+    }
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -144,6 +168,8 @@ def _totals_table(found: dict[str, dict[str, Any]]) -> str:
         ["FLOPs an image, 2 a MAC", *(_scaled(2 * f["macs"], 4) for f in found.values())],
         ["outputs of all layers an image, float32", *(_scaled(f["activations"], 3, "B") for f in found.values())],
     ]
+    for name in next(iter(found.values())).get("words", ()):
+        rows.append([name, *(f["words"][name] for f in found.values())])
     for kind in next(iter(found.values()))["state"]:
         rows.append([f"parameters and state of {kind}", *(_scaled(f["state"][kind], 3, "B") for f in found.values())])
     return _table(rows)

@@ -3,9 +3,13 @@
   python -m recvis_jax.features --workdir=runs/mae --split=train --layers=features,block3 [--pool=mean]
   python -m recvis_jax.features --config=configs/x.py --config.init_from=hf://owner/repo --out=runs/x --split=test
   python -m recvis_jax.features --workdir=runs/mae --layers=features --out=photos.npz my/photos cat.jpg
+  python -m recvis_jax.features --config=configs/fashion_mnist/fisher.py --out=runs/fisher --split=train
 
 Per layer a memory-mapped `features/NAME.npy` (n d), the labels, and JSON with model, step, preprocessing, data hash
 and checksums. `recvis_jax.probe` reuses them, and refuses them when they are stale or damaged.
+
+A config with a section `learn` is of a classical representation: its vocabulary and its classifier are learnt first,
+from the training split, and --out becomes a run that `probe`, `evaluate` and `predict` read (--workdir=runs/fisher).
 
 Of images that are named (files, or folders of them) no data set is needed: --out=FILE.npz holds an array (n d) a layer,
 and their `paths` (n).
@@ -23,7 +27,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Instead of --workdir: a config whose init_from names the weights.")
+    configs.define_flag("Instead of --workdir: a config whose init_from names the weights, or that is learnt.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
     flags.DEFINE_string(
@@ -44,19 +48,20 @@ def main(argv: list[str]) -> int:
     if argv[1:] and not (FLAGS.out or "").endswith(".npz"):
         raise errors.BadRequest(f"{errors.printable(argv[1])}: features of images go to a file, --out=FILE.npz.")
     cli.start_jax(FLAGS.compile_cache)
-    from recvis_jax import trained
+    from recvis_jax import represent, trained
 
     if argv[1:]:
         of_images(argv[1:])
         return 0
     config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
-    model, folder = trained.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint)
-    data = model.run.data
+    model, folder = represent.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint, cli.progress)
+    learnt, data = represent.SECTION in (config or {}), model.run.data  # which has written features already
     split = trained.canonical(FLAGS.split) if FLAGS.split else trained.default_split(data)
     source = trained.open_named(data, split)
     found = trained.write_features(
-        model, folder, source, split, FLAGS.layers, FLAGS.pool, overwrite=FLAGS.overwrite, say=cli.progress
-    )
+        model, folder, source, split, FLAGS.layers, FLAGS.pool, overwrite=FLAGS.overwrite, reuse=learnt,
+        say=cli.progress,
+    )  # fmt: skip
     print(f"{model.name} weights (step {model.step:,}) on {errors.printable(source.name)}:")
     for layer, f in found.items():
         n, d = f.values.shape

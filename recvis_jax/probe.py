@@ -130,7 +130,7 @@ def probe(
     """
     import numpy as np
 
-    from recvis_jax import build, trained
+    from recvis_jax import build, represent, trained
     from recvis_jax.evaluation import probes
     from recvis_jax.training import distributed, log
 
@@ -139,8 +139,8 @@ def probe(
         raise errors.BadRequest(f"per_class is {list(per_class)} and seeds is {seeds}; they start at 0 and 1.")
     for name in protocols:
         errors.choose(probes.PROTOCOLS, name, "protocol")
-    model, folder = trained.open_either(
-        None if workdir is None else str(workdir), config, None if out is None else str(out), checkpoint
+    model, folder = represent.open_either(
+        None if workdir is None else str(workdir), config, None if out is None else str(out), checkpoint, say
     )
     data, suffix = model.run.data, ""
     if dataset or classes or splits:
@@ -177,8 +177,8 @@ def probe(
     if "random" in baselines:
         other = (
             trained.of_config(config, "random")
-            if config is not None
-            else trained.of_run(Path(workdir or ""), model.config, "random")
+            if config is not None and represent.SECTION not in config
+            else trained.of_run(Path(workdir or folder), model.config, "random")
         )
         rows += [("random weights", *r) for r in features(other, layers).items()]
     if "pixels" in baselines and trained.PIXELS not in layers:

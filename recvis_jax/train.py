@@ -35,6 +35,11 @@ def main(argv: list[str]) -> int:
     config = configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
     if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/first.")
+    if "learn" in config:
+        command = errors.command("python", "-m", "recvis_jax.features", f"--config={FLAGS['config'].value}")
+        raise errors.BadRequest(
+            f"this config is learnt without gradients: {command} --split=train --out={FLAGS.workdir}."
+        )
     errors.check_kwargs(train, config, "config", given=("workdir", "config", "report"))
     cli.start_jax(FLAGS.compile_cache)
     train(workdir=FLAGS.workdir, config=config, report=FLAGS.report, **config)

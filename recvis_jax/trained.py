@@ -331,7 +331,8 @@ def write_features(
         raise errors.BadRequest("no layer is named, as in --layers=features.")
     section = trained.config["data"]
     weights = trained.name if trained.name in ("random", "published") else f"step{trained.step}"
-    sums = sorted(trees.fingerprint(trained.variables).items())
+    of_features = getattr(trained.run.model, "of_features", trained.variables)  # collections; of most models all
+    sums = sorted(trees.fingerprint({k: v for k, v in trained.variables.items() if k in of_features}).items())
     origins, paths = {}, {}
     for layer in dict.fromkeys(layers):
         raw = layer == PIXELS

@@ -8,11 +8,14 @@ import ml_collections
 import programs
 import pytest
 
-from recvis_jax import build, checks, config, errors, train
+from recvis_jax import build, checks, config, errors, represent, train
 from recvis_jax.data import DATASETS
 from recvis_jax.training.step import make_train_step
 
-CONFIGS = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
+EVERY = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
+# Whose runs are learnt without gradients.
+LEARNT = [p for p in EVERY if "c.learn = " in (programs.ROOT / p).read_text()]
+CONFIGS = [p for p in EVERY if p not in LEARNT]
 # A variant of a sibling by one argument, whose smoke run would be the sibling's once more.
 VARIANTS = [p for p in CONFIGS if "config.like(__file__" in (programs.ROOT / p).read_text()]
 # Networks that take long to compile.
@@ -44,6 +47,22 @@ def test_config(path):
     small = load(path, "smoke")[0]
     assert small.steps <= 4 and small.data.mock and "epochs" not in small
     assert small.data.name == found.data.name and small.optim.name == found.optim.name
+    with pytest.raises(errors.BadRequest, match=r"unknown config argument 'smok'\. Did you mean 'smoke'"):
+        load(path, "smok")
+
+
+@pytest.mark.parametrize("path", LEARNT)
+def test_learnt_config(path):
+    found, text = load(path)
+    errors.check_kwargs(represent.Plan, config.plain(found.learn), "config.learn")
+    errors.check_kwargs(build.open_data, config.plain(found.data), "config.data")
+    assert {"data", "model", "learn", "task", "seed", "batch_size"} == set(found)
+    assert json.loads(json.dumps(config.plain(found))) == config.plain(found)
+    assert f"python -m recvis_jax.features --config={path}" in text, "the header says how to run it"
+    small = load(path, "smoke")[0]
+    assert small.data.mock and small.data.name in DATASETS and small.model.words <= 8
+    run = represent.make_run(small.copy_and_resolve_references().to_dict())
+    assert run.model.num_classes == run.data.info.num_classes
     with pytest.raises(errors.BadRequest, match=r"unknown config argument 'smok'\. Did you mean 'smoke'"):
         load(path, "smok")
 

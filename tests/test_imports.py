@@ -19,7 +19,7 @@ GROUND = ("axes", "columns", "errors", "reading", "ranges", "tried")  # may be i
 MAY_IMPORT = {
     "operations": ("kernels",),  # and nothing else imports them
     "kernels": (),
-    "models": ("operations",),
+    "models": ("operations", "classical"),
     "classical": (),
     "generation": (),
     "classical.storage": ("pretrained.safetensors",),
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "evidence": ("",),
     "reporting": ("",),
     "surveying": ("data", "vis"),
+    "represent": ("",),
     "planning": ("build", "data", "models", "training", "vis.structure"),
     "planning.devices": (),
     "planning.topology": ("planning.devices",),

@@ -55,7 +55,7 @@ def fit(
         if sums is None:
             d = x.shape[1]
             if not 0 < dims <= d:
-                raise BadRequest(f"pca={dims} of descriptors of {d} numbers; it takes from 1 to {d} components.")
+                raise BadRequest(f"{dims} components of descriptors of {d} numbers; there are from 1 to {d}.")
             sums = stream.zero(d), stream.zero(d, d)
             shift = x[real].mean(0)  # near the mean of all: products keep their digits
         sums = _add(sums, shift, x, real)

@@ -14,6 +14,7 @@ class Row(NamedTuple):
     num_classes: int
     splits: tuple[str, ...] = ("train", "test")
     embedded: bool = False  # comes with an installed package, needs no preparation
+    elsewhere: bool = False  # is prepared by tfds itself
     boxes: bool = False  # several classes an image, and a box around each object
 
 
@@ -24,7 +25,9 @@ DATASETS: dict[str, Row] = {
     "mnist": Row((28, 28, 1), 10),
     "cifar10": Row((32, 32, 3), 10),
     "cifar100": Row((32, 32, 3), 100),
-    "imagenet2012": Row((None, None, 3), 1000, splits=("train", "validation")),
+    "imagenet2012": Row((None, None, 3), 1000, splits=("train", "validation"), elsewhere=True),
+    "caltech101": Row((None, None, 3), 102, elsewhere=True),
+    "voc/2007": Row((None, None, 3), 20, splits=("train", "validation", "test"), boxes=True, elsewhere=True),
 }
 
 

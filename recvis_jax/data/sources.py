@@ -420,7 +420,7 @@ def _number(text: str) -> int:
 
 def _prepare_hint(name: str, root: Path) -> str:
     program, where = ("python", "-m", "recvis_jax.prepare"), f"--data_dir={root}"
-    if name in DATASETS and name != "imagenet2012":
+    if name in DATASETS and not DATASETS[name].elsewhere:
         return f"Prepare it: {errors.command(*program, f'--dataset={name}', where, '--overwrite')}"
     return (
         "Where TensorFlow is installed, prepare it with: "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from recvis_jax.errors import BadRequest, check_kwargs, choose, keywords, shown
 from recvis_jax.models.alexnet import AlexNet
+from recvis_jax.models.bag_of_words import BagOfWords
 from recvis_jax.models.bit import VARIANTS as BITS
 from recvis_jax.models.bit import BiT
 from recvis_jax.models.cifar_resnet import CifarResNet
@@ -74,12 +75,15 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
 # Models that wrap another one, their attribute `backbone`: a dict of its name and attributes, or a built model.
 AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 
+# Models that are learnt without gradients, by `represent.learn`.
+LEARNT: dict[str, Callable[..., nn.Module]] = {"bag_of_words": BagOfWords}
+
 
 _MOST_BLOCKS = 200
 
 
 def create(name: str, **kw: Any) -> nn.Module:
-    """Returns the model `name` of `MODELS`, `DECODERS` or `AROUND`, built with the attributes `kw`.
+    """Returns the model `name` of `MODELS`, `DECODERS`, `AROUND` or `LEARNT`, built with the attributes `kw`.
 
     Raises:
       BadRequest: an unknown name or attribute, or a value of the wrong type.
@@ -91,7 +95,7 @@ def create(name: str, **kw: Any) -> nn.Module:
       >>> logits.shape, acts["features"].shape
       ((2, 10), (2, 64))
     """
-    constructor = choose(MODELS | DECODERS | AROUND, name, "model")
+    constructor = choose(MODELS | DECODERS | AROUND | LEARNT, name, "model")
     check_kwargs(constructor, kw, "model")
     if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
@@ -118,7 +122,7 @@ def section_of(model: nn.Module) -> dict[str, Any] | None:
       >>> section_of(create("resnet20", num_classes=7))["num_classes"]
       7
     """
-    for name, constructor in (MODELS | DECODERS | AROUND).items():
+    for name, constructor in (MODELS | DECODERS | AROUND | LEARNT).items():
         if type(model) is not getattr(constructor, "func", constructor):
             continue
         values = {k: getattr(model, k) for k in keywords(constructor) if k != "dtype"}

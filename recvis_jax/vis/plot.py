@@ -109,6 +109,68 @@ def lines_on_image(image: np.ndarray, lines: Mapping[str, np.ndarray], path: Pat
     return True
 
 
+def mosaic(patches: np.ndarray, path: Path, title: str = "") -> bool:
+    """Draws small images in rows and columns, with a white line between them.
+
+    Args:
+      patches: (rows columns s s c) in [0, 1], of 1 or 3 channels.
+      path: PNG file, replaced atomically.
+      title: above them.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    rows, columns = patches.shape[:2]
+    framed = np.pad(patches, [(0, 0), (0, 0), (0, 2), (0, 2), (0, 0)], constant_values=1)
+    whole = np.clip(np.concatenate(np.concatenate(framed, axis=1), axis=1), 0, 1)  # one picture draws at once
+    figure = Figure(figsize=(0.55 * columns + 0.2, 0.55 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(whole[..., 0] if whole.shape[-1] == 1 else whole, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9).set_parse_math(False)
+    _save(figure, path)
+    return True
+
+
+def histograms(images: np.ndarray, values: np.ndarray, path: Path, title: str = "") -> bool:
+    """Draws images, each with its vector beside it as bars.
+
+    Args:
+      images: (b h w c) in [0, 1], of 1 or 3 channels.
+      values: (b k); all are drawn on one scale.
+      path: PNG file, replaced atomically.
+      title: above the bars.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 1.3 * len(images) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    places = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 5))
+    low, high = min(0.0, float(values.min())), max(float(values.max()), 1e-6)
+    for (left, right), image, row in zip(places, images, values, strict=True):
+        left.imshow(np.clip(image[..., 0] if image.shape[-1] == 1 else image, 0, 1), cmap="gray", vmin=0, vmax=1)
+        left.set_axis_off()
+        right.bar(np.arange(len(row)), row, width=1.0)
+        right.set_xlim(-0.5, len(row) - 0.5)
+        right.set_ylim(low, high)
+        right.tick_params(labelsize=7)
+    places[0, 1].set_title(title, fontsize=9).set_parse_math(False)
+    _save(figure, path)
+    return True
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> bool:
     """Draws a confusion matrix: rows are the true classes, a colour says which fraction of a row a cell holds.
 
