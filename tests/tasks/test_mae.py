@@ -148,7 +148,7 @@ def test_mask_tokens_in_the_encoder_see_nothing_of_masked_patches():
 
 
 def test_refuses_what_it_cannot_train():
-    with pytest.raises(errors.BadRequest, match="masked autoencoders, as mae_b16"):
+    with pytest.raises(errors.BadRequest, match="masked autoencoders, such as mae_b16"):
         mae(models.create("linear"), image_shape=(16, 16, 1))
     with pytest.raises(errors.BadRequest, match="mask_ratio above 0"):
         build(mask_ratio=0.0)
