@@ -139,7 +139,7 @@ def test_what_cannot_run_is_refused(tmp_path):
         ((f"--workdir={tmp_path}",), "there is nothing to vary"),
         (("--grid=config.seed=0",), "--workdir is missing"),
         ((f"--workdir={tmp_path}", "--grid=seed"), "is not KEY=VALUE,VALUE"),
-        ((f"--workdir={tmp_path}", "--grid=seed=1,1"), "two runs have the same settings, seed=1"),
+        ((f"--workdir={tmp_path}", "--grid=seed=1,1"), "two runs have the same settings: seed=1"),
         ((f"--workdir={tmp_path}", "--list=/nowhere"), "cannot be read"),
         ((f"--workdir={tmp_path}", "--grid=config.seed=0", "--girds=x"), "unknown flag --girds"),
         ((f"--workdir={tmp_path / 'x'}", "--collect"), "there are no runs in"),
