@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from recvis_jax import errors, models, pretrained, trees, tried
-from recvis_jax.data import info as data_info
-from recvis_jax.data import pipeline, sources
+from recvis_jax.data import data_info, pipeline, sources
 from recvis_jax.data.opened import Data, open_data
 from recvis_jax.tasks import TASKS, Task
 from recvis_jax.training import distributed

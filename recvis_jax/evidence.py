@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from recvis_jax import build, environment, errors, reading, trained
-from recvis_jax.data import info as data_info
-from recvis_jax.data import similar
+from recvis_jax.data import data_info, similar
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import diagnosis, outcomes

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import build, errors, fitting, models, trained
-from recvis_jax.data import info, opened
+from recvis_jax.data import data_info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import evaluator, features
@@ -400,7 +400,7 @@ class Model:
         keeper.close()
         lines = "".join(log.json_line(record) for record in self.history)
         log.write_atomically(where / "metrics.jsonl", lines)
-        log.write_json(where / info.FILE, info.as_json(self.run.data.info))
+        log.write_json(where / data_info.FILE, data_info.as_json(self.run.data.info))
         log.write_json(where / "config.json", self.config)  # last, because a folder with this file is a run
         return where
 

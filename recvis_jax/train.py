@@ -239,7 +239,7 @@ def _interrupted(done: Any, keeper: Any, stop: Any, tell: Callable[[str], None])
 
 def _compare_data(folder: Path, info: Any) -> bool:
     """Compares the data with the run's record of them; returns whether there is a record."""
-    from recvis_jax.data import info as data_info
+    from recvis_jax.data import data_info
 
     recorded = data_info.read(folder)
     if recorded:
@@ -249,7 +249,7 @@ def _compare_data(folder: Path, info: Any) -> bool:
 
 def _record_data(folder: Path, info: Any) -> None:
     """Writes the run's record of its data."""
-    from recvis_jax.data import info as data_info
+    from recvis_jax.data import data_info
     from recvis_jax.training import log
 
     log.write_json(folder / data_info.FILE, data_info.as_json(info))

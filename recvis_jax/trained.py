@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from recvis_jax import build, errors, reading, trees
-from recvis_jax.data import given, info
+from recvis_jax.data import data_info, given
 from recvis_jax.data.sources import NoSplit, Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import layer_head
@@ -70,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def make_run(
-    config: dict[str, Any], recorded: info.Recorded | None = None, built: tuple[Any, Any] = (None, None)
+    config: dict[str, Any], recorded: data_info.Recorded | None = None, built: tuple[Any, Any] = (None, None)
 ) -> build.Run:
     """Builds the run of a whole config, of which it takes the keys that say what a run is.
 
@@ -101,7 +101,7 @@ def of_run(
     Raises:
       BadRequest: there is no such checkpoint.
     """
-    recorded, optim = info.read(folder), config.get("optim")
+    recorded, optim = data_info.read(folder), config.get("optim")
     if recorded and isinstance(optim, dict):
         if optim != build.OWN:  # it is checked, and not built
             given = ("params", "total_steps", "batch_size", "steps_per_epoch")

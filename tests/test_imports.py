@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "checks": ("build", "data.pipeline"),
     "trained": (
         "build",
-        "data.info",
+        "data.data_info",
         "data.given",
         "trees",
         "training.checkpoint",
@@ -68,9 +68,9 @@ ALONE = {
     "evaluation.metrics": (),
     "data.fields": (),
     "data.geometry": ("data.fields",),
-    "data.transforms": ("data.spec", "data.randaugment", "data.geometry", "data.transform_geometry", "data.fields"),
-    "data.transform_geometry": ("data.spec", "data.randaugment", "data.geometry"),
-    "data.augment": ("data.spec", "data.augment_images", "data.augment_fields", "data.fields"),
+    "data.transforms": ("data.specs", "data.photometric", "data.geometry", "data.transform_geometry", "data.fields"),
+    "data.transform_geometry": ("data.specs", "data.photometric", "data.geometry"),
+    "data.augment": ("data.specs", "data.augment_images", "data.augment_fields", "data.fields"),
     "data.augment_fields": ("data.augment_images", "data.fields"),
 }
 

@@ -10,7 +10,7 @@ import toy_boxes
 
 import recvis_jax as rv
 from recvis_jax import build, describe, errors
-from recvis_jax.data import fields, info, pipeline, sources, transforms
+from recvis_jax.data import data_info, fields, pipeline, sources, transforms
 from recvis_jax.planning import sizes
 
 SPEC = "resize_pad(64)"
@@ -64,12 +64,14 @@ def test_the_run_is_opened_without_its_data(run, made, tmp_path):
     assert rv.open(saved, model=run.run.model, task=run.run.task).evaluate("test") == pytest.approx(
         run.evaluate("test")
     )
-    recorded = info.read(saved)
+    recorded = data_info.read(saved)
     others = tuple(f for f in data.info.fields if f.name != "labels")
     with pytest.raises(errors.BadRequest, match="fields labels then, none now"):
-        info.check(recorded, data.info._replace(fields=others), going_on=True)
+        data_info.check(recorded, data.info._replace(fields=others), going_on=True)
     fuller = tuple(f._replace(most=9) if f.most else f for f in data.info.fields)
-    info.check(recorded, data.info._replace(fields=fuller), going_on=True)  # to how many it is padded is no difference
+    data_info.check(
+        recorded, data.info._replace(fields=fuller), going_on=True
+    )  # to how many it is padded is no difference
 
 
 def test_an_objective_of_labels_is_refused(made):

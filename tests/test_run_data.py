@@ -11,7 +11,7 @@ import small
 from safetensors.numpy import load_file
 
 from recvis_jax import errors
-from recvis_jax.data import info
+from recvis_jax.data import data_info
 
 
 def paint(folder, classes, count=12):
@@ -147,16 +147,16 @@ DAMAGE = {
 
 @pytest.mark.parametrize("key", DAMAGE)
 def test_a_damaged_record_names_file_and_key(key, tmp_path):
-    splits = {"train": info.Split("train", 5, "x")}
-    good = info.DataInfo("fruit", 2, ("apple", "banana"), False, (8, 8, 3), "", "none", splits)
-    path = tmp_path / info.FILE
-    path.write_text(json.dumps(info.as_json(good)))
-    assert info.read(tmp_path) == (good, tmp_path)
+    splits = {"train": data_info.Split("train", 5, "x")}
+    good = data_info.DataInfo("fruit", 2, ("apple", "banana"), False, (8, 8, 3), "", "none", splits)
+    path = tmp_path / data_info.FILE
+    path.write_text(json.dumps(data_info.as_json(good)))
+    assert data_info.read(tmp_path) == (good, tmp_path)
     value, says = DAMAGE[key]
-    path.write_text(json.dumps(info.as_json(good) | {key: value}))
+    path.write_text(json.dumps(data_info.as_json(good) | {key: value}))
     with pytest.raises(errors.BadRequest) as e:
-        info.read(tmp_path)
+        data_info.read(tmp_path)
     assert str(path) in str(e.value) and says in str(e.value)
-    path.write_text(json.dumps({k: v for k, v in info.as_json(good).items() if k != key}))
+    path.write_text(json.dumps({k: v for k, v in data_info.as_json(good).items() if k != key}))
     with pytest.raises(errors.BadRequest, match=f"has no '{key}'"):
-        info.read(tmp_path)
+        data_info.read(tmp_path)

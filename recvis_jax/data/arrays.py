@@ -8,8 +8,7 @@ import numpy as np
 
 from recvis_jax import errors
 from recvis_jax.data import augment as device_augment
-from recvis_jax.data import info as data_info
-from recvis_jax.data import pipeline
+from recvis_jax.data import data_info, pipeline
 from recvis_jax.data.buckets import as_key, of_source
 from recvis_jax.data.fields import Field, check, image_and_label, stack, unpadded
 from recvis_jax.data.opened import Data, first_shape, hosts, normaliser

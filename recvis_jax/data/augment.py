@@ -14,8 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Num, PRNGKeyArray
 
-from recvis_jax.data import augment_fields, augment_images
-from recvis_jax.data import spec as specs
+from recvis_jax.data import augment_fields, augment_images, specs
 from recvis_jax.data.fields import Field, spatial
 from recvis_jax.errors import BadRequest, choose
 

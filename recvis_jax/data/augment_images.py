@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, Key
 
-from recvis_jax.data import spec as specs
+from recvis_jax.data import specs
 from recvis_jax.data.resample import resized_rows, rotated, rounded
 from recvis_jax.errors import BadRequest
 

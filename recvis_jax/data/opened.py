@@ -7,11 +7,10 @@ import numpy as np
 
 from recvis_jax import errors
 from recvis_jax.data import augment as device_augment
-from recvis_jax.data import info as data_info
-from recvis_jax.data import pipeline, sources, subset, transforms
-from recvis_jax.data import windows as sliding
+from recvis_jax.data import data_info, pipeline, sources, subset, transforms
 from recvis_jax.data.buckets import Buckets, as_key, of_source
 from recvis_jax.data.fields import Field
+from recvis_jax.data.windows import labelled
 
 
 class Data(NamedTuple):
@@ -187,7 +186,7 @@ def open_data(
 
     section = {k: v for k, v in locals().items() if k != "recorded"}
     if windows:
-        errors.check_kwargs(sliding.labelled, windows, "config.data.windows", given=("source",))
+        errors.check_kwargs(labelled, windows, "config.data.windows", given=("source",))
     if threads < 1 or workers < 0:
         raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
     expressions = {"train": train, "val": val, "test": test}
@@ -197,7 +196,7 @@ def open_data(
             name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, fields=fields,
             most_objects=most_objects, mock=mock,
         )  # fmt: skip
-        found = sliding.labelled(found, **windows) if windows else found
+        found = labelled(found, **windows) if windows else found
         with errors.at("config.data.classes"):
             return subset.subset(found, classes)
 

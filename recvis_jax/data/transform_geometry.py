@@ -13,9 +13,7 @@ import numpy as np
 import PIL.Image
 from jaxtyping import UInt8
 
-from recvis_jax.data import geometry
-from recvis_jax.data import randaugment as pixels
-from recvis_jax.data import spec as specs
+from recvis_jax.data import geometry, photometric, specs
 from recvis_jax.data.geometry import View
 from recvis_jax.errors import BadRequest
 from recvis_jax.reading import LIMITS
@@ -55,7 +53,7 @@ class Moving(NamedTuple):
                 n + e[0] for n, e in zip((x0, x1, y0, y1), (edges[1],) * 2 + (edges[0],) * 2, strict=True)
             )
         image = resample(image[y0:y1, x0:x1], view.size, self.method)
-        return pixels.keep_channels(cv2.flip, image, 1) if view.mirrored else image
+        return photometric.keep_channels(cv2.flip, image, 1) if view.mirrored else image
 
     def __call__(self, rng: np.random.Generator | None, image: Image) -> Image:
         """Draws and shows; for images that come alone."""
@@ -305,7 +303,7 @@ def resample(image: Image, size: tuple[int, int], method: str) -> Image:
     # OpenCV averages only where both sides shrink, so one side at a time where one grows.
     if min(height, h) < h or min(width, w) < w:
         shrunk = (min(width, w), min(height, h))
-        image = pixels.keep_channels(cv2.resize, image, shrunk, interpolation=cv2.INTER_AREA)
+        image = photometric.keep_channels(cv2.resize, image, shrunk, interpolation=cv2.INTER_AREA)
     if image.shape[:2] != size:
-        image = pixels.keep_channels(cv2.resize, image, (width, height), interpolation=cv2.INTER_CUBIC)
+        image = photometric.keep_channels(cv2.resize, image, (width, height), interpolation=cv2.INTER_CUBIC)
     return image

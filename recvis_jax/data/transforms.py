@@ -14,9 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from recvis_jax.data import geometry, transform_geometry
-from recvis_jax.data import randaugment as pixels
-from recvis_jax.data import spec as specs
+from recvis_jax.data import geometry, photometric, specs, transform_geometry
 from recvis_jax.data.fields import Field
 from recvis_jax.errors import BadRequest
 
@@ -87,7 +85,7 @@ def color_jitter(
 
 
 def randaugment(n: int = 2, m: float = 9.0, mstd: float = 0.0, fill: int = 0) -> Operation:
-    """Applies `n` of RandAugment's 14 operations at magnitude `m` of 30; see `data/randaugment.py`.
+    """Applies `n` of RandAugment's 14 operations at magnitude `m` of 30; see `data/photometric.py`.
 
     Args:
       n: number of operations.
@@ -98,7 +96,7 @@ def randaugment(n: int = 2, m: float = 9.0, mstd: float = 0.0, fill: int = 0) ->
     return functools.partial(
         _randaugment,
         n=specs.whole(n, "n", 0, 100),
-        m=specs.number(m, "m", 0, pixels.LEVELS),
+        m=specs.number(m, "m", 0, photometric.LEVELS),
         mstd=specs.number(mstd, "mstd", 0, 100),
         fill=specs.whole(fill, "fill", 0, 255),
     )
@@ -159,10 +157,10 @@ def _check(image: Any, name: str) -> None:
 def _color_jitter(
     rng: np.random.Generator, image: Image, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Image:
-    changes = ((pixels.brightness, brightness), (pixels.contrast, contrast), (pixels.color, saturation))
+    changes = ((photometric.brightness, brightness), (photometric.contrast, contrast), (photometric.color, saturation))
     for i in rng.permutation(4):
         if i == 3:
-            image = pixels.hue(image, rng.uniform(-hue, hue)) if hue else image
+            image = photometric.hue(image, rng.uniform(-hue, hue)) if hue else image
         elif changes[i][1]:
             change, amount = changes[i]
             image = change(image, rng.uniform(max(0.0, 1 - amount), 1 + amount))
@@ -170,11 +168,11 @@ def _color_jitter(
 
 
 def _randaugment(rng: np.random.Generator, image: Image, n: int, m: float, mstd: float, fill: int) -> Image:
-    return pixels.randaugment(rng, image, n, m, mstd, fill)
+    return photometric.randaugment(rng, image, n, m, mstd, fill)
 
 
 def _grayscale(rng: np.random.Generator, image: Image) -> Image:
-    return pixels.grey(image)
+    return photometric.grey(image)
 
 
 def _to_rgb(rng: np.random.Generator, image: Image) -> Image:

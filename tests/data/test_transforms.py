@@ -11,7 +11,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from recvis_jax.data import augment, randaugment, spec, transform_geometry, transforms
+from recvis_jax.data import augment, photometric, specs, transform_geometry, transforms
 from recvis_jax.errors import BadRequest
 
 
@@ -56,11 +56,11 @@ def test_arguments_by_position_and_keyword_are_the_same():
     def shrink(size: int, scale: tuple = (1, 2), mode: str = "x"):
         return size, scale, mode
 
-    steps = spec.parse(
+    steps = specs.parse(
         " shrink(4, [1,3])|shrink(scale=(1, 3), size=4) | shrink(-4, mode='a|b')", {"shrink": shrink}, "op"
     )
     assert [s.built for s in steps] == [(4, (1, 3), "x"), (4, (1, 3), "x"), (-4, (1, 2), "a|b")]
-    assert spec.signature(shrink, "shrink") == "shrink(size, scale=(1, 2), mode='x')"
+    assert specs.signature(shrink, "shrink") == "shrink(size, scale=(1, 2), mode='x')"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_bad_pipelines_say_what_would_be_right(text, words):
 
 
 def test_long_pipelines():
-    assert len(spec.parse("|".join(["flip"] * 50), transforms.OPERATIONS, "op")) == 50
+    assert len(specs.parse("|".join(["flip"] * 50), transforms.OPERATIONS, "op")) == 50
     with pytest.raises(BadRequest):
         transforms.parse("(" * 10000)
 
@@ -284,18 +284,18 @@ def test_random_resized_crop_resizes_the_box_it_drew():
 def test_enhancements_are_pillows(name, factor, channels):
     image = photo(31, 40, channels)
     expected = array(getattr(PIL.ImageEnhance, name.capitalize())(pil(image)).enhance(factor))
-    assert worst(getattr(randaugment, name)(image, factor), expected) <= (2 if name == "sharpness" else 1)
+    assert worst(getattr(photometric, name)(image, factor), expected) <= (2 if name == "sharpness" else 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "mine, theirs",
     [
-        (lambda x: randaugment.posterize(x, 4), lambda x: PIL.ImageOps.posterize(x, 4)),
-        (lambda x: randaugment.posterize(x, 8), lambda x: x),
-        (lambda x: randaugment.solarize(x, 100.5), lambda x: PIL.ImageOps.solarize(x, 100.5)),
-        (randaugment.autocontrast, PIL.ImageOps.autocontrast),
-        (randaugment.equalize, PIL.ImageOps.equalize),
+        (lambda x: photometric.posterize(x, 4), lambda x: PIL.ImageOps.posterize(x, 4)),
+        (lambda x: photometric.posterize(x, 8), lambda x: x),
+        (lambda x: photometric.solarize(x, 100.5), lambda x: PIL.ImageOps.solarize(x, 100.5)),
+        (photometric.autocontrast, PIL.ImageOps.autocontrast),
+        (photometric.equalize, PIL.ImageOps.equalize),
     ],
 )
 def test_point_operations_are_pillows(mine, theirs, channels):
@@ -316,10 +316,10 @@ def test_grayscale_is_pillows_and_to_rgb_undoes_it():
 
 def test_hue():
     red = np.broadcast_to(np.array([200, 0, 0], np.uint8), (4, 4, 3)).copy()
-    assert worst(randaugment.hue(red, 1 / 3), np.roll(red, 1, axis=2)) <= 3  # to green
-    assert worst(randaugment.hue(red, -1 / 3), np.roll(red, 2, axis=2)) <= 5  # to blue: hue has 8 bits
-    assert worst(randaugment.hue(photo(), 0.0), photo()) <= 6  # there and back through 8 bits of hue
-    np.testing.assert_array_equal(randaugment.hue(photo(channels=1), 0.3), photo(channels=1))
+    assert worst(photometric.hue(red, 1 / 3), np.roll(red, 1, axis=2)) <= 3  # to green
+    assert worst(photometric.hue(red, -1 / 3), np.roll(red, 2, axis=2)) <= 5  # to blue: hue has 8 bits
+    assert worst(photometric.hue(photo(), 0.0), photo()) <= 6  # there and back through 8 bits of hue
+    np.testing.assert_array_equal(photometric.hue(photo(channels=1), 0.3), photo(channels=1))
 
 
 def test_color_jitter_factors_and_order():
@@ -354,7 +354,7 @@ def test_geometric_operations_are_pillows(name, level, sign, channels):
         expected = pil(image).transform(
             (62, 48), PIL.Image.Transform.AFFINE, matrix[name], fillcolor=(9,) * channels if channels == 3 else 9
         )
-    out = randaugment.OPERATIONS[name](image, level, sign, 9)
+    out = photometric.OPERATIONS[name](image, level, sign, 9)
     assert out.shape == image.shape
     assert (out == array(expected)).mean() > 0.98  # nearest pixels at exact halves may be either
     if level == 0:
@@ -362,7 +362,7 @@ def test_geometric_operations_are_pillows(name, level, sign, channels):
 
 
 def test_magnitudes_are_torchvisions():
-    image, ops = photo(), randaugment.OPERATIONS
+    image, ops = photo(), photometric.OPERATIONS
     assert (
         list(ops)
         == (
@@ -372,18 +372,18 @@ def test_magnitudes_are_torchvisions():
     )
     bits = [8 - round(m / (30 / 4)) for m in range(31)]
     for m, kept in enumerate(bits):
-        np.testing.assert_array_equal(ops["posterize"](image, m / 30, 1, 0), randaugment.posterize(image, kept))
+        np.testing.assert_array_equal(ops["posterize"](image, m / 30, 1, 0), photometric.posterize(image, kept))
     np.testing.assert_array_equal(ops["solarize"](image, 1.0, 1, 0), 255 - image)
-    np.testing.assert_array_equal(ops["brightness"](image, 1.0, -1, 0), randaugment.brightness(image, 0.1))
-    np.testing.assert_array_equal(ops["contrast"](image, 0.5, 1, 0), randaugment.contrast(image, 1.45))
+    np.testing.assert_array_equal(ops["brightness"](image, 1.0, -1, 0), photometric.brightness(image, 0.1))
+    np.testing.assert_array_equal(ops["contrast"](image, 0.5, 1, 0), photometric.contrast(image, 1.45))
 
 
 def test_randaugment_draws_operations_signs_and_levels(monkeypatch):
     calls = []
     fakes = {
-        n: lambda i, level, sign, fill, n=n: calls.append((n, level, sign, fill)) or i for n in randaugment.OPERATIONS
+        n: lambda i, level, sign, fill, n=n: calls.append((n, level, sign, fill)) or i for n in photometric.OPERATIONS
     }
-    monkeypatch.setattr(randaugment, "OPERATIONS", fakes)
+    monkeypatch.setattr(photometric, "OPERATIONS", fakes)
     rng, image = np.random.default_rng(0), photo()
     transform = transforms.parse("randaugment(2, 9, fill=128)")
     for _ in range(1400):
