@@ -82,6 +82,7 @@ def size(encoder: Encoder, layout: str, k: int, d: int) -> int:
     """Returns the dimensions of an encoding with k words of d numbers.
 
     Example:
+      >>> from recvis_jax import classical
       >>> size(classical.ENCODERS["fisher"](), "1x1+2x2+3x1", k=64, d=80)
       81920
     """

@@ -24,6 +24,7 @@ def fisher(*, root: bool = True, norm: Norm = "l2") -> Encoder:
       Sanchez and Mensink, 2010, "Improving the Fisher kernel for large-scale image classification".
 
     Example:
+      >>> from recvis_jax.classical import encoding
       >>> one = jnp.ones((1, 1))
       >>> mixture = gmm.Mixture(jnp.ones(1), 0 * one, one, jnp.array(0.0), jnp.array(0), jnp.array(True))
       >>> x, mask = jnp.array([[[1.0], [3.0], [9.0]]]), jnp.array([[True, True, False]])

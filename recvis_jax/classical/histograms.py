@@ -24,6 +24,7 @@ def hard(*, root: bool = False, norm: Norm = "l1") -> Encoder:
       keypoints".
 
     Example:
+      >>> from recvis_jax.classical import encoding
       >>> encode = encoding.make(hard())
       >>> words = kmeans.fit(np.array([[0.0], [1.0]], np.float32), 2, start=np.array([[0.0], [1.0]]))
       >>> x, mask = jnp.array([[[0.1], [0.9], [0.8], [9.0]]]), jnp.array([[True, True, True, False]])
@@ -53,6 +54,7 @@ def soft(
       Liu, 2011, "In defense of soft-assignment coding" (few words, maxima).
 
     Example:
+      >>> from recvis_jax.classical import encoding
       >>> words = kmeans.fit(np.array([[0.0], [1.0]], np.float32), 2, start=np.array([[0.0], [1.0]]))
       >>> x, mask = jnp.array([[[0.5], [0.0]]]), jnp.ones((1, 2), bool)
       >>> print(np.asarray(encoding.make(soft(sharpness=2.0))(words, x, jnp.zeros((1, 2, 2)), mask)).round(2))
@@ -89,6 +91,7 @@ def llc(
     Reference: Wang et al., 2010, "Locality-constrained linear coding for image classification", section 3.
 
     Example:
+      >>> from recvis_jax.classical import encoding
       >>> words = kmeans.fit(np.array([[0.0], [1.0]], np.float32), 2, start=np.array([[0.0], [1.0]]))
       >>> x, mask = jnp.array([[[0.25]]]), jnp.ones((1, 1), bool)
       >>> encode = encoding.make(llc(neighbours=2, norm="none"))

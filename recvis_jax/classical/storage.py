@@ -22,7 +22,9 @@ def save(path: Path, learnt: Any, about: dict[str, Any] | None = None) -> None:
       about: what it was learnt from and how, of JSON's types; `load` compares it.
 
     Example:
-      >>> folder = Path(tempfile.mkdtemp())
+      >>> import tempfile
+      >>> from recvis_jax.classical import pca
+      >>> projection, folder = pca.fit(np.eye(3), 2), Path(tempfile.mkdtemp())
       >>> save(folder / "pca.safetensors", projection, {"seed": 0})
       >>> again = load(folder / "pca.safetensors", pca.Projection, {"seed": 0})
       >>> bool((again.axes == projection.axes).all())

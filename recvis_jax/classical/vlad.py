@@ -22,6 +22,7 @@ def vlad(*, intra: bool = True, root: bool = False, norm: Norm = "l2") -> Encode
       and Zisserman, 2013, "All about VLAD" (`intra`).
 
     Example:
+      >>> from recvis_jax.classical import encoding, kmeans
       >>> words = kmeans.fit(np.array([[0.0], [4.0]], np.float32), 2, start=np.array([[0.0], [4.0]]))
       >>> x, mask = jnp.array([[[1.0], [2.0], [3.0]]]), jnp.array([[True, False, True]])
       >>> encoding.make(vlad(intra=False, norm="none"))(words, x, jnp.zeros((1, 3, 2)), mask).tolist()

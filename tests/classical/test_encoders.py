@@ -1,6 +1,5 @@
 """Every encoder under one contract, and each against VLFeat, scikit-image or its formula written out."""
 
-import doctest
 import functools
 
 import jax
@@ -287,10 +286,3 @@ def test_positions_are_appended():
 def test_bad_layouts_are_refused(text):
     with pytest.raises(errors.BadRequest, match="pyramid"):
         pyramid.parse(text)
-
-
-@pytest.mark.parametrize("module", [encoding, pyramid, histograms, vlad, fisher])
-def test_examples(module):
-    given = {"np": np, "jnp": jnp, "encoding": encoding, "kmeans": kmeans, "gmm": gmm, "classical": classical}
-    failed, tried = doctest.testmod(module, extraglobs=given)
-    assert tried and not failed

@@ -1,9 +1,6 @@
 """Words, mixtures and components against scikit-learn from the same start; streams, interruptions, bad input."""
 
-import doctest
-import tempfile
 import warnings
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +28,6 @@ def cut(x, sizes=(700, 1, 400, 3000)):
             start += size
 
     return batches
-
-
-@pytest.mark.parametrize("module", [stream, kmeans, gmm, pca, storage])
-def test_examples(module):
-    given = {"np": np, "jnp": jnp, "jax": jax, "tempfile": tempfile, "Path": Path, "pca": pca}
-    given["projection"] = pca.fit(DIGITS, 3)
-    failed, tried = doctest.testmod(module, extraglobs=given)
-    assert tried and not failed
 
 
 def test_kahan_sums_keep_what_float32_loses():
