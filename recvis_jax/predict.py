@@ -118,34 +118,16 @@ def of_library(
     name: str, weights: str, size: int | None = None, statistics: str | None = None, num_classes: int | None = None
 ) -> Predictor:
     """Loads published weights: `name` is one of our models, or library/name; the rest as the flags say."""
-    import jax
-    import jax.numpy as jnp
+    from recvis_jax import network
 
-    from recvis_jax import models, pretrained
-    from recvis_jax.pretrained import preprocessing
-
-    library, _, theirs = name.rpartition("/")
-    how = preprocessing.of(library, theirs)._replace(**({"size": size} if size else {}))
-    how = how._replace(statistics=statistics or how.statistics)
-    kw = {"num_classes": num_classes} if num_classes else {}
-    model = pretrained.create(library, theirs, **kw) if library else models.create(theirs, **kw)
-    if not hasattr(model, "num_classes"):
-        raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
-    shape = (1, how.size, how.size, 3)
-    template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
-
-    def spell(key: str, value: Any) -> str:
-        return f"--num_classes={value}" if key == "num_classes" else ""
-
-    variables = pretrained.load(
-        weights, model, template, library=library, resample=bool(size), image_size=shape[1:3], spell=spell
-    )
+    model, variables, how = network.published(name, weights, size, statistics, num_classes, of_classes=True)
+    shape = (how.size, how.size, 3)
 
     def apply(variables: Any, images: Any) -> Any:
         return model.apply(variables, images, train=False)[0]
 
     print(f"preprocessing: {how.transform()}, statistics of {how.statistics}")
-    return _predictor(apply, variables, how.transform(), how.statistics, shape[1:], (), "softmax")
+    return _predictor(apply, variables, how.transform(), how.statistics, shape, (), "softmax")
 
 
 def of_run(folder: Path, which: str | None = None) -> Predictor:

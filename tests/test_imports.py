@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "reporting": ("",),
     "surveying": ("data", "vis"),
     "represent": ("",),
+    "looking": ("",),
+    "network": ("data", "models", "pretrained", "trained"),
     "planning": ("build", "data", "models", "training", "vis.structure"),
     "planning.devices": (),
     "planning.topology": ("planning.devices",),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from recvis_jax import errors
 
@@ -234,9 +235,23 @@ def _drawable(text: str, known: Mapping[int, Any]) -> str:
 def _save(figure: Any, path: Path) -> None:
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=130)
+    replace(path, data.getvalue())
+
+
+def png(picture: Float[np.ndarray, "h w c"], path: Path) -> None:
+    """Writes a picture in [0, 1], of 1 or 3 channels, pixel by pixel; the file is replaced atomically."""
+    import cv2
+
+    shown = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    stored = cv2.cvtColor(shown, cv2.COLOR_RGB2BGR) if shown.shape[-1] == 3 else shown
+    replace(path, cv2.imencode(".png", stored)[1].tobytes())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file beside `path` and puts it in its place."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data.getvalue())
+        part.write_bytes(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

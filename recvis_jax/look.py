@@ -1,0 +1,78 @@
+"""Looks inside a network: what its units like, where it looks, what it attends to. Writes PNGs and a page of them.
+
+  python -m recvis_jax.look --weights=runs/r20 --show=filters,top9,saliency,gradcam
+  python -m recvis_jax.look --weights=runs/r20 --show=gradcam,occlusion --class=3 shoe.png my/photos
+  python -m recvis_jax.look --model=torchvision/resnet50 --weights=resnet50.safetensors --out=looks cat.jpg
+
+Images are those that are named (files, or folders of them), or the first --count of a --split of the run's data. The
+page is look.html, in --out, or in the run's folder look/. `rv.vis` has the same as functions that return arrays.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from recvis_jax import cli, errors
+
+FLAGS = flags.FLAGS
+_DEFAULT = ["filters", "top9", "saliency", "gradcam"]
+
+
+def define_flags() -> None:
+    """Defines the flags of this program."""
+    flags.DEFINE_string("weights", None, "Folder of a run[@checkpoint], a file, or hf://owner/repo[/file].")
+    flags.DEFINE_string("model", None, "With a file: name of the model, ours or library/name.")
+    flags.DEFINE_list("show", _DEFAULT, "Figures; a wrong name is answered with all of them.")
+    flags.DEFINE_string("layer", None, "Of maps, top9 and gradcam: a name of an intermediate or of a module.")
+    flags.DEFINE_integer("class", None, "Whose score is explained; by default the predicted class.", lower_bound=0)
+    flags.DEFINE_string("split", None, "Whose images are taken: train, val, test or an expression.")
+    flags.DEFINE_integer("count", 8, "Images of the split that are shown.", lower_bound=1)
+    flags.DEFINE_integer("image_size", None, "With a file: rows and columns, if not the weights' own.", lower_bound=1)
+    flags.DEFINE_string("out", None, "Folder for what is written; by default look/ in the run's.")
+    flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
+
+
+def main(argv: list[str]) -> None:
+    from recvis_jax.data import given
+
+    if not FLAGS.weights:
+        raise errors.BadRequest("--weights is missing: the folder of a run, a file or hf://owner/repo.")
+    if argv[1:] and FLAGS.split:
+        raise errors.BadRequest("give images or --split, not both.")
+    paths = given.find(argv[1:]) if argv[1:] else []
+    cli.start_jax(FLAGS.compile_cache)
+    from recvis_jax import looking, network, trained
+
+    run = trained.find_run(FLAGS.weights)
+    if run and FLAGS.model:
+        raise errors.BadRequest(f"--model is not needed: the run {run[0]} says by itself what it is.")
+    if not run and not FLAGS.model:
+        name = errors.printable(FLAGS.weights)
+        raise errors.BadRequest(f"--model is missing, as torchvision/resnet50: {name} is no folder of a run.")
+    if not run and not FLAGS.out:
+        raise errors.BadRequest("--out is missing: the folder for what is written.")
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else run[0] / "look"  # type: ignore[index]
+    for name in FLAGS.show:
+        errors.choose(looking.SHOWS, name, "figure")
+    if run:
+        opened = network.of_run(*run)
+    else:
+        opened = network.of_published(FLAGS.model, FLAGS.weights, FLAGS.image_size)
+    print(f"{errors.printable(opened.origin)}: {opened.name}")
+    needs_data = FLAGS.split or not paths or "top9" in FLAGS.show
+    split = looking.open_split(opened, FLAGS.split) if needs_data else None
+    if paths:
+        images, names = looking.given_images(opened, paths), [path.name for path in paths]
+    else:
+        images, names = looking.example_images(opened, split, FLAGS.count)
+    request = looking.Request(opened, images, names, split, FLAGS.layer, FLAGS["class"].value, cli.progress)
+    figures = looking.show(request, FLAGS.show)
+    page = looking.write(figures, request, out)
+    print(f"{errors.printable(page)}: {len(figures)} figures; open it in a browser")
+
+
+main.takes_arguments = True  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,113 @@
+"""A network that can be asked: a run of our own or published weights, with what it takes to give it images."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recvis_jax import errors, models, pretrained, trained
+from recvis_jax.data import augment, given
+from recvis_jax.pretrained import preprocessing
+
+
+class Network(NamedTuple):
+    """A network on images as people have them.
+
+    Attributes:
+      name: of the model.
+      apply: (variables, images in [0, 1] (b h w c)) -> (output, acts).
+      variables: its variables.
+      image_shape: (h, w, c) of its images.
+      prepare: path of an image file -> uint8 (h w c), as large as the network wants it.
+      classes: names of the classes; may be empty.
+      origin: where the weights are from, in words.
+      trained: the run's model, with its data; None of published weights.
+    """
+
+    name: str
+    apply: Callable[[Any, Any], tuple[Any, dict[str, Any]]]
+    variables: Any
+    image_shape: tuple[int, int, int]
+    prepare: Callable[[Path], np.ndarray]
+    classes: Sequence[str]
+    origin: str
+    trained: trained.Trained | None
+
+
+class Published(NamedTuple):
+    """Published weights in a model of ours, and how their images are prepared."""
+
+    model: Any
+    variables: Any
+    how: preprocessing.Preprocessing
+
+
+def published(
+    name: str,
+    weights: str,
+    size: int | None = None,
+    statistics: str | None = None,
+    num_classes: int | None = None,
+    of_classes: bool = False,
+) -> Published:
+    """Loads published weights.
+
+    Args:
+      name: one of our models, or library/name.
+      weights: file, or hf://owner/repo[/file].
+      size: rows and columns of the images, where they are not those of the weights.
+      statistics: mean and deviation by name, likewise.
+      num_classes: outputs of the model, likewise.
+      of_classes: whether it is to predict classes.
+
+    Raises:
+      BadRequest: an unknown model, one without a head where it is to have one, or weights that do not fit.
+    """
+    library, _, theirs = name.rpartition("/")
+    how = preprocessing.of(library, theirs)._replace(**({"size": size} if size else {}))
+    how = how._replace(statistics=statistics or how.statistics)
+    kw = {"num_classes": num_classes} if num_classes else {}
+    model = pretrained.create(library, theirs, **kw) if library else models.create(theirs, **kw)
+    if of_classes and not hasattr(model, "num_classes"):
+        raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
+    shape = (1, how.size, how.size, 3)
+    template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
+
+    def spell(key: str, value: Any) -> str:
+        return f"--num_classes={value}" if key == "num_classes" else ""
+
+    variables = pretrained.load(
+        weights, model, template, library=library, resample=bool(size), image_size=shape[1:3], spell=spell
+    )
+    return Published(model, variables, how)
+
+
+def of_published(name: str, weights: str, size: int | None = None) -> Network:
+    """Returns published weights as a network; arguments as of `published`."""
+    model, variables, how = published(name, weights, size)
+    shape = (how.size, how.size, 3)
+
+    def apply(variables: Any, images: Any) -> Any:
+        return model.apply(variables, augment.normalise(images, how.statistics), train=False)
+
+    prepare = given.preparer(how.transform(), shape)
+    return Network(name, apply, variables, shape, prepare, (), errors.printable(weights), None)
+
+
+def of_run(folder: Path, which: str | None = None) -> Network:
+    """Returns a checkpoint of a run as a network: the best, or the last without validation, unless one is named."""
+    config = trained.read_config(folder)
+    found = trained.of_run(folder, config, which)
+    data, model = found.run.data, found.run.model
+    known = data.info
+
+    def apply(variables: Any, images: Any) -> Any:
+        return model.apply(variables, data.preprocess({"image": images})["image"], train=False)
+
+    origin = f"{folder}, checkpoint {found.name} of step {found.step}"
+    prepare = given.preparer(known.eval_transform, known.image_shape)
+    name = (config.get("model") or {}).get("name", type(model).__name__)
+    return Network(name, apply, found.variables, known.image_shape, prepare, known.class_names, origin, found)
