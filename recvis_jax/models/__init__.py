@@ -38,6 +38,8 @@ from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.speednet import SpeedNet
+from recvis_jax.models.squeezenet import VARIANTS as SQUEEZENETS
+from recvis_jax.models.squeezenet import SqueezeNet
 from recvis_jax.models.vgg import VARIANTS as VGGS
 from recvis_jax.models.vgg import VGG, VGGM
 from recvis_jax.models.vit import VARIANTS as VITS
@@ -55,6 +57,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vgg_m": VGGM,
     **{name: partial(VGG, **kw) for name, kw in VGGS.items()},
     "googlenet": GoogLeNet,
+    **{name: partial(SqueezeNet, **kw) for name, kw in SQUEEZENETS.items()},
     **{name: partial(ResNet, **kw) for name, kw in RESNETS.items()},
     **{name: partial(BiT, **kw) for name, kw in BITS.items()},
     **{name: partial(ViT, **kw) for name, kw in VITS.items()},

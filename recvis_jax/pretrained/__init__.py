@@ -22,6 +22,7 @@ from recvis_jax.pretrained import (
     files,
     grids,
     mae,
+    ndf,
     parts,
     rules,
     safetensors,
@@ -43,6 +44,7 @@ LIBRARIES: dict[str, ModuleType] = {
     "deit": deit,
     "transformers": transformers,
     "torch": torch_nn,
+    "ndf": ndf,
 }
 
 

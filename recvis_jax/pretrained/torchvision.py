@@ -6,6 +6,8 @@ from recvis_jax.models.alexnet import AlexNet
 from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
+from recvis_jax.models.squeezenet import VARIANTS as SQUEEZENETS
+from recvis_jax.models.squeezenet import SqueezeNet
 from recvis_jax.models.vgg import VARIANTS as VGGS
 from recvis_jax.models.vgg import VGG
 from recvis_jax.pretrained.rules import Layout, Table, linear_after_flatten
@@ -104,7 +106,20 @@ RESNET: Table = (
     *linear("fc", "head"),
 )
 
-TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET}
+
+def squeezenet(model: SqueezeNet) -> Table:
+    """Returns the rows of a SqueezeNet, whose fire modules are numbered among pools."""
+    rows = conv("features.0", "stem")
+    n = 2
+    for i in range(2, 2 + len(model.squeezes)):
+        n += i in model.pools
+        for part in ("squeeze", "expand1x1", "expand3x3"):
+            rows += conv(f"features.{n}.{part}", f"fire{i}/{part}")
+        n += 1
+    return (*rows, *conv("classifier.1", "head"))
+
+
+TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET, SqueezeNet: squeezenet}
 
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "alexnet": ("alexnet", {}),
@@ -112,6 +127,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     # Like the published weights: with both auxiliary heads, and for images in [-1, 1].
     "googlenet": ("googlenet", dict(aux_logits=True, transform_input=True)),
     **{name: (name, {}) for name in RESNETS},
+    **{name: (name, {}) for name in SQUEEZENETS},
 }
 
 # Models with a second set of weights, which DEFAULT means.

@@ -6,6 +6,7 @@ value moved.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +33,7 @@ class Grid(NamedTuple):
     columns: int
 
 
-def names(apply: Apply, variables: Any, images: Images) -> dict[str, tuple[int, ...]]:
+def names(apply: Apply, variables: Any, images: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every layer that the network names, in its order.
 
     Args:
@@ -49,6 +50,7 @@ def names(apply: Apply, variables: Any, images: Images) -> dict[str, tuple[int, 
     return found
 
 
+@partial(jax.jit, static_argnames=("apply", "layer"))
 def activations(apply: Apply, variables: Any, images: Images, layer: str) -> Array:
     """Returns the values of a layer: maps (b i j d), tokens (b n d), or vectors (b d).
 
@@ -98,7 +100,7 @@ def from_layer(
     return value, lambda delta: split.run(variables, images, lambda value: value + delta)[:2]
 
 
-def modules(apply: Apply, variables: Any, images: Images) -> list[str]:
+def modules(apply: Apply, variables: Any, images: Any) -> list[str]:
     """Returns the paths of the network's modules, in their order: further layers, beside those of `names`."""
     return _modules(program.traced(lambda v, x: apply(v, x), variables, images).closed.jaxpr)
 

@@ -1,6 +1,7 @@
 """Activation maximisation: images that a unit, channel, class or direction likes best, made from noise.
 
-Three things keep them from being noise: an image is its Fourier transform, of which an optimizer's step changes all
+Units that are silent on noise are woken by letting gradients pass relus that are closed. Three things keep images from
+being noise: an image is its Fourier transform, of which an optimizer's step changes all
 frequencies alike; its colours are decorrelated; and it is moved, turned and scaled a little before each step.
 
 Reference: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Olah, Mordvintsev & Schubert 2017,
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float
 from recvis_jax.errors import BadRequest
 from recvis_jax.vis import targets
 from recvis_jax.vis.layers import Apply
+from recvis_jax.vis.rectifiers import with_rule
 from recvis_jax.vis.targets import Target
 
 # Square root of the covariance of photographs' colours; its columns are decorrelated.
@@ -142,7 +144,8 @@ def _ascend(
             seen = shaken(jax.random.fold_in(key, i), picture(spectrum, width), moved)
             return -targets.scores(apply, variables, seen, target).sum()
 
-        updates, state = optimizer.update(jax.grad(loss)(spectrum), state)
+        gradient = jax.grad(with_rule(loss, "redirected"))(spectrum)  # a unit may be silent on noise
+        updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(spectrum, updates), state), None
 
     return jax.lax.scan(step, (spectrum, state), steps)[0]

@@ -24,7 +24,16 @@ RULES: dict[str, Callable[[Array, Array], Array]] = {
     "plain": lambda slope, g: slope * g,
     "deconvnet": lambda slope, g: jnp.maximum(g, 0),
     "guided": lambda slope, g: slope * jnp.maximum(g, 0),
+    "redirected": lambda slope, g: _redirected(slope, g),
 }
+_OF_RELUS = ("deconvnet", "guided")  # which are plain gradients where there is no relu
+
+
+def _redirected(slope: Array, g: Array) -> Array:
+    """Lets what is minimised open relus of an example of which no gradient would pass this layer at all."""
+    plain = slope * g
+    stuck = (plain == 0).all(tuple(range(1, g.ndim)), keepdims=True)
+    return jnp.where(stuck, jnp.minimum(g, 0), plain)
 
 
 def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
@@ -32,7 +41,8 @@ def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
 
     Args:
       function: of arrays and trees of them, as `model.apply` with the model's variables.
-      rule: 'plain', 'deconvnet' or 'guided'.
+      rule: 'plain', 'deconvnet', 'guided', or 'redirected', by which what is minimised also opens relus that are closed
+        for all of an example, as lucid does.
 
     Raises:
       BadRequest: an unknown rule; a function without any relu, when it is called: `jnp.maximum(x, 0)` is none, since
@@ -47,7 +57,7 @@ def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
 
     def replayed(*args: Any) -> Any:
         traced = program.traced(function, *args)
-        if rule != "plain" and not _holds(traced.closed, _top):
+        if rule in _OF_RELUS and not _holds(traced.closed, _top):
             raise BadRequest(
                 f"the network has no jax.nn.relu for the rule {rule!r} to act on: it would be the plain gradient."
             )

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from recvis_jax.errors import BadRequest
 
 
-def linear_cka(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n e"]) -> float:
+def linear_cka(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m e"]) -> float:
     """Linear centred kernel alignment: |Y'X|^2 / (|X'X| |Y'Y|) of centred features, in [0, 1].
 
     It does not change when features are rotated or scaled as a whole, and compares layers of different widths.

@@ -124,6 +124,7 @@ def fixed(apply: Apply, variables: Any, images: Images, target: Target) -> Any:
     return jnp.broadcast_to(found, output.shape[:1])
 
 
+@partial(jax.jit, static_argnames="apply")
 def scores(apply: Apply, variables: Any, images: Images, target: Any) -> Float[Array, "b"]:
     """Returns the number of each image that a target of `fixed` stands for.
 

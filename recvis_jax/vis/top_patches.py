@@ -38,7 +38,7 @@ class Top(NamedTuple):
 def top_patches(
     apply: Apply,
     variables: Any,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[Any],
     layer: str,
     k: int = 9,
     *,
@@ -130,7 +130,7 @@ def crops(
     return out.reshape(d, k, *out.shape[1:])
 
 
-def _recut(batches: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
+def _recut(batches: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Yields the images in runs of `size`, the last filled up with zeros, and how many of each are real."""
     held: list[np.ndarray] = []
     count = 0

@@ -28,6 +28,7 @@ SMALL = {
     "vgg_m": ({"hidden": 64}, 64),
     "vgg11": ({"width": 8, "blocks": (1, 1, 1, 1, 2), "hidden": 64}, 32),
     "googlenet": ({}, 64),
+    "squeezenet1_1": ({"stem": (8, 3), "squeezes": (2, 2, 4), "pools": (2, 4)}, 32),
     "resnet18": ({"width": 4, "blocks": (1, 1)}, 32),
     "bit_r50x1": ({"width": 8, "norm_groups": 2, "blocks": (1, 1)}, 32),
     "vit_s16": ({**TOKENS, "heads": 2}, 24),

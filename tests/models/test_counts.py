@@ -31,6 +31,8 @@ SMALL_IMAGES |= {name.replace("resnet", "plain"): c for name, c in SMALL_IMAGES.
 # torchvision 0.28: `num_params` of the published weights (`models.get_model_weights(name).DEFAULT.meta`).
 TORCHVISION = {
     "alexnet": 61_100_840,
+    "squeezenet1_0": 1_248_424,
+    "squeezenet1_1": 1_235_496,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "resnet18": 11_689_512,

@@ -17,6 +17,8 @@ INFERENCE = {
     "tv_vgg16_bn": ("vgg16_bn", VGG_FEATURES, {}),
     "tv_googlenet": ("googlenet", GOOGLENET_FEATURES, {"aux_logits": False, "transform_input": False}),
     "tv_googlenet_aux": ("googlenet", GOOGLENET_FEATURES, {"transform_input": False}),
+    "tv_squeezenet1_0": ("squeezenet1_0", {"feat_features": "stage3/block1"}, {}),
+    "tv_squeezenet1_1": ("squeezenet1_1", {"feat_features": "stage3/block4"}, {}),
     "tv_resnet18": (
         "resnet18",
         {"feat_stem": "stem", "feat_layer2": "stage2/block2", "feat_layer4": "stage4/block2"},

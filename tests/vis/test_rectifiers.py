@@ -109,6 +109,13 @@ def test_relus_are_found_wherever_they_lie(where):
     assert both(x)[0][0] == swapped(jax.nn.relu, x).sum()
 
 
+def test_what_is_minimised_opens_relus_that_are_closed_for_all_of_an_example():
+    x = jnp.array([[-1.0, -2.0], [-1.0, 2.0], [-1.0, -2.0]])
+    g = jnp.array([[-3.0, 4.0], [-3.0, 4.0], [0.0, 4.0]])
+    found = jax.grad(lambda x: (with_rule(jax.nn.relu, "redirected")(x) * g).sum())(x)
+    np.testing.assert_array_equal(found, [[-3, 0], [0, 4], [0, 0]])
+
+
 def test_relu6_is_closed_above_six():
     x = jnp.array([-1.0, 3.0, 7.0])
     for rule, expected in {"plain": (0, -1, 0), "guided": (0, 0, 0), "deconvnet": (2, 0, 3)}.items():
@@ -129,7 +136,7 @@ def test_what_is_no_relu_is_left_alone_and_said():
     np.testing.assert_array_equal(jax.grad(with_rule(both, "deconvnet"))(X), [0, 0])
     with pytest.raises(BadRequest, match="inside of a 'while'"):
         with_rule(lambda x: lax.while_loop(lambda c: c.sum() < 1, jax.nn.relu, x), "guided")(X)
-    with pytest.raises(BadRequest, match="There are: deconvnet, guided, plain"):
+    with pytest.raises(BadRequest, match="There are: deconvnet, guided, plain, redirected"):
         with_rule(by_hand, "backwards")
 
 
