@@ -113,7 +113,8 @@ def _top9(r: Request) -> Figure:
             yield _as_float(np.asarray(batch["image"])[np.asarray(batch["mask"])])
 
     def fetch(indices: np.ndarray) -> np.ndarray:
-        wanted, found, start = set(indices.tolist()), {}, 0
+        found: dict[int, np.ndarray] = {}
+        wanted, start = set(indices.tolist()), 0
         for images in batches():
             found |= {i: images[i - start] for i in wanted.intersection(range(start, start + len(images)))}
             start += len(images)

@@ -1,5 +1,6 @@
 """What tokens attend to: a network's attention weights, over all blocks, and how far they reach."""
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,12 +49,11 @@ def rollout(acts: Mapping[str, Any]) -> Float[Array, "b n n"]:
       >>> jnp.allclose(found[0, 0], jnp.array([2 / 3, 1 / 6, 1 / 6]))
       Array(True, dtype=bool)
     """
-    total = None
+    of_blocks = []
     for weights in attention_weights(acts):
         mixed = (weights.astype(jnp.float32).mean(1) + jnp.eye(weights.shape[-1])) / 2
-        mixed = mixed / mixed.sum(-1, keepdims=True)
-        total = mixed if total is None else mixed @ total
-    return total
+        of_blocks.append(mixed / mixed.sum(-1, keepdims=True))
+    return functools.reduce(lambda before, mixed: mixed @ before, of_blocks)
 
 
 def from_class_token(weights: Float[Array, "*b n n"], where: Grid) -> Float[Array, "*b i j"]:

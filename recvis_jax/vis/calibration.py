@@ -14,13 +14,13 @@ class Reliability(NamedTuple):
     Attributes:
       confidence: mean probability of the predicted class in each bin; NaN in an empty one.
       accuracy: part of the bin's predictions that are right; likewise.
-      count: predictions in each bin.
+      counts: predictions in each bin.
       error: expected calibration error, the mean over predictions of |accuracy - confidence| of their bin.
     """
 
     confidence: Float[np.ndarray, " m"]
     accuracy: Float[np.ndarray, " m"]
-    count: Int[np.ndarray, " m"]
+    counts: Int[np.ndarray, " m"]
     error: float
 
 

@@ -98,4 +98,4 @@ def test_calibrated_predictions_have_no_error():
     assert vis.reliability(np.stack([p, 1 - p], 1), labels).error < 0.02
     sure = np.stack([np.full(1000, 0.99), np.full(1000, 0.01)], 1)
     found = vis.reliability(sure, np.arange(1000) % 2)
-    assert found.error == pytest.approx(0.49) and found.count.sum() == 1000
+    assert found.error == pytest.approx(0.49) and found.counts.sum() == 1000
