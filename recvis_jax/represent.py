@@ -253,11 +253,11 @@ def pictures(model: trained.Trained, folder: Path, words: int = 16, patches: int
         [[vocabulary.patch(images[i], local[i][0][p], 4 * float(local[i][1][p]), 32) for i, p in zip(*row, strict=True)]
          for row in zip(found.images, found.places, strict=True)]
     )  # fmt: skip
-    few = np.stack(images[:6])
+    few = jnp.stack(images[:6])
     encoded = np.asarray(net.apply(model.variables, few, train=False)[1]["features"])
     title = f"{encoded.shape[1]:,} dimensions" + (f", the first {_BARS} drawn" if encoded.shape[1] > _BARS else "")
     return plot.mosaic(cut, folder / "words.png", "a word a row, the patches nearest to it") and plot.histograms(
-        few, encoded[:, :_BARS], folder / "histograms.png", title
+        np.asarray(few), encoded[:, :_BARS], folder / "histograms.png", title
     )
 
 
