@@ -29,10 +29,10 @@ OWN = {"name": "own"}
 def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
     """Builds the model of a config's `model` section; the number of classes comes from the data unless given."""
     if "name" not in kw:
-        raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.MODELS)}.")
+        raise errors.BadRequest(f"config.model.name is missing; there are: {', '.join(models.CONSTRUCTORS)}.")
     name = kw.pop("name")
     with errors.at("config.model.name"):
-        made = errors.choose(models.MODELS | models.AROUND | models.LEARNT, name, "model")
+        made = errors.choose(models.CONSTRUCTORS, name, "model")
     if "num_classes" in errors.keywords(made):  # an autoencoder has none
         kw.setdefault("num_classes", data.info.num_classes or 1)
     if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:

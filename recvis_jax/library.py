@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recvis_jax import build, errors, fitting, models, trained
+from recvis_jax import build, drawing, errors, fitting, models, trained
 from recvis_jax.data import data_info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
@@ -370,6 +370,29 @@ class Model:
         )
         found = measure(self.params, self.model_state, build.eval_batches(self.run, source)) or {}
         return {k: float(v) if np.ndim(v) == 0 else np.asarray(v) for k, v in found.items()}
+
+    def generate(
+        self, number: int, seed: int = 0, *, split: str | None = None, **options: Any
+    ) -> dict[str, np.ndarray]:
+        """Returns images (n h w c) in [0, 1] that a model of pixels draws, or completes.
+
+        Args:
+          number: of images.
+          seed: of what is drawn; an image depends on it and on its own number alone.
+          split: "train", "val" or "test": completes the upper halves of its first images, which are returned too.
+          **options: of `drawing.draw`, as `temperature=0.9` and `top_k=5`.
+
+        Raises:
+          BadRequest: a model that generates nothing.
+
+        Example:
+          >>> digits = recvis_jax.data.from_arrays(images, labels, val=0.1, statistics=((0.0,), (1.0,)))
+          >>> model = models.create("igpt_s", colours=17, pixels=64, width=16, depth=1, heads=2)
+          >>> objective = task(model, digits, "pixels")
+          >>> fit(model, digits, optax.adam(1e-2), steps=2, task=objective, progress=False).generate(3)["images"].shape
+          (3, 8, 8, 1)
+        """
+        return drawing.draw(self.run, self.params, self.model_state, number, seed, split=split, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the model as a run, for `recvis_jax.open` and the programs; the data are not copied.

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "vis": (),
     "data": (),
     "data.opened": ("training.distributed", "training.sharding"),  # which put batches onto devices
-    "tasks": ("evaluation.metrics",),
+    "tasks": ("evaluation.metrics", "generation"),
     "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),
@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "cli": ("training.processes", "overrides"),
     "config": ("overrides",),
     "build": ("",),
+    "drawing": ("",),
     "checks": ("build", "data.pipeline"),
     "trained": (
         "build",

@@ -244,6 +244,15 @@ def loss(fn: Callable[[jax.Array, jax.Array], jax.Array] | None, *, name: str = 
     return Metric(update, "sum", lambda state: {name: _mean(state)})
 
 
+def mean_of(key: str, name: str) -> Metric:
+    """The mean over examples of what the outputs hold as `key` (b), reported as `name`."""
+
+    def update(outputs: Arrays, batch: Arrays) -> PyTree:
+        return _mean_state(jnp.asarray(outputs[key], jnp.float32), jnp.asarray(batch["mask"], bool))
+
+    return Metric(update, "sum", lambda state: {name: _mean(state)})
+
+
 def terms(weights: Mapping[str, float], *, name: str = "loss") -> Metric:
     """The loss of an objective of several terms over a whole split: sum_t weight_t (sum of t) / (what t counts).
 

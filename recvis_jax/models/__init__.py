@@ -81,6 +81,9 @@ AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 # Models that are learnt without gradients, by `represent.learn`.
 LEARNT: dict[str, Callable[..., nn.Module]] = {"bag_of_words": BagOfWords}
 
+# All that `create` knows.
+CONSTRUCTORS = MODELS | DECODERS | AROUND | LEARNT
+
 
 _MOST_BLOCKS = 200
 
@@ -98,7 +101,7 @@ def create(name: str, **kw: Any) -> nn.Module:
       >>> logits.shape, acts["features"].shape
       ((2, 10), (2, 64))
     """
-    constructor = choose(MODELS | DECODERS | AROUND | LEARNT, name, "model")
+    constructor = choose(CONSTRUCTORS, name, "model")
     check_kwargs(constructor, kw, "model")
     if "backbone" in keywords(constructor) and kw.get("backbone", 0) is None:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
@@ -125,7 +128,7 @@ def section_of(model: nn.Module) -> dict[str, Any] | None:
       >>> section_of(create("resnet20", num_classes=7))["num_classes"]
       7
     """
-    for name, constructor in (MODELS | DECODERS | AROUND | LEARNT).items():
+    for name, constructor in CONSTRUCTORS.items():
         if type(model) is not getattr(constructor, "func", constructor):
             continue
         values = {k: getattr(model, k) for k in keywords(constructor) if k != "dtype"}

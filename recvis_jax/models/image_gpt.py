@@ -24,6 +24,25 @@ VARIANTS = {
 _normal = nn.initializers.normal(0.02)
 
 
+def greys(images: Float[Array, "b h w c"], levels: int) -> Int[Array, "b n"]:
+    """Returns the nearest of evenly spaced greys for every pixel, row by row.
+
+    Args:
+      images: in [0, 1].
+      levels: number of greys; the first is 0, the last 1.
+
+    Raises:
+      BadRequest: images with colours.
+
+    Example:
+      >>> greys(jnp.array([0.0, 0.2, 0.8, 1.0]).reshape(1, 2, 2, 1), 4).tolist()
+      [[0, 1, 2, 3]]
+    """
+    if images.shape[-1] != 1:
+        raise BadRequest(f"images of {images.shape[-1]} channels; a sequence of greys is of one.")
+    return jnp.clip(jnp.round(images.reshape(len(images), -1) * (levels - 1)), 0, levels - 1).astype(jnp.int32)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), with an MLP of 4 times the width.
 
@@ -59,6 +78,8 @@ class Block(nn.Module):
 
 class ImageGPT(nn.Module):
     """Colours to vectors, learned positions, causal blocks, a norm, and a score of every colour for the next pixel.
+
+    It reads sequences of tokens, or grey images, whose pixels become tokens row by row.
 
     Attributes:
       colours: number of colours of the palette. The token `colours` starts a sequence.
@@ -105,20 +126,28 @@ class ImageGPT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b n"], *, train: bool) -> tuple[Float[Array, "b n v"], Acts]:
+    def __call__(
+        self, x: Int[Array, "b n"] | Float[Array, "b h w c"], *, train: bool
+    ) -> tuple[Float[Array, "b n v"], Acts]:
         """Returns the scores of the next token's colours at every position, and intermediates.
 
         Args:
-          tokens: numbers of colours, or `colours` for the start.
+          x: numbers of colours, or `colours` for the start. Or images in [0, 1] (b h w 1): the scores (b h*w v) are
+            then those of each pixel given those before it, in raster order, and acts["targets"] has the pixels' tokens.
           train: whether dropout is on.
         """
+        acts: Acts = {}
+        tokens = x
+        if x.ndim == 4:
+            acts["targets"] = targets = greys(x, self.colours)
+            tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=self.colours)
         n = tokens.shape[1]
         if n > self.pixels or self.length > self.pixels:
             raise BadRequest(f"a sequence of {max(n, self.length)} tokens; the model has {self.pixels} positions.")
         embed = partial(nn.Embed, features=self.width, embedding_init=_normal, dtype=self.dtype)
         positions = embed(self.pixels, name="positions")(self.places(n))
         x = embed(self.colours + 1, name="colours_embed")(tokens) + positions
-        acts: Acts = {"stem": x}
+        acts["stem"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         kw = dict(norm_eps=self.norm_eps, dropout=self.dropout, length=self.length, train=train, dtype=self.dtype)
         for i in range(self.depth):

@@ -68,7 +68,7 @@ def cost_of(plan: Plan) -> tuple[float, ...]:
 def variants(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields a config with all shardings, remat and scan that its model supports; those that compute least first."""
     model = config["model"]
-    takes = errors.keywords(models.MODELS[model["name"]]) if model.get("name") in models.MODELS else {}
+    takes = errors.keywords(models.CONSTRUCTORS[model["name"]]) if model.get("name") in models.CONSTRUCTORS else {}
     shardings: list[Any] = [config.get("sharding", "replicate")]
     shardings += [s for s in ("replicate", "fsdp") if s not in (shardings[0], _strategy(shardings[0]))]
     remats = (False, True) if "remat" in takes else (None,)

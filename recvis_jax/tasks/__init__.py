@@ -2,9 +2,10 @@
 
 from recvis_jax.tasks.classify import classify
 from recvis_jax.tasks.mae import mae
+from recvis_jax.tasks.pixels import pixels
 from recvis_jax.tasks.regress import regress
 from recvis_jax.tasks.task import Task
 
-TASKS = {"classify": classify, "mae": mae, "regress": regress}
+TASKS = {"classify": classify, "mae": mae, "pixels": pixels, "regress": regress}
 
-__all__ = ["TASKS", "Task", "classify", "mae", "regress"]
+__all__ = ["TASKS", "Task", "classify", "mae", "pixels", "regress"]

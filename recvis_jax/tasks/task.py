@@ -35,7 +35,7 @@ class Task(NamedTuple):
       gives: what `predict` gives: "classes", "numbers", or "other".
       figure: (params, model_state, batch) -> {title: images (b h w c), scaled like the model's input}, columns of a
         figure that shows what was learned; None if there is nothing to show.
-      generate: (params, model_state, batch, key) -> sequences, for objectives that generate them; else None.
+      generate: (params, model_state, keys (b,), **options) -> an example for every key; None if it generates nothing.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]

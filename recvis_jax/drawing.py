@@ -1,0 +1,83 @@
+"""Images that a trained model draws, or completes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recvis_jax import build, errors, generation, trained
+
+
+def draw(
+    run: build.Run,
+    params: Any,
+    model_state: Any,
+    number: int,
+    seed: int = 0,
+    *,
+    split: str | None = None,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    say: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, np.ndarray]:
+    """Returns images that a model of pixels draws, in [0, 1].
+
+    Args:
+      run: one whose task generates.
+      params, model_state: what it learned.
+      number: of images.
+      seed: an image depends on it and on its own number alone.
+      split: the images of which the upper halves are kept, in order; None draws whole images.
+      batch_size: images drawn at a time.
+      temperature, top_k, top_p: see `generation.sample`.
+      say: is told (what, images done, images in all).
+
+    Returns:
+      `images` (n h w c), and `originals` and `given`, with grey where pixels were drawn, of a split.
+
+    Raises:
+      BadRequest: the run's task does not generate, or the split has fewer images.
+    """
+    if run.task.generate is None:
+        raise errors.BadRequest(f"{type(run.model).__name__} of this run generates nothing: its task is not 'pixels'.")
+    originals = None if split is None else _images(run, split, number)
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    known = None
+    if originals is not None:
+        h, w = originals.shape[1:3]
+        known = jnp.broadcast_to(jnp.arange(h)[:, None] < h // 2, (h, w))
+    generate = run.task.generate
+
+    @jax.jit
+    def some(keys: jax.Array, image: jax.Array | None) -> jax.Array:
+        return generate(params, model_state, keys, image=image, known=known, **options)
+
+    size, out = min(batch_size, number), []
+    for first in range(0, number, size):
+        numbers = jnp.arange(first, first + size)  # of one shape, so that there is one program
+        image = None if originals is None else jnp.asarray(originals[np.minimum(numbers, number - 1)])
+        out.append(np.asarray(some(generation.keys(seed, numbers), image)))
+        say("drawing", min(number, first + size), number)
+    images = np.concatenate(out)[:number]
+    if originals is None:
+        return {"images": images}
+    given = np.where(np.asarray(known)[..., None], originals, 0.5)
+    return {"originals": originals, "given": given, "images": images}
+
+
+def _images(run: build.Run, split: str, number: int) -> np.ndarray:
+    """Returns the first images of a split as the model is given them."""
+    source = trained.open_named(run.data, trained.canonical(split))
+    if source.length < number:
+        raise errors.BadRequest(f"{errors.printable(source.name)} has {source.length:,} images, not {number:,}.")
+    found: list[np.ndarray] = []
+    for batch in build.eval_batches(run, source):
+        image = run.data.preprocess(batch)["image"]
+        found.append(np.asarray(image)[np.asarray(batch["mask"])])
+        if sum(map(len, found)) >= number:
+            break
+    return np.concatenate(found)[:number]
