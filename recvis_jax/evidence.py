@@ -93,10 +93,20 @@ def read(folder: Path) -> Records:
         folder,
         config,
         recorded.info if recorded else None,
-        log.read_records(folder / "metrics.jsonl"),
+        list(map(_plain, filter(_placed, log.read_records(folder / "metrics.jsonl")))),
         reading.read_json(summary, "summary of a run") if summary.exists() else {},
         environment.read(folder),
     )
+
+
+def _placed(record: dict[str, Any]) -> bool:
+    """Whether a record is of a step that arrays can hold."""
+    return 0 <= record["step"] < 2**53
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out what is neither text nor a number that arrays can hold."""
+    return {name: value for name, value in record.items() if isinstance(value, str) or is_number(value)}
 
 
 def look(model: trained.Trained, data: Data, examples: int = EXAMPLES, say: Say = lambda *_: None) -> Seen:
@@ -222,7 +232,8 @@ def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
     planned = config.get("steps")
     if planned is None:
         planned = round((config.get("epochs") or 0) * examples.get("train", 0) / (config.get("batch_size") or 128))
-    failed = next((r.get("message", "") for r in records.records if r["split"] == log.FAILURE), "")
+    failures = [str(r.get("message", "a number was not finite")) for r in records.records if r["split"] == log.FAILURE]
+    failed = failures[0] if failures else ""
     reason = records.summary.get("reason")
     ended = reason if isinstance(reason, str) else "done" if planned and done >= planned else ""
     clean = {
@@ -255,12 +266,16 @@ def _curve(records: list[dict[str, Any]], split: str) -> diagnosis.Curve:
     def column(name: str) -> np.ndarray:
         return np.array([r[name] if is_number(r.get(name)) else math.nan for r in rows], float)
 
-    return diagnosis.Curve(np.array([r["step"] for r in rows], int), column("loss"), column("accuracy"))
+    accuracy = column("accuracy")
+    accuracy[~((accuracy >= 0) & (accuracy <= 1))] = math.nan
+    return diagnosis.Curve(np.array([r["step"] for r in rows], int), column("loss"), accuracy)
 
 
 def is_number(value: Any) -> bool:
     """Whether a value of a record is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _softmax(config: dict[str, Any]) -> bool:

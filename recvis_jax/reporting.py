@@ -267,8 +267,7 @@ def _numbers(found: evidence.Records) -> list[tuple[str, ...]]:
 
 def _cost(found: evidence.Records, known: diagnosis.Evidence, macs: int) -> list[tuple[str, str]]:
     """How fast the training was and what it took; `macs` are multiplications of an image, 0 where not known."""
-    speeds = [r["images_per_second"] for r in found.records if evidence.is_number(r.get("images_per_second"))]
-    times = [r["seconds"] for r in found.records if evidence.is_number(r.get("seconds"))]
+    speeds, times = (_positive(found.records, name) for name in ("images_per_second", "seconds"))
     out = []
     if speeds:
         out.append(
@@ -286,6 +285,12 @@ def _cost(found: evidence.Records, known: diagnosis.Evidence, macs: int) -> list
         if images:
             out.append(("arithmetic of the training, 6 FLOPs each", f"{_scaled(6 * macs * images)}FLOPs"))
     return out
+
+
+def _positive(records: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """Returns the values of a record that a clock may have given."""
+    values = (r[name] for r in records if evidence.is_number(r.get(name)))
+    return [float(v) for v in values if 0 <= v < 1e12]
 
 
 def _layers(model: trained.Trained) -> list[structure.Layer]:

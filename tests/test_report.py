@@ -4,13 +4,14 @@ import json
 import shutil
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
 import small
 
 from recvis_jax import environment, errors, evidence, reporting
-from recvis_jax.evaluation import metrics
+from recvis_jax.evaluation import metrics, outcomes
 from recvis_jax.vis import run_page
 
 
@@ -63,8 +64,8 @@ def test_predictions_are_those_of_the_evaluation(run):
     seen = reporting._look(records, "best", None, 10_000, lambda *_: None)
     split = seen.splits["val"]
     assert split.outcomes.accuracy == pytest.approx(records.summary["best"]["val"]["accuracy"])
-    scores = np.array([[2.0, 1.0, 0.5]] * 2 + [[np.nan, 0, 0]])
-    found = evidence.outcomes.of_scores(scores, np.array([0, 2, 1]))
+    scores = np.array([[2.0, 1.0, 0.5]] * 2 + [[np.nan, 0, 0]], np.float32)
+    found = outcomes.of_scores(jnp.array(scores), jnp.array([0, 2, 1]))
     p = np.exp(scores[0]) / np.exp(scores[0]).sum()
     np.testing.assert_allclose(found["p_true"], [p[0], p[2], 0], rtol=1e-6)
     np.testing.assert_allclose(found["p_predicted"], [p[0], p[0], 0], rtol=1e-6)
@@ -83,7 +84,7 @@ def test_without_data_the_rest_is_there(run, program, tmp_path):
     report(program, folder, f"--data_dir={tmp_path}")
     page = (folder / "report.html").read_text()
     assert "The data are not at hand" in page and "gone" in page
-    assert "Curves" in page and "Throughput" in page and "<img" not in page
+    assert "Curves" in page and "Throughput" in page and "Worst" not in page
 
 
 def test_without_a_checkpoint_the_rest_is_there(run, program, tmp_path):
@@ -121,6 +122,18 @@ def test_no_page_where_none_is_wanted(program, tmp_path):
     flag = programs.write_config(tmp_path / "config.py", small.sections(steps=20))
     done = program("train", flag, f"--workdir={tmp_path / 'run'}", "--report=false")
     assert done.code == 0 and "report" not in done.out and not (tmp_path / "run/report.html").exists()
+
+
+def test_records_of_any_content_make_a_page(run, tmp_path):
+    folder = copied(run[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    huge, bad = "1" + 400 * "0", ("[1]", "x", '{"step": 1}', "")
+    values = ("true", '"text"', "null", huge, "-1e308", "[1]", "1e-320")
+    lines = [f'{{"step": {s}, "split": "{split}", "loss": {v}, "accuracy": {v}, "learning_rate": {v}, "seconds": {v}}}'
+             for s in (5, -5, huge) for split in ("train", "val", "failure", "<b>") for v in values]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("\n".join([*bad, *lines]) + "\n")
+    page = reporting.of_runs([folder])
+    assert "diverged" in page and "<b>" not in page.replace('"><b>', "")
 
 
 DAMAGED = {

@@ -83,7 +83,7 @@ def curves(title: str, lines: Sequence[Line], unit: str = "", log: bool = False,
     drawn = []
     for line in lines:
         y = np.where(line.y > 0, line.y, np.nan) if log else line.y
-        x, y = thinned(line.x, y * factor)
+        x, y = thinned(line.x, factor * np.clip(y, -1e100, 1e100))  # so that differences are numbers, too
         if len(x):
             drawn.append((line, x.astype(float), np.log10(y) if log else y))
     if not drawn:
