@@ -56,7 +56,8 @@ def look(images: Iterable[np.ndarray]) -> Looks:
 
     Example:
       >>> flat = np.full((9, 9, 1), 7, np.uint8)
-      >>> look([flat, np.pad(flat, ((0, 0), (9, 0), (0, 0)))]).light[:, 0].round(4).tolist()
+      >>> light = look([flat, np.pad(flat, ((0, 0), (9, 0), (0, 0)))]).light
+      >>> [round(float(x), 4) for x in light[:, 0]]
       [0.0275, 0.0137]
     """
     import cv2  # not by programs that look at no image

@@ -128,7 +128,7 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     Example:
       >>> steps = np.arange(1, 9) * 100
       >>> down, up = Curve(steps, 2.0 / np.arange(1, 9), 1 - 0.5 ** np.arange(1, 9)), np.linspace(0.4, 0.6, 8)
-      >>> val = Curve(steps, 2.5 - up, up)
+      >>> val = Curve(steps, 0.5 + 0.2 * np.abs(np.arange(8) - 2), up)
       >>> [f.name for f in diagnose(Evidence(down, val, (800, 800), classes=10, val_examples=1000))]
       ['overfitting']
     """

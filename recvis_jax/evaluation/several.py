@@ -22,8 +22,8 @@ def mean_average_precision(scores: Float[np.ndarray, "n k"], labels: Several) ->
       labels: 1, 0 and, for entries that are ignored, -1 or NaN.
 
     Example:
-      >>> mean_average_precision(np.array([[0.9], [0.8], [0.1]], np.float32), np.array([[1], [0], [1]]))
-      0.8484848484848486
+      >>> round(mean_average_precision(np.array([[0.9], [0.8], [0.1]], np.float32), np.array([[1], [0], [1]])), 4)
+      0.8485
     """
     metric = metrics.mean_average_precision(scores.shape[1])
     state = {"scores": scores, "labels": np.asarray(labels, np.float32), "mask": np.ones(len(scores), bool)}
