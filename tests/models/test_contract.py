@@ -224,7 +224,11 @@ def test_training_needs_a_key_where_something_is_dropped(name):
 OVERFIT = {"alexnet": (1e-3, 120), "vgg_m": (5e-4, 150), "googlenet": (1e-3, 100), "speednet": (3e-2, 150)}
 
 
-@pytest.mark.parametrize("name", rows(SMALL, slow=("alexnet", "googlenet", "vgg_m")))
+# SqueezeNet rectifies the scores of its classes: one that starts below zero on all eight images is never learnt.
+LEARNING = [name for name in SMALL if name != "squeezenet1_1"]
+
+
+@pytest.mark.parametrize("name", rows(LEARNING, slow=("alexnet", "googlenet", "vgg_m")))
 def test_eight_images_are_learnt_by_heart(name):
     model, x = create(name, **rates(name, 0.0)), images(name, 8)
     lr, steps = OVERFIT.get(name, (1e-2, 150))
