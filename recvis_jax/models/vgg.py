@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.conv_layers import adaptive_avg_pool, ceil_max_pool, dense_head, he_fan_out, local_response_norm
-from recvis_jax.models.layers import Acts, Conv, flatten
+from recvis_jax.models.layers import Acts, Conv, flatten, global_avg_pool
 from recvis_jax.models.norms import make_norm
 from recvis_jax.operations import max_pool
 
@@ -27,13 +27,14 @@ class VGG(nn.Module):
     """Stages of 3x3 convolutions, each ending in a 2x2 max pool, then two fully connected layers and the head.
 
     Stage s has `width` 2^(s-1) channels, at most 8 `width`. If the image is not 224x224, the last maps are averaged to
-    7x7.
+    7x7. Without fully connected layers, the features are the mean of the last maps.
 
     Attributes:
       num_classes: number of outputs; 0 leaves the head out.
       blocks: number of convolutions of each stage.
       width: channels of the first stage.
       hidden: units of the fully connected layers.
+      fully_connected: whether there are any, beside the head.
       norm: of every convolution: 'none' as in the paper, 'batch', 'layer', 'instance' or 'group'.
       dropout: probability that an output of a fully connected layer is dropped in training.
       bn_groups: parts of the global batch with batch-norm statistics of their own.
@@ -50,6 +51,7 @@ class VGG(nn.Module):
     blocks: tuple[int, ...] = (2, 2, 3, 3, 3)
     width: int = 64
     hidden: int = 4096
+    fully_connected: bool = True
     norm: str = "none"
     dropout: float = 0.5
     bn_groups: int = 1
@@ -79,6 +81,9 @@ class VGG(nn.Module):
                 acts[f"stage{stage}/block{block}"] = x
             acts[f"stage{stage}/pool"] = x = max_pool(x, 2)
         acts["stem"] = acts["stage1/block1"]
+        if not self.fully_connected:
+            acts["features"] = global_avg_pool(x)
+            return dense_head(acts, self.num_classes, self.dtype, _normal, nn.initializers.zeros)
         return _classify(flatten(adaptive_avg_pool(x, 7)), acts, self, train)
 
 

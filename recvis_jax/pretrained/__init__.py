@@ -21,6 +21,7 @@ from recvis_jax.pretrained import (
     deit,
     files,
     grids,
+    keras_vars,
     mae,
     ndf,
     parts,
@@ -45,6 +46,7 @@ LIBRARIES: dict[str, ModuleType] = {
     "transformers": transformers,
     "torch": torch_nn,
     "ndf": ndf,
+    "keras_vars": keras_vars,
 }
 
 
@@ -105,8 +107,9 @@ def load(
     taken, and `say` is told; `FILE#name` takes the set whose names begin with `name`.
 
     Args:
-      source: a file (.safetensors, .npz, or .pth if torch is installed), `hf://owner/repo[/file]`, the folder of a run
-        of ours, a dict from their name to array, or what `files.read` returns. Nothing in it is executed.
+      source: a file (.safetensors, .npz, .pkl of arrays, .pth if torch is installed, .h5 if h5py is),
+        `hf://owner/repo[/file]`, the folder of a run of ours, a dict from their name to array, or what `files.read`
+        returns. Nothing in it is executed.
       model: the model that `variables` belong to.
       variables: its variables, or their `jax.eval_shape`: the template.
       library: the library whose names the checkpoint has; found from the names if not given.
@@ -156,6 +159,10 @@ def load(
         found = adapt.adapt_channels(found, template, say)
     if complaints:  # clearer than the difference in shapes
         found = found._replace(values={n: x for n, x in found.values.items() if not n.endswith("pos_embed")})
+    nameless = [n for n in template if n not in found.values and n not in found.source]
+    if nameless:  # heads of a library whose networks have none
+        remedy = spell("new_head", True)
+        complaints = [*complaints, f"it has no {', '.join(nameless)}{f'; {remedy} starts a new one' if remedy else ''}"]
     rules.check(found, template, where, complaints, adapt.remedies(found, template, tensors, of_heads, heads, spell))
     values = trees.unflatten({n: np.asarray(found.values[n]) for n in template})
     values = scan.stack(values) if getattr(model, "scan", False) else values

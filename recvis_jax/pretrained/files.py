@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from recvis_jax import reading
 from recvis_jax.errors import BadRequest, brief
-from recvis_jax.pretrained import archive, pickled, pth, safetensors
+from recvis_jax.pretrained import archive, hdf5, pickled, pth, safetensors
 
 HUB = "hf://"
 PTH = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", ".npz", ".pkl", *PTH)
+HDF5 = (".h5", ".hdf5")
+SUFFIXES = (".safetensors", ".npz", ".pkl", *PTH, *HDF5)
 
 
 class Checkpoint(NamedTuple):
@@ -35,9 +36,10 @@ def read(source: str) -> Checkpoint:
     """Opens a checkpoint; its name tells its kind.
 
     Args:
-      source: a file `.safetensors`, `.npz`, `.pkl` of arrays, or `.pth` (`.pt`, `.bin`) if torch is installed;
-        `hf://owner/repo` or `hf://owner/repo/file`; or the folder of a run of ours, with `@best`, `@last` or `@1000` to
-        choose a checkpoint. For a file with several sets of weights, `#name` chooses one: `x.pth#model_ema`.
+      source: a file `.safetensors`, `.npz`, `.pkl` of arrays, `.pth` (`.pt`, `.bin`) if torch is installed, or `.h5`
+        (`.hdf5`) if h5py is; `hf://owner/repo` or `hf://owner/repo/file`; or the folder of a run of ours, with `@best`,
+        `@last` or `@1000` to choose a checkpoint. For a file with several sets of weights, `#name` chooses one:
+        `x.pth#model_ema`.
 
     Raises:
       BadRequest: there is no such file, it has an unknown type, is damaged, or needs a package that is not installed.
@@ -72,6 +74,8 @@ def read(source: str) -> Checkpoint:
             tensors, tables = pth.read(path)
         elif path.suffix == ".pkl":
             tensors = pickled.read(path)
+        elif path.suffix in HDF5:
+            tensors = hdf5.File(path)
         else:
             tensors = (safetensors.File if path.suffix == ".safetensors" else archive.Npz)(path)
     except OSError as e:

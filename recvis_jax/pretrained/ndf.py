@@ -7,10 +7,7 @@ kernel's inputs are turned around instead, and the images are ours.
 from typing import Any
 
 from recvis_jax.models.squeezenet import SqueezeNet
-from recvis_jax.pretrained.rules import Layout, Table, single
-
-# (i, j, blue green red, d) <-> (i, j, red green blue, d)
-_BGR = single(lambda x: x[:, :, ::-1], lambda y: y[:, :, ::-1])
+from recvis_jax.pretrained.rules import BGR, Layout, Table
 
 
 def _conv(theirs: str, ours: str, layout: str | Layout = "") -> Table:
@@ -18,7 +15,7 @@ def _conv(theirs: str, ours: str, layout: str | Layout = "") -> Table:
 
 
 SQUEEZENET: Table = (
-    *_conv("conv1", "stem", _BGR),
+    *_conv("conv1", "stem", BGR),
     *_conv("fire{i}/squeeze1x1", "fire{i}/squeeze"),
     *_conv("fire{i}/expand1x1", "fire{i}/expand1x1"),
     *_conv("fire{i}/expand3x3", "fire{i}/expand3x3"),

@@ -115,6 +115,8 @@ def _interpreted(file: Any) -> Any:
             _of(stack[-1], list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+            if not all(type(key) in (str, int) for key in items[::2]):  # hashing nested tuples may never end
+                raise _Refused("keys that are neither text nor whole numbers")
             _of(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
         elif name == "GLOBAL":
             stack.append(_named(arg))
@@ -160,6 +162,8 @@ def _finish(value: Any, state: Any) -> None:
     if not isinstance(value, _Unfinished) or value.found is not None:
         raise _Refused("a state of what has none")
     if value.code:  # (version, byte order, ...)
+        if state[1] not in ("<", ">", "|", "="):
+            raise _Refused(f"a byte order {shown(state[1])}")
         value.found = np.dtype(("<" if state[1] in ("|", "=") else state[1]) + value.code)
         return
     _, shape, dtype, fortran, data = state

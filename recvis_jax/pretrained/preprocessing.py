@@ -32,7 +32,7 @@ class Preprocessing(NamedTuple):
 
 # OpenAI's statistics for CLIP.
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_CAFFE = (122.679 / 255, 116.669 / 255, 104.006 / 255)
+_CAFFE = ((122.679 / 255, 116.669 / 255, 104.006 / 255), (1 / 255,) * 3)
 _RETRAINED = "|".join(torchvision.RETRAINED)
 
 # Library, pattern of its names (timm's with their tags), preprocessing: the first match counts.
@@ -86,7 +86,8 @@ TABLE: tuple[tuple[str, str, Preprocessing], ...] = (
     ("big_transfer", r".*_224", Preprocessing(224, 0.875, "bicubic", "inception")),
     ("big_transfer", r".*", Preprocessing(statistics="inception")),
     # Caffe's: the mean of ImageNet's pixels, on the scale of 0 to 255
-    ("ndf", r".*", Preprocessing(227, 227 / 256, statistics=(_CAFFE, (1 / 255,) * 3))),
+    ("ndf", r".*", Preprocessing(227, 227 / 256, statistics=_CAFFE)),
+    ("keras_vars", r".*", Preprocessing(statistics=_CAFFE)),
     ("", r".*", Preprocessing()),
 )
 

@@ -87,6 +87,9 @@ LAYOUTS: dict[str, Layout] = {
     "count": Layout(lambda x, n: [], lambda y: np.zeros((), np.int64), derived=True),
 }
 
+# A convolution on images that are blue first, as Caffe's: (h, w, blue green red, d) <-> (h, w, red green blue, d).
+BGR = single(lambda x: x[:, :, ::-1], lambda y: y[:, :, ::-1])
+
 Row = tuple[str, str | tuple[str, ...], str | Layout]
 Table = tuple[Row, ...]
 

@@ -44,6 +44,7 @@ SMALL = {
 OTHERS = {
     "plain20": SMALL["resnet20"],
     "vgg11_bn": SMALL["vgg11"],
+    "vgg13": ({"width": 8, "blocks": (1, 1), "fully_connected": False}, 32),
     "resnet50": ({"width": 4, "blocks": (1, 1)}, 32),
     "gmixer_12": SMALL["mixer_s16"],
 }

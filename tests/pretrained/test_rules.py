@@ -19,6 +19,8 @@ MODELS = [
     ("torchvision", "vgg13", SMALL_VGG, 32),
     ("torchvision", "vgg19_bn", SMALL_VGG, 32),
     ("torchvision", "googlenet", {}, 32),
+    ("torchvision", "squeezenet1_0", {"squeezes": (2,) * 8, "num_classes": 5}, 48),
+    ("keras_vars", "hed", {"width": 2}, 32),
     ("torchvision", "resnet34", {"width": 4}, 32),
     ("torchvision", "wide_resnet50_2", {"width": 4}, 32),
     ("timm", "resnet101", {"width": 4}, 32),
