@@ -21,7 +21,7 @@ from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import evaluator, features
 from recvis_jax.models import layer_head
 from recvis_jax.tasks import Task
-from recvis_jax.training import checkpoint, distributed, log, memory, optim, sharding, workdir
+from recvis_jax.training import checkpoint, distributed, log, memory, optim, processes, sharding, workdir
 from recvis_jax.training.state import State, create_state
 from recvis_jax.training.step import make_train_step, place_state
 
@@ -108,7 +108,7 @@ def make_step(
                     shardings=shardings,
                 )
             )
-        return compiled[0](state, batch)
+        return processes.wait_on_cpus(compiled[0](state, batch))
 
     return step
 

@@ -101,7 +101,7 @@ class Server:
         self._count += 1
         to = Path(self._folder.name) / str(self._count)
         if program in ("train", "prepare") and not any(str(f).startswith("--report") for f in flags):
-            flags = (*flags, "--report=false")  # most tests look at other things; test_report.py asks for one
+            flags = (*flags, "--report=false")  # most tests look at other things; test_reporting.py asks for one
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"  # see conftest.py
         case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to), "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(case) + "\n")
