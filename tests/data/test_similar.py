@@ -28,7 +28,7 @@ def test_neighbours_are_those_of_all_pairs(digits):
 def test_few_real_digits_are_taken_for_copies_of_each_other(digits):
     a, b = similar.look(digits[0][:350]), similar.look(digits[0][350:])
     found = similar.neighbours(a, b)
-    assert (similar.near_copies(a, b, found) >= 0).mean() < 0.005 and not similar.copies(a, b).any()
+    assert (similar.near_copies(a, b, found) >= 0).sum() <= 2 and not similar.copies(a, b).any()  # of 350
     assert abs(similar.further(found, similar.neighbours(b, b, itself=True)) - 0.5) < 0.05
     assert (similar.vote(found, digits[1][350:], 10) == digits[1][:350]).mean() > 0.95
 
