@@ -36,7 +36,8 @@ class VGG(nn.Module):
       hidden: units of the fully connected layers.
       fully_connected: whether there are any, beside the head.
       norm: of every convolution: 'none' as in the paper, 'batch', 'layer', 'instance' or 'group'.
-      dropout: probability that an output of a fully connected layer is dropped in training.
+      dropout: probability that an output of a fully connected layer, or of the mean without these, is dropped in
+        training.
       bn_groups: parts of the global batch with batch-norm statistics of their own.
       dtype: of the computation.
 
@@ -82,7 +83,7 @@ class VGG(nn.Module):
             acts[f"stage{stage}/pool"] = x = max_pool(x, 2)
         acts["stem"] = acts["stage1/block1"]
         if not self.fully_connected:
-            acts["features"] = global_avg_pool(x)
+            acts["features"] = nn.Dropout(self.dropout, deterministic=not train)(global_avg_pool(x))
             return dense_head(acts, self.num_classes, self.dtype, _normal, nn.initializers.zeros)
         return _classify(flatten(adaptive_avg_pool(x, 7)), acts, self, train)
 
