@@ -104,7 +104,7 @@ def make(edges: Mapping[str, Any], fields: Sequence[Field], lengths: Mapping[str
     for name, given in edges.items():
         if name not in known:
             raise BadRequest(
-                f"buckets: no field {name!r} varies in length.{nearest(name, known)} Those that do: "
+                f"data.buckets: no field {name!r} varies in length.{nearest(name, known)} Those that do: "
                 f"{', '.join(known) or 'none'}."
             )
         most = known[name].most or 0
@@ -112,11 +112,12 @@ def make(edges: Mapping[str, Any], fields: Sequence[Field], lengths: Mapping[str
         whole = all(type(e) is int and 0 < e <= most for e in values)
         if not values or not whole or values != sorted(set(values)):
             raise BadRequest(
-                f"buckets: {name} takes rising lengths from 1 to its maximum of {most}, as (8, 16), not {shown(given)}."
+                f"data.buckets: {name} takes rising lengths from 1 to its maximum of {most}, as (8, 16), "
+                f"not {shown(given)}."
             )
         out[name] = tuple(values) if values[-1] == most else (*values, most)
     if not out:
-        raise BadRequest('buckets: name a field and its lengths, as {"words": (8, 16, 32)}.')
+        raise BadRequest('data.buckets: name a field and its lengths, as {"words": (8, 16, 32)}.')
     return Buckets(out, {name: np.asarray(lengths[name], np.int64) for name in out})
 
 
