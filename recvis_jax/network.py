@@ -71,7 +71,7 @@ def published(
     how = how._replace(statistics=statistics or how.statistics)
     kw = {"num_classes": num_classes} if num_classes else {}
     model = pretrained.create(library, theirs, **kw) if library else models.create(theirs, **kw)
-    if of_classes and not hasattr(model, "num_classes"):
+    if of_classes and not getattr(model, "num_classes", 0):
         raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
     shape = (1, how.size, how.size, 3)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reference import template
 
-from recvis_jax import models, pretrained, trees
+from recvis_jax import models, network, pretrained, trees
 from recvis_jax.errors import BadRequest
 from recvis_jax.pretrained import files, hdf5, keras_vars
 
@@ -172,3 +172,8 @@ def test_a_head_that_the_file_lacks_is_new_or_refused():
 def test_every_name_of_the_table_is_a_model():
     for name in keras_vars.NAMES:
         assert pretrained.create("keras_vars", name).num_classes == 0
+
+
+def test_what_has_no_classes_predicts_none():
+    with pytest.raises(BadRequest, match="keras_vars/hed predicts no classes: VGG has no head"):
+        network.published("keras_vars/hed", "x.h5", of_classes=True)
