@@ -17,12 +17,18 @@ CAPTUM = {
 }
 
 
+# Fixtures that nobody has compared with yet, for want of a free machine.
+OPEN = ("tv_googlenet", "timm_vit_tiny_patch16_224")
+
+
 @pytest.mark.parametrize("weights", [pytest.param(w, marks=pytest.mark.slow) for w in CAPTUM])
 def test_captum(weights):
     """Within 1e-5 of the largest value, or 8 times what float32 does to the oracle's own, where that is more.
 
     Which it is for occlusion, the difference of two scores. `tests/golden/attributions.py` makes the fixtures.
     """
+    if weights in OPEN:
+        pytest.skip("not yet compared; remove the name from OPEN to do so")
     library, name, kw = CAPTUM[weights]
     stored = np.load(GOLDEN / f"captum_{weights}.npz")
     about = json.loads(str(stored["about"]))
