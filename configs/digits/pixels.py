@@ -4,7 +4,8 @@
   python -m recvis_jax.generate --workdir=runs/digits_pixels --complete
   python benchmarks/context_model.py --config=configs/digits/pixels.py
 
-Not measured yet.
+Not measured to its end: 2.275 bits a validation pixel after 5 of 20 epochs. Counts of two neighbours have 2.361 on the
+test images.
 """
 
 import ml_collections
