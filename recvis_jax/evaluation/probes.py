@@ -103,9 +103,13 @@ def nearest_neighbours(
 ) -> list[Result]:
     """Votes of the nearest training examples, their number chosen on validation data."""
     ks = [k for k in knn.KS if k <= len(train.values)]
-    by_k = knn.choose(*train, *val, num_classes=num_classes, ks=ks, say=say)
+    first = len(train.values) * len(val.values)
+    total = first + len(train.values) * len(test.values)
+    by_k = knn.choose(*train, *val, num_classes=num_classes, ks=ks, say=lambda done, _: say(done, total))
     best = max(by_k, key=lambda k: by_k[k])
-    predicted = knn.classify(*train, test.values, num_classes=num_classes, ks=ks, say=say)
+    predicted = knn.classify(
+        *train, test.values, num_classes=num_classes, ks=ks, say=lambda done, _: say(first + done, total)
+    )
     accuracies = {k: float(np.mean(p == test.labels)) for k, p in predicted.items()}
     details = {"k": best, "val_accuracy": by_k[best], "test_accuracy_by_k": accuracies}
     return [Result("knn", accuracies[best], seed, details)]

@@ -35,6 +35,7 @@ def test_protocols(protocol):
     found = probes.run([protocol], train, val, test, num_classes=3, say=lambda *how_far: told.append(how_far))
     assert all(r.score > 0.9 or "shot" in r.name for r in found) and found[-1].metric == "accuracy"
     assert told and {t[0] for t in told} == {protocol} and told[-1][1] == told[-1][2]
+    assert [t[1] for t in told] == sorted(t[1] for t in told)
     # The same once more, whatever the order of the test data.
     turned = probes.Set(test.values[::-1], test.labels[::-1])
     again = probes.run([protocol], train, val, turned, num_classes=3)
