@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_said_with_the_shortfall(program):
 
 def test_every_key_of_a_config_is_known():
     """Those that decide about the step, and those that do not."""
-    takes = set(inspect.signature(train.train).parameters) - {"workdir", "config"}
+    takes = set(inspect.signature(train.train).parameters) - {"workdir", "config", "report"}
     given = {"devices", "recorded", "built"}
     assert takes == set(inspect.signature(build.make_run).parameters) - given | planner._OTHER
 

@@ -617,5 +617,5 @@ def test_other_sources(tmp_path):
         files.read("a\0b.npz")
     with pytest.raises(BadRequest, match="there is no file"):
         files.read("x" * 300 + ".npz")
-    (tmp_path / "x.h5").write_bytes(b"")
-    refused(tmp_path / "x.h5", "has an unknown file type; .safetensors, .npz")
+    (tmp_path / "x.onnx").write_bytes(b"")
+    refused(tmp_path / "x.onnx", "has an unknown file type; .safetensors, .npz")
