@@ -54,8 +54,8 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
     name = ("classify" if data.info.num_classes else "regress") if name is None else name
     if name == "classify" and data.info.num_classes == 1 and not data.info.multi_label:
         raise errors.BadRequest(
-            f"{data.info.name} has one class only, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
-            "to tell apart. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
+            f"{data.info.name} has only one class, {errors.brief(data.info.class_names[0])}: a classifier has nothing "
+            "to distinguish. Give each class a folder of its own, or pretrain without labels (config.task.name='mae')."
         )
     if name == OWN["name"]:
         raise errors.BadRequest("the run's objective is one of its author's own: give it, as open(folder, task=...).")

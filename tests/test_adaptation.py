@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused(runs, program, tmp_path):
     _, adapted = runs
     for flags, text in (
         (("--windows=fashion_scenes", "--metrics=accuracy"), "takes no --metrics"),
-        (("--windows=digits",), "digits/test has one class an image"),
+        (("--windows=digits",), "digits/test has one class per image"),
         (("--windows=fashion_scenes", "--split=vall"), "has no split 'vall'"),
         (("--windows=fashion_mnist", f"--data_dir={tmp_path}"), f"no data set 'fashion_mnist' in {tmp_path}"),
     ):

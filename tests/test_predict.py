@@ -141,7 +141,7 @@ def test_a_folder_and_what_cannot_be_read(program, trained, digits, tmp_path):
     blocks = re.split(r"\n(?=/)", got.out)[1:]
     named = {block.split("\n")[0].rpartition("/")[2]: block.split("\n")[1] for block in blocks}
     assert [n for n in named] == ["2.png", "a 0.png", "\\x1b[2Jbad\\n.png", "1.png", "pipe.png", "link.png"]
-    assert named["\\x1b[2Jbad\\n.png"].startswith("  cannot be read: PostScript, not an image of a kind")
+    assert named["\\x1b[2Jbad\\n.png"].startswith("  cannot be read: PostScript, not an image in a")
     assert "a named pipe, not a regular file" in named["pipe.png"] and "No such file" in named["link.png"]
     assert all("%" in named[n] for n in ("2.png", "a 0.png", "1.png"))
 
@@ -150,7 +150,7 @@ def test_a_folder_and_what_cannot_be_read(program, trained, digits, tmp_path):
         got = program("predict", f"--weights={trained}", tmp_path / path)
         assert got.code == 2 and re.search(pattern, got.err) and got.err.count("\n") == 1
     got = program("predict", f"--weights={trained}", "/proc")
-    assert got.code == 2 and "/proc is of the kernel (proc), not a folder of images" in got.err
+    assert got.code == 2 and "/proc belongs to the kernel (proc), not a folder of images" in got.err
 
 
 def test_odd_images_and_names(program, trained, digits, tmp_path):
@@ -319,7 +319,7 @@ REFUSED = {
     "no weights": (["--model=resnet18", "X/x.png"], "--weights is missing: a file, hf://owner/repo or the folder"),
     "no model": (["W", "X/x.png"], r"--model is missing, as resnet50 or torchvision/resnet50: .*is no folder of a run"),
     "no image": (["M", "W", "X/x.png", "X/y.png", "X/z.png"], r"no such file: .*/y\.png, .*/z\.png\.$"),
-    "image": (["M", "W", "X/text.png"], r"text\.png cannot be read: not an image of a kind that is read"),
+    "image": (["M", "W", "X/text.png"], r"text\.png cannot be read: not an image in a supported format"),
     "empty image": (["M", "W", "X/empty.png"], r"empty\.png cannot be read: zero bytes"),
     "model": (["--model=resnet19", "W", "X/x.png"], r"unknown model 'resnet19'\. Did you mean 'resnet1"),
     "library": (

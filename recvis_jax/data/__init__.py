@@ -1,21 +1,21 @@
 """Data sets as sources of decoded examples, and batches of them.
 
-`DATASETS` lists the sets that are known by name; every other name is looked up among the tfds data sets that are
-prepared in `data_dir`. Which examples batch i holds and how they were augmented depends on (seed, i) alone.
+`DATASETS` lists the data sets known by name; any other name is searched among the tfds data sets prepared in
+`data_dir`. Which examples batch i holds and how they were augmented depends on (seed, i) alone.
 """
 
 from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """What is known of a data set without reading it: mock data and `--help` need no more."""
+    """What is known of a data set without reading it; enough for mock data and `--help`."""
 
     image_shape: tuple[int | None, int | None, int]
     num_classes: int
     splits: tuple[str, ...] = ("train", "test")
-    embedded: bool = False  # comes with an installed package, needs no preparation
-    elsewhere: bool = False  # is prepared by tfds itself
-    boxes: bool = False  # several classes an image, and a box around each object
+    embedded: bool = False  # part of an installed package; needs no preparation
+    elsewhere: bool = False  # prepared by tfds itself
+    boxes: bool = False  # several classes per image, and a box around each object
 
 
 DATASETS: dict[str, Row] = {
@@ -32,19 +32,19 @@ DATASETS: dict[str, Row] = {
 
 
 def open(name: Any, **kw: Any) -> Any:
-    """Opens a data set: one known by name, one that is prepared, or a folder of images.
+    """Opens a data set: one known by name, a prepared one, or a folder of images.
 
     Args:
-      name: of `DATASETS`, of a tfds data set prepared in `data_dir`, or a folder with a folder of images a class, or
-        with annotated pictures as COCO, VOC and YOLO lay them out, which is prepared first (checked, and written to
-        `data_dir` once).
+      name: a name in `DATASETS`, a tfds data set prepared in `data_dir`, or a folder: either with one subfolder of
+        images per class, or with annotated pictures in the layout of COCO, VOC or YOLO. A folder is prepared first
+        (checked, and written to `data_dir` once).
       **kw: the arguments of `data.opened.open_data`: splits, transforms, augmentation, statistics, ...
 
     Returns:
       A `data.opened.Data`: `train`, `val`, `test`, `batches(...)`.
 
     Raises:
-      BadRequest: there is no such data set, with the command that prepares it; or an unknown argument.
+      BadRequest: there is no such data set (the message gives the command that prepares it), or an unknown argument.
 
     Example:
       >>> data = open("digits", train="train[:90%]", val="train[90%:]")
@@ -57,7 +57,7 @@ def open(name: Any, **kw: Any) -> Any:
     from recvis_jax.data import opened
 
     if not isinstance(name, str | Path):
-        raise errors.BadRequest(f"a data set is opened by its name or folder, not by {errors.shown(name)}.")
+        raise errors.BadRequest(f"a data set is opened by name or folder, not by {errors.shown(name)}.")
     folder = Path(name).expanduser()
     if str(name) not in DATASETS and folder.is_dir():
         from recvis_jax.data import annotated_folder, builders
@@ -74,7 +74,7 @@ def open(name: Any, **kw: Any) -> Any:
 
 
 def from_arrays(images: Any, labels: Any, **kw: Any) -> Any:
-    """Makes a data set of numpy arrays; see `data.arrays.from_arrays`.
+    """Makes a data set from numpy arrays; see `data.arrays.from_arrays`.
 
     Example:
       >>> from_arrays(np.zeros((20, 8, 8), np.uint8), np.arange(20) % 4, val=0.25).val.length
@@ -88,7 +88,7 @@ def from_arrays(images: Any, labels: Any, **kw: Any) -> Any:
 
 
 def from_examples(examples: Any, fields: Any, **kw: Any) -> Any:
-    """Makes a data set of examples of declared fields (boxes, masks, words, ...); see `data.arrays.from_examples`.
+    """Makes a data set from examples with declared fields (boxes, masks, words, ...); see `data.arrays.from_examples`.
 
     Example:
       >>> from recvis_jax.data.fields import Field

@@ -1,6 +1,6 @@
-"""Folders of annotated pictures, as COCO, VOC and YOLO lay them out: which files belong to which split.
+"""Folders of annotated pictures in the layouts of COCO, VOC and YOLO: which files belong to which split.
 
-What is looked for, below the folder that a user names (`SPLIT` is train, val or test, however it is spelled):
+What is looked for below the folder that a user names (`SPLIT` is train, val or test, in any common spelling):
 
     coco   annotations/*.json with SPLIT in the name, or SPLIT/*.json; pictures in SPLIT..., images/ or beside the file
     voc    Annotations/*.xml, JPEGImages/ and ImageSets/Main/SPLIT.txt, also below VOCdevkit/VOC2007; or SPLIT/*.xml
@@ -22,20 +22,20 @@ from recvis_jax.errors import BadRequest, printable
 
 KINDS = ("coco", "voc", "yolo")
 _ORDER = tuple(dict.fromkeys(SPLITS.values()))
-_FAMILIES = ("instances", "person_keypoints")  # of COCO's own files, in the order of preference
+_FAMILIES = ("instances", "person_keypoints")  # COCO's own files, in order of preference
 
 
 class AnnotatedFolder(NamedTuple):
-    """What a folder of annotated pictures holds.
+    """The content of a folder of annotated pictures.
 
     Attributes:
-      kind: of `KINDS`.
+      kind: one of `KINDS`.
       classes: names; the index is the label.
-      ids: numbers by which the files know the classes, which may have gaps.
+      ids: numbers of the classes in the files; they may have gaps.
       splits: split -> its pictures.
       files: annotation files that were read.
       points, pairs: see `annotations.Annotations`.
-      notes: sentences on what was mended, left out, or may be meant otherwise.
+      notes: sentences on what was repaired, left out, or may be meant differently.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class AnnotatedFolder(NamedTuple):
 
 
 def kind_of(source: Path) -> str | None:
-    """Returns which of `KINDS` a folder is by its layout; None for none of them, as a folder of images."""
+    """Returns which of `KINDS` a folder's layout is; None for any other, such as a folder of images."""
     if _yaml_of(source):
         return "yolo"
     if _voc_root(source) is not None or any(_xml_below(source / d) for d in ("", *_split_folders(source))):
@@ -58,23 +58,23 @@ def kind_of(source: Path) -> str | None:
 
 
 def scan(source: Path, kind: str, family: str | None = None) -> AnnotatedFolder:
-    """Reads the annotations below `source`; of the pictures no more than the size where YOLO's files need it.
+    """Reads the annotations below `source`; pictures are not read, except their sizes for YOLO.
 
     Args:
       source: the folder.
-      kind: of `KINDS`.
-      family: with COCO, how the names of the files begin that are taken, as "person_keypoints", where a split has
-        several; None takes "instances" first.
+      kind: one of `KINDS`.
+      family: for COCO, if a split has several files: the beginning of the names of the files to read, such as
+        "person_keypoints"; None prefers "instances".
 
     Raises:
-      BadRequest: no such folder or nothing annotated in it; a file that is not of its format; classes that contradict
-        each other. The message names the file.
+      BadRequest: no such folder or nothing annotated in it; a file in another format; classes that contradict each
+        other. The message names the file.
     """
     if not os.path.isdir(source):
         there = os.path.lexists(source)
         raise BadRequest(f"--source={printable(source)} {'is not a folder' if there else 'does not exist'}.")
     if family is not None and kind != "coco":
-        raise BadRequest(f"--annotations={printable(family)[:60]} chooses among COCO's files; {kind} has none such.")
+        raise BadRequest(f"--annotations={printable(family)[:60]} chooses among COCO's files; {kind} has none.")
     read = {"coco": lambda: _coco(source, family), "voc": lambda: _voc(source), "yolo": lambda: _yolo(source)}
     found, used, notes = errors.choose(read, kind, "format")()
     found = {split: found[split] for split in _ORDER if split in found}
@@ -82,7 +82,7 @@ def scan(source: Path, kind: str, family: str | None = None) -> AnnotatedFolder:
         raise BadRequest(f"{printable(source)} holds no annotated pictures.")
     classes, ids = _classes(found)
     if not classes:
-        raise BadRequest(f"{printable(source)} annotates no object, so that there are no classes.")
+        raise BadRequest(f"{printable(source)} annotates no object, so there are no classes.")
     points = {(a.points, a.pairs) for a in found.values() if a.points}
     if len(points) > 1:
         raise BadRequest(f"{printable(source)}: the splits name different points of an object.")
@@ -94,7 +94,7 @@ def scan(source: Path, kind: str, family: str | None = None) -> AnnotatedFolder:
 
 
 def _classes(found: dict[str, Annotations]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Joins the classes of the splits, in the order of the numbers that the files give them."""
+    """Merges the classes of the splits, in the order of their numbers in the files."""
     by_id: dict[int, str] = {}
     for a in found.values():
         for number, name in zip(a.ids or range(len(a.classes)), a.classes, strict=True):
@@ -108,7 +108,7 @@ def _classes(found: dict[str, Annotations]) -> tuple[tuple[str, ...], tuple[int,
         raise BadRequest(f"two classes have the same name, {printable(twice[0])[:60]!r}.")
     for name in names:
         if not name.strip() or "\n" in name or "\r" in name or name != name.strip():
-            raise BadRequest(f"{printable(name)[:60]!r} cannot be the name of a class; give it one without line feeds.")
+            raise BadRequest(f"{printable(name)[:60]!r} cannot be a class name; remove line feeds and outer spaces.")
     return names, tuple(sorted(by_id))
 
 
@@ -118,7 +118,7 @@ def _relabelled(a: Annotations, classes: tuple[str, ...]) -> tuple[Picture, ...]
 
 
 def _numbered(splits: dict[str, tuple[Picture, ...]]) -> dict[str, tuple[Picture, ...]]:
-    """Numbers pictures in the order of the splits where their format does not."""
+    """Numbers the pictures in the order of the splits, if their format does not."""
     out, count = {}, 0
     for split, pictures in splits.items():
         out[split] = tuple(p if p.id is not None else p._replace(id=count + k) for k, p in enumerate(pictures))
@@ -127,13 +127,13 @@ def _numbered(splits: dict[str, tuple[Picture, ...]]) -> dict[str, tuple[Picture
 
 
 def _rare(splits: dict[str, tuple[Picture, ...]], classes: tuple[str, ...]) -> list[str]:
-    """Says which classes no split, or only other splits than train, have objects of."""
+    """Returns notes on classes without objects in any split, or without objects in train."""
     seen = {split: {t.label for p in pictures for t in p.things} for split, pictures in splits.items()}
     never = [c for k, c in enumerate(classes) if not any(k in labels for labels in seen.values())]
     notes = [f"note: there are no objects of {some(never)}"] if never else []
     for split, labels in seen.items():
         if new := [classes[k] for k in sorted(labels - seen.get("train", labels))]:
-            notes.append(f"note: {split} has objects of classes that train has none of: {some(new)}")
+            notes.append(f"note: {split} has objects of classes that are missing in train: {some(new)}")
     return notes
 
 
@@ -151,7 +151,7 @@ def _coco(source: Path, family: str | None) -> tuple[dict[str, Annotations], lis
     for split, paths in by_split.items():
         chosen[split] = _of_family(paths, family)
         if left := [p for p in paths if p != chosen[split]]:
-            notes.append(f"{split}: {printable(chosen[split].name)} is taken, not {some([p.name for p in left], 3)}")
+            notes.append(f"{split}: {printable(chosen[split].name)} is used, not {some([p.name for p in left], 3)}")
     for split, path in chosen.items():
         out[split] = coco.read(path, functools.partial(_pictures_of, path, split, source))
     return out, list(chosen.values()), notes
@@ -165,9 +165,9 @@ def _of_family(paths: Sequence[Path], family: str | None) -> Path:
             return found[0]
     if len(paths) == 1 and not family:
         return paths[0]
-    what = f"not one of these begins with {printable(family)[:60]!r}" if family else "one of these may be meant"
+    what = f"none of these begins with {printable(family)[:60]!r}" if family else "any of these may be meant"
     raise BadRequest(
-        f"{what}: {some([p.name for p in paths])}; choose by how the name begins, as --annotations=instances."
+        f"{what}: {some([p.name for p in paths])}; choose the beginning of the name: --annotations=instances."
     )
 
 
@@ -178,7 +178,7 @@ def _json_files(source: Path) -> list[Path]:
 
 
 def _split_of(path: Path, source: Path) -> str:
-    """Returns the split of an annotation file by its name, or by its folder's; train where neither says."""
+    """Returns the split of an annotation file from its name or its folder's name; train if neither tells."""
     names = [path.stem, *([path.parent.name] if path.parent != source else [])]
     for name in names:
         words = "".join(c if c.isalpha() else " " for c in name.lower()).split()
@@ -188,7 +188,7 @@ def _split_of(path: Path, source: Path) -> str:
 
 
 def _pictures_of(path: Path, split: str, source: Path, first: str) -> Path:
-    """Returns the folder of a file's pictures: the first in which the first picture is."""
+    """Returns the folder of a file's pictures: the first folder that contains the first picture."""
     suffix = path.stem.rpartition("_")[2]
     spelled = [name for name, of in SPLITS.items() if of == split]
     names = [suffix, *spelled, *(f"images/{n}" for n in (suffix, *spelled)), "images", ""]
@@ -198,7 +198,7 @@ def _pictures_of(path: Path, split: str, source: Path, first: str) -> Path:
             return place
     looked = some([p.relative_to(source).as_posix() for p in dict.fromkeys(places) if p.is_dir()], 6)
     raise BadRequest(
-        f"{printable(path)}: the picture {printable(first)[:80]!r} is not there; looked below {printable(source)} in "
+        f"{printable(path)}: the picture {printable(first)[:80]!r} is missing; searched below {printable(source)} in "
         f"{looked}."
     )
 
@@ -216,10 +216,10 @@ def _voc(source: Path) -> tuple[dict[str, Annotations], list[Path], list[str]]:
     else:
         images = next((root / d for d in ("JPEGImages", "images") if (root / d).is_dir()), None)
         if images is None:
-            raise BadRequest(f"{printable(root)} has annotations, and neither JPEGImages nor images beside them.")
+            raise BadRequest(f"{printable(root)} has annotations, but neither JPEGImages nor images beside them.")
         xml = {split: [(p, images) for p in paths] for split, paths in _image_sets(root, notes).items()}
     if not any(xml.values()):
-        raise BadRequest(f"{printable(source)} holds no XML files of annotations.")
+        raise BadRequest(f"{printable(source)} holds no annotations in XML files.")
     paths = sorted({pair for pairs in xml.values() for pair in pairs})
     whole = voc.read([p for p, _ in paths], [folder for _, folder in paths])
     by_path = dict(zip((p for p, _ in paths), whole.pictures, strict=True))
@@ -234,13 +234,13 @@ def _voc(source: Path) -> tuple[dict[str, Annotations], list[Path], list[str]]:
 
 
 def _voc_root(source: Path) -> Path | None:
-    """Returns the folder that holds Annotations/, or annotations/ of XML files."""
+    """Returns the folder that holds Annotations/, or annotations/ with XML files."""
     if (source / "Annotations").is_dir() or _xml_below(source / "annotations"):
         return source
     kit = source / "VOCdevkit" if (source / "VOCdevkit").is_dir() else source
     years = [kit / d for d in _folders(kit) if d.upper().startswith("VOC") and (kit / d / "Annotations").is_dir()]
     if len(years) > 1:
-        raise BadRequest(f"{printable(kit)} holds several years; choose one, as --source={printable(years[0])}.")
+        raise BadRequest(f"{printable(kit)} holds several years; choose one, such as --source={printable(years[0])}.")
     return years[0] if years else None
 
 
@@ -256,7 +256,7 @@ def _image_sets(root: Path, notes: list[str]) -> dict[str, list[Path]]:
         wanted = [line.split()[0] for line in reading.read_text(path).splitlines() if line.strip()]
         missing = [w for w in wanted if w not in all_of]
         if missing and len(missing) == len(wanted):
-            notes.append(f"left out {printable(path.name)}: none of its pictures is annotated")
+            notes.append(f"left out {printable(path.name)}: none of its pictures are annotated")
             continue
         if missing:
             raise BadRequest(f"{printable(path)} lists pictures without a file in Annotations: {some(missing, 5)}.")
@@ -305,12 +305,12 @@ def _yolo(source: Path) -> tuple[dict[str, Annotations], list[Path], list[str]]:
             classes=tuple(names[k] for k in sorted(names)), ids=tuple(sorted(names)), pictures=pictures
         )
     if not out:
-        raise BadRequest(f"{printable(path)} names no split: give train, and val and test where there are.")
+        raise BadRequest(f"{printable(path)} names no split: give train, and val and test if they exist.")
     return out, used, []
 
 
 def _yaml_of(source: Path) -> Path | None:
-    """Returns the YAML file of a YOLO data set: data.yaml, or the only one there is."""
+    """Returns the YAML file of a YOLO data set: data.yaml, or the only YAML file."""
     found = [source / e.name for e in _entries(source) if e.name.lower().endswith((".yaml", ".yml"))]
     named = [p for p in found if p.stem.lower() in ("data", "dataset")]
     return named[0] if named else found[0] if len(found) == 1 else None
@@ -326,17 +326,17 @@ def _yaml(path: Path) -> dict[str, Any]:
         what = " ".join(str(e).split())
         raise BadRequest(f"{printable(path)} is not YAML: {printable(what)[:100]}.") from None
     if not isinstance(found, dict):
-        raise BadRequest(f"{printable(path)} is not YOLO's: it has no keys such as names and train.")
+        raise BadRequest(f"{printable(path)} is not a YOLO data set: it has no keys such as names and train.")
     return found
 
 
 def _names(found: Any, path: Path) -> dict[int, str]:
     named = dict(enumerate(found)) if isinstance(found, list) else found
     if not isinstance(named, dict) or not named:
-        raise BadRequest(f"{printable(path)}: names is no list of class names.")
+        raise BadRequest(f"{printable(path)}: names is not a list of class names.")
     for key, name in named.items():
         if type(key) is not int or not 0 <= key < 100_000 or not isinstance(name, str | int):
-            raise BadRequest(f"{printable(path)}: names holds {errors.shown(key)}: {errors.shown(name)}, no class.")
+            raise BadRequest(f"{printable(path)}: names: {errors.shown(key)}: {errors.shown(name)} is not a class.")
     return {key: str(name) for key, name in named.items()}
 
 
@@ -352,14 +352,14 @@ def _flip_pairs(found: Any, points: tuple[int, int] | None, path: Path) -> tuple
     if found is None or points is None:
         return ()
     if not isinstance(found, list) or sorted(map(str, found)) != sorted(map(str, range(points[0]))):
-        raise BadRequest(f"{printable(path)}: flip_idx is {errors.shown(found)}, no order of {points[0]} points.")
+        raise BadRequest(f"{printable(path)}: flip_idx is {errors.shown(found)}, not an order of {points[0]} points.")
     if any(found[k] != i for i, k in enumerate(found)):
         raise BadRequest(f"{printable(path)}: flip_idx does not exchange points in pairs.")
     return tuple((i, k) for i, k in enumerate(found) if i < k)
 
 
 def _yolo_images(value: Any, base: Any, key: str, path: Path) -> list[Path]:
-    """Returns the images that a split of the YAML file names: folders of them, or text files that list them."""
+    """Returns the images of a split of the YAML file, which names folders of images or text files that list images."""
     out: list[Path] = []
     for name in value if isinstance(value, list) else [value]:
         if not isinstance(name, str) or not name:
@@ -379,7 +379,7 @@ def _yolo_images(value: Any, base: Any, key: str, path: Path) -> list[Path]:
 
 
 def _labels_of(image: Path, source: Path) -> Path:
-    """Returns the label file of an image: in labels/ where it is in images/, else beside it."""
+    """Returns the label file of an image: in labels/ if the image is in images/, else beside it."""
     parts = list(image.relative_to(source).parts)
     if "images" in parts[:-1]:
         last = len(parts) - 2 - parts[:-1][::-1].index("images")

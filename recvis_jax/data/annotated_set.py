@@ -1,4 +1,4 @@
-"""Makes a data set of a folder of annotated pictures: each is checked, turned upright, and compared with the others."""
+"""Makes a data set from a folder of annotated pictures: checks each, turns it upright, compares it with the others."""
 
 import collections
 import dataclasses
@@ -17,12 +17,12 @@ from recvis_jax.data.folder import some
 from recvis_jax.data.folder_set import VERSION, check_same, digests, fingerprint, name_of, shards
 from recvis_jax.errors import BadRequest, printable
 
-_LARGEST_ID = 2**31 - 1  # of a picture; devices count in 32 bits
+_LARGEST_ID = 2**31 - 1  # of a picture; devices use 32-bit integers
 
 
 @dataclasses.dataclass
 class _Seen:
-    """What came to light while the pictures were read, by "split/file"."""
+    """What was found while the pictures were read, by "split/file"."""
 
     pixels: dict[str, str] = dataclasses.field(default_factory=dict)
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -49,20 +49,19 @@ def prepare(
 
     Args:
       source: the folder, see `annotated_folder`.
-      root: where prepared data sets lie.
-      kind: of `annotated_folder.KINDS`.
-      name: None makes it from the folder's name.
+      root: the folder of prepared data sets.
+      kind: one of `annotated_folder.KINDS`.
+      name: None derives it from the folder's name.
       family: see `annotated_folder.scan`.
-      skip: leaves out pictures that cannot be read or do not fit their annotation, where it else is an error that
-        lists them.
-      on_duplicate: what to do about the same picture in several places, of `duplicates.WAYS`.
-      overwrite: replaces a data set of this name that is there. Without it, one made of the same files is left alone.
-      say: takes a line about what goes on.
+      skip: leaves out pictures that cannot be read or do not fit their annotation; otherwise an error lists them.
+      on_duplicate: what to do if the same picture is in several places, one of `duplicates.WAYS`.
+      overwrite: replaces an existing data set of this name. Without it, one made from the same files is kept as it is.
+      say: called with each line about the progress.
 
     Raises:
       BadRequest: see `annotated_folder.scan` and `duplicates.judge`; pictures that cannot be read; another data set of
-        this name; or a name that will not do.
-      Failure: no room.
+        this name; or an invalid name.
+      Failure: the disk is full.
     """
     found = annotated_folder.scan(source, kind, family)
     name = name_of(source, name)
@@ -80,7 +79,7 @@ def prepare(
     writing.make_room(root, size)
 
     with writing.staging(root, name) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata
+        warnings.simplefilter("ignore")  # Pillow warns about metadata
         seen, dropped = _Seen(), set[str]()
         written = _write(stage, name, source, found, size, seen, dropped)
         _check_readable(seen, len(paths), skip, say)
@@ -92,13 +91,13 @@ def prepare(
         for line in (*duplicates.judge(same, on_duplicate, len(dropped)), *seen.mended.notes):
             say(line)
         if gone := [s for s in found.splits if not seen.counts.get(s)]:
-            raise BadRequest(f"{printable(source)}: of {gone[0]} no picture is left.")
+            raise BadRequest(f"{printable(source)}: no picture of {gone[0]} is left.")
         if seen.changed - seen.turned:
-            say(f"{seen.changed - seen.turned:,} images were stored as png, being no 8-bit grey or RGB jpeg or png")
+            say(f"{seen.changed - seen.turned:,} images were stored as png, not being 8-bit grey or RGB jpeg/png")
         if seen.turned:
             say(
-                f"note: {seen.turned:,} images were turned as their EXIF orientation says, and stored as png; their "
-                "annotations are taken to be of the upright picture"
+                f"note: {seen.turned:,} images were turned by their EXIF orientation and stored as png; their "
+                "annotations are assumed to refer to the upright picture"
             )
         for line in _told(seen):
             say(line)
@@ -181,11 +180,11 @@ class _Reader:
 
     def _objects(self, picture: Picture, size: tuple[int, int], where: str) -> list[dict[str, Any]]:
         things = picture.things
-        if picture.size is None:  # not clipped yet, as nothing said to what
+        if picture.size is None:  # not clipped yet, because the size was unknown
             boxes = [box_within(t.box, size, where, self.seen.mended) for t in things]
             things = tuple(t._replace(box=b) for t, b in zip(things, boxes, strict=True) if b)
         elif picture.size != size:
-            turned = " (rows and columns exchanged: by its EXIF orientation?)" if picture.size == size[::-1] else ""
+            turned = " (rows and columns swapped: EXIF orientation?)" if picture.size == size[::-1] else ""
             raise BadRequest(
                 f"it has {size[0]}x{size[1]} pixels, its annotation says {picture.size[0]}x{picture.size[1]}{turned}"
             )
@@ -193,7 +192,7 @@ class _Reader:
 
 
 def _has(found: AnnotatedFolder) -> tuple[bool, int]:
-    """Whether any object has a mask, and how many points objects have."""
+    """Returns whether any object has a mask, and how many points objects have."""
     things = [t for pictures in found.splits.values() for p in pictures for t in p.things]
     return any(t.mask is not None for t in things), len(found.points) * any(t.points is not None for t in things)
 
@@ -204,23 +203,23 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _small_ids(found: AnnotatedFolder, say: Say) -> AnnotatedFolder:
-    """Numbers pictures anew where their numbers are too large, or where two splits use the same."""
+    """Renumbers the pictures if their numbers are too large, or if two splits use the same number."""
     ids = [p.id or 0 for pictures in found.splits.values() for p in pictures]
     if min(ids) >= 0 and max(ids) <= _LARGEST_ID and len(set(ids)) == len(ids):
         return found
     what = "several splits use the same" if len(set(ids)) < len(ids) else f"they are not within 0 and {_LARGEST_ID:,}"
-    say(f"note: the ids of pictures are numbered anew, from 0, as {what}")
+    say(f"note: the ids of the pictures are replaced by 0, 1, ..., because {what}")
     fresh = iter(range(len(ids)))
     splits = {s: tuple(p._replace(id=next(fresh)) for p in pictures) for s, pictures in found.splits.items()}
     return found._replace(splits=splits)
 
 
 def _told(seen: _Seen) -> list[str]:
-    """Says how many objects there are, and how many pictures have none."""
+    """Returns lines on how many objects there are, and how many pictures have none."""
     out = []
     for split, counts in seen.counts.items():
         objects_of, pictures = sum(n * c for n, c in counts.items()), sum(counts.values())
-        empty = f", {counts[0]:,} without any" if counts[0] else ""
+        empty = f", {counts[0]:,} without objects" if counts[0] else ""
         out.append(f"{split}: {objects_of:,} objects in {pictures:,} pictures{empty}, at most {max(counts)} in one")
     return out
 
@@ -229,7 +228,7 @@ def _check_readable(seen: _Seen, total: int, skip: bool, say: Say) -> None:
     bad = sorted(seen.problems.values())
     if bad and not skip:
         raise BadRequest(
-            f"{len(bad)} of {total:,} pictures cannot be taken: {some(bad, 20)}. Mend or remove them, or leave them "
+            f"{len(bad)} of {total:,} pictures cannot be used: {some(bad, 20)}. Repair or remove them, or leave them "
             "out with --on_error=skip. Nothing was prepared."
         )
     for line in bad:

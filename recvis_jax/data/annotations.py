@@ -1,8 +1,8 @@
-"""What annotated pictures have in common, whatever file says it: boxes, masks and points of the objects in each.
+"""What annotated pictures have in common in all formats: boxes, masks and points of the objects in each.
 
-The readers (`coco`, `voc`, `yolo`) turn their format into `Annotations`. Coordinates are pixels, x to the right, y
-down, and the pixel in row i and column j covers [j, j + 1) x [i, i + 1): COCO's boxes are so already, VOC counts from
-1 and includes the last pixel, YOLO writes fractions.
+The readers (`coco`, `voc`, `yolo`) convert their format to `Annotations`. Coordinates are pixels, x to the right, y
+down, and the pixel in row i and column j covers [j, j + 1) x [i, i + 1). COCO's boxes follow this already, VOC counts
+from 1 and includes the last pixel, YOLO writes fractions.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from recvis_jax.errors import BadRequest, printable
 
-_SMALLEST = 1e-3  # rows or columns of a box, pixels; what is smaller shows nothing
+_SMALLEST = 1e-3  # rows or columns of a box, pixels; smaller boxes show nothing
 
 
 class Thing(NamedTuple):
@@ -23,11 +23,11 @@ class Thing(NamedTuple):
     Attributes:
       label: number of its class.
       box: x0 y0 x1 y1 in pixels.
-      mask: polygons (each rows of x y) or `Runs`; None where there is none.
-      points: (k, 3) x y and visibility (0 unlabelled, 1 hidden, 2 visible); None where there are none.
-      crowd: whether it stands for many; detectors neither learn it nor are judged by it.
-      difficult: whether it may be missed, as VOC says of some.
-      area: in pixels, of the mask where one is given.
+      mask: polygons (each rows of x y) or `Runs`; None if there is none.
+      points: (k, 3) x y and visibility (0 unlabelled, 1 hidden, 2 visible); None if there are none.
+      crowd: whether it stands for many objects; detectors neither learn it nor are evaluated on it.
+      difficult: whether a detector may miss it (VOC's flag).
+      area: in pixels; of the mask if there is one.
     """
 
     label: int
@@ -40,7 +40,7 @@ class Thing(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """A mask as lengths of runs, first of zeros, column by column."""
+    """A mask as lengths of runs, column by column; the first run is of zeros."""
 
     size: tuple[int, int]
     counts: tuple[int, ...]
@@ -51,9 +51,9 @@ class Picture(NamedTuple):
 
     Attributes:
       path: of its file.
-      size: rows and columns as the annotation says, None where it does not.
-      things: what is in it.
-      id: the number by which its format knows it, None where it has none.
+      size: rows and columns according to the annotation, None if it does not tell.
+      things: the objects in it.
+      id: its number in the annotation file, None if it has none.
     """
 
     path: Path
@@ -67,11 +67,11 @@ class Annotations(NamedTuple):
 
     Attributes:
       classes: names; the index is the label.
-      pictures: those that are annotated, also as empty.
-      points: names of the points of an object, in order; empty where there are none.
-      pairs: points that exchange places in a mirrored picture.
-      notes: sentences on what was mended or left out.
-      ids: numbers by which the files know the classes, which may have gaps; empty for 0, 1, ...
+      pictures: the annotated pictures, including those annotated as empty.
+      points: names of the points of an object, in order; empty if there are none.
+      pairs: points that are swapped in a mirrored picture.
+      notes: sentences on what was repaired or left out.
+      ids: numbers of the classes in the files, which may have gaps; empty for 0, 1, ...
     """
 
     classes: tuple[str, ...]
@@ -83,7 +83,7 @@ class Annotations(NamedTuple):
 
 
 class Mended:
-    """Counts what a reader mended or left out, with the first place of each."""
+    """Counts what a reader repaired or left out, and keeps the first place of each."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
@@ -111,19 +111,19 @@ def number(value: Any, what: str, where: str) -> float:
 def box_within(
     box: Sequence[float], size: tuple[int, int] | None, where: str, mended: Mended
 ) -> tuple[float, float, float, float] | None:
-    """Clips a box to its picture; None, counted, where nothing of it remains.
+    """Clips a box to its picture; None if nothing of it remains, which is counted.
 
     Args:
       box: x0 y0 x1 y1.
-      size: rows and columns, None where they are not known.
-      where: of which picture, for notes.
-      mended: is told.
+      size: rows and columns, None if unknown.
+      where: which picture, for notes.
+      mended: counts the boxes that were clipped or left out.
     """
     x0, y0, x1, y1 = (float(v) for v in box)
     if size:
         rows, columns = size
         clipped = (max(0.0, x0), max(0.0, y0), min(float(columns), x1), min(float(rows), y1))
-        if max(abs(a - b) for a, b in zip(clipped, (x0, y0, x1, y1), strict=True)) > 1:  # less is rounding
+        if max(abs(a - b) for a, b in zip(clipped, (x0, y0, x1, y1), strict=True)) > 1:  # not just rounding
             mended.add("boxes that reach beyond their picture were clipped", where)
         x0, y0, x1, y1 = clipped
     if x1 - x0 < _SMALLEST or y1 - y0 < _SMALLEST:
@@ -133,24 +133,24 @@ def box_within(
 
 
 def file_below(folder: Path, name: Any, where: str) -> Path:
-    """Returns the path of a picture that an annotation names; `BadRequest` where it leads out of the folder."""
+    """Returns the path of a picture that an annotation names; `BadRequest` if it leads out of the folder."""
     pure = PurePosixPath(str(name).replace("\\", "/"))
     if not isinstance(name, str) or not name or pure.is_absolute() or ".." in pure.parts or "\0" in name:
-        raise BadRequest(f"{where}: the file name {printable(name)[:80]!r} is not one below {printable(folder)}.")
+        raise BadRequest(f"{where}: the file name {printable(name)[:80]!r} is not below {printable(folder)}.")
     return folder / pure
 
 
 def as_mask(thing: Thing, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Returns the mask of an object, that of its box where it has no other.
+    """Returns the mask of an object; its filled box if it has no mask.
 
-    A pixel belongs to a polygon where its centre lies inside.
+    A pixel belongs to a polygon if its centre lies inside.
 
     Args:
       thing: the object.
       size: rows and columns of its picture.
 
     Raises:
-      BadRequest: runs that are of another size.
+      BadRequest: runs of another size.
     """
     if isinstance(thing.mask, Runs):
         if thing.mask.size != size:
@@ -162,7 +162,7 @@ def as_mask(thing: Thing, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
 
 
 def _inside(corners: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Which pixels' centres lie in a polygon: those with an odd number of its edges to their left."""
+    """Returns which pixels' centres lie in a polygon: those with an odd number of its edges to their left."""
     out = np.zeros(size, bool)
     columns = np.arange(size[1]) + 0.5
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
@@ -176,7 +176,7 @@ def _inside(corners: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Bool[np
 
 
 def boxes_of(things: Sequence[Thing]) -> Float[np.ndarray, "n 4"]:
-    """Returns x0 y0 x1 y1 of objects, (0 4) of none."""
+    """Returns x0 y0 x1 y1 of objects; shape (0 4) if there are none."""
     return np.array([t.box for t in things], np.float32).reshape(-1, 4)
 
 

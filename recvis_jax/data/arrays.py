@@ -31,23 +31,23 @@ def from_arrays(
     seed: int = 0,
     name: str = "arrays",
 ) -> Data:
-    """Makes a data set of arrays, which stay in memory.
+    """Makes a data set from arrays, which stay in memory.
 
     Args:
       images: (n h w c) or (n h w); uint8, or float in [0, 1].
       labels: classes (n), integers from 0; or multi-hot (n k) of 0 and 1; or numbers (n), float, for regression.
-      val, test: what is kept for validation and for testing: a share of the examples, drawn by `seed`, or a pair
-        (images, labels); None for nothing.
-      class_names: one name a class.
-      augment: device operations on training batches, as "pad_crop(2)|flip"; see `data.augment.OPERATIONS`.
+      val, test: data for validation and for testing: a share of the examples, drawn with `seed`, or a pair (images,
+        labels); None for no such split.
+      class_names: one name per class.
+      augment: device operations on training batches, such as "pad_crop(2)|flip"; see `data.augment.OPERATIONS`.
       transform, eval_transform: host operations of training and evaluation; see `data.transforms.OPERATIONS`.
-      statistics: mean and standard deviation that images are normalised with, by name (`data.augment.STATISTICS`) or as
-        a pair; "measured" takes those of the training images, a channel each.
-      seed: of the draw of `val` and `test`.
+      statistics: mean and standard deviation for the normalisation of images, by name (`data.augment.STATISTICS`) or as
+        a pair; "measured" takes those of the training images, per channel.
+      seed: for the draw of `val` and `test`.
       name: for messages.
 
     Raises:
-      BadRequest: shapes, types or values that do not fit, with what would.
+      BadRequest: shapes, types or values that do not fit; the message says what would fit.
 
     Example:
       >>> data = from_arrays(np.zeros((100, 8, 8), np.uint8), np.arange(100) % 10, val=0.1)
@@ -94,17 +94,17 @@ def from_examples(
     seed: int = 0,
     name: str = "examples",
 ) -> Data:
-    """Makes a data set of examples of any declared fields: boxes, masks, words, ... They stay in memory.
+    """Makes a data set from examples with any declared fields: boxes, masks, words, ... They stay in memory.
 
     Args:
-      examples: each with a value for every field; what varies in length is not padded yet.
+      examples: each with a value for every field; fields of varying length are not padded yet.
       fields: the declaration; see `data.fields.Field`.
-      val, test: what is kept for validation and for testing: a share of the examples, drawn by `seed`, or examples;
-        None for nothing.
-      class_names: one name a class, of fields of kind "label".
+      val, test: data for validation and for testing: a share of the examples, drawn with `seed`, or examples; None for
+        no such split.
+      class_names: one name per class, for fields of kind "label".
       augment, transform, eval_transform, visible, buckets: see `data.opened.open_data`.
       statistics: mean and standard deviation of images, by name or as a pair.
-      seed: of the draw of `val` and `test`.
+      seed: for the draw of `val` and `test`.
       name: for messages.
 
     Raises:
@@ -139,19 +139,19 @@ def from_examples(
 
 
 def _cut(split: str, held: Any, count: int, left: int) -> int:
-    """Returns how many examples a share is."""
+    """Returns how many examples a share holds."""
     if isinstance(held, bool) or not isinstance(held, int | float) or not 0 < held < 1:
         raise errors.BadRequest(
             f"{split} is {errors.shown(held)}; it takes a share between 0 and 1, or a pair (images, labels)."
         )
     cut = round(held * count)
     if not 0 < cut < left:
-        raise errors.BadRequest(f"{split}={held} of {count} examples leaves none on one side.")
+        raise errors.BadRequest(f"{split}={held} of {count} examples leaves one side empty.")
     return cut
 
 
 def _classes(fields: Sequence[Field], examples: Sequence[Mapping[str, Any]]) -> int:
-    """Returns the number of classes that labels reach; 0 where there are none, or numbers instead."""
+    """Returns the number of classes, from the largest label; 0 without labels, or if labels are numbers."""
     names = [f.name for f in fields if f.kind == "label" and np.dtype(f.dtype).kind in "iu"]
     found = [int(np.max(e[n], initial=-1)) for e in examples for n in names if n in e]
     return 1 + max(found, default=-1)
@@ -191,7 +191,7 @@ def _checked(images: Any, labels: Any, what: str, of: str) -> tuple[np.ndarray, 
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or 0 in images.shape:
-        raise errors.BadRequest(f"{what} have shape {images.shape}; they must be (n h w c) or (n h w), and some.")
+        raise errors.BadRequest(f"{what} have shape {images.shape}; they must be (n h w c) or (n h w), n > 0.")
     if images.dtype.kind == "f":
         images = images.astype(np.float32, copy=False)
         low, high = float(images.min()), float(images.max())
@@ -205,7 +205,7 @@ def _checked(images: Any, labels: Any, what: str, of: str) -> tuple[np.ndarray, 
         )
     if labels.ndim not in (1, 2) or len(labels) != len(images):
         raise errors.BadRequest(
-            f"{of} have shape {labels.shape} beside {len(images)} {what}; they must be ({len(images)},) classes or "
+            f"{of} have shape {labels.shape} for {len(images)} {what}; they must be ({len(images)},) classes or "
             f"numbers, or ({len(images)}, k) multi-hot."
         )
     if labels.dtype.kind not in "iufb":
@@ -219,7 +219,7 @@ def _checked(images: Any, labels: Any, what: str, of: str) -> tuple[np.ndarray, 
 def _kind(labels: np.ndarray) -> str:
     if labels.ndim == 2:
         if not np.isin(labels, (0, 1)).all():
-            raise errors.BadRequest("labels of two axes must be multi-hot, of 0 and 1.")
+            raise errors.BadRequest("labels with two axes must be multi-hot, made of 0 and 1.")
         return "multi"
     if labels.dtype.kind == "f":
         if not np.isfinite(labels).all():
@@ -231,7 +231,7 @@ def _kind(labels: np.ndarray) -> str:
 
 
 def _measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of a channel, on the scale of [0, 1]; at most 10,000 images are looked at."""
+    """Returns mean and standard deviation per channel, on the scale of [0, 1], from at most 10,000 images."""
     some = images[:: max(1, len(images) // 10_000)]
     scale = 255.0 if some.dtype == np.uint8 else 1.0
     mean, std = (np.asarray(f(some, (0, 1, 2), dtype=np.float64)) / scale for f in (np.mean, np.std))
@@ -265,7 +265,7 @@ def _assembled(
     visible: float = 0.0,
     buckets: Mapping[str, Any] | None = None,
 ) -> Data:
-    """Returns the data set of sources that are in memory."""
+    """Returns the data set made of sources that are in memory."""
     train = there["train"]
     host, eval_host = hosts(transform, eval_transform, train.fields, visible)
     shape = first_shape(train, host if transform else None)
@@ -280,12 +280,12 @@ def _assembled(
     )  # fmt: skip
     normalise, edges = normaliser(statistics), as_key(buckets or {})
     if edges:
-        of_source(train, edges)  # wrong ones are refused now
+        of_source(train, edges)  # refuses wrong ones early
 
     def opened(expression: str, which: str = "") -> Source:
         parts = parts_of(expression, {s: source.length for s, source in there.items()}, name)
         if len(parts) > 1:
-            raise NoSplit(f"{name}: the split {expression!r} is of several parts; arrays are read from one.")
+            raise NoSplit(f"{name}: the split {expression!r} has several parts; arrays are read from one.")
         split, low, high = parts[0]
         source = there[split]
         return source._replace(

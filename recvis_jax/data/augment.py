@@ -1,8 +1,8 @@
 """Augmentation on the device, per batch, inside jit: crop, flip, colour, erasing, mixup, cutmix; and normalisation.
 
 A pipeline is a string such as `'pad_crop(4)|flip|erase(0.25)|mixup(0.2)'`. What happens to an example depends only on
-the key, its `slot` in the global batch, its content and, where pairs are mixed, its partner: so the result is the
-same to the bit, on one kind of hardware, however the batch is split over devices, hosts or micro-batches.
+the key, its `slot` in the global batch, its content and, if pairs are mixed, its partner. So on one kind of hardware
+the result is identical, bit for bit, however the batch is split over devices, hosts or micro-batches.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from recvis_jax.errors import BadRequest, choose
 
 Batch = dict[str, Any]
 PairOperation = Callable[[Any, Batch], Batch]
-_ALPHA = (1e-3, 1e3)  # of Beta(alpha, alpha), whose quantiles are not known well beyond
+_ALPHA = (1e-3, 1e3)  # of Beta(alpha, alpha); its quantiles are inaccurate beyond
 
-MOST_LEVEL = 1e6  # of means and deviations, whose pixels lie in [0, 1]
-# Mean and standard deviation of pixels in [0, 1], a channel each, over the training images.
+MOST_LEVEL = 1e6  # of means and deviations of pixels in [0, 1]
+# Mean and standard deviation of pixels in [0, 1] per channel, over the training images.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "none": ((0.0,), (1.0,)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -43,10 +43,10 @@ def parse(
 
     Args:
       spec: operations joined by `|`, see `OPERATIONS`; None or an empty string only converts the images to float32.
-      num_classes: length of soft labels; needed where `mixup` and its kin meet integer labels.
+      num_classes: length of soft labels; needed if `mixup` or `cutmix` get integer labels.
       fields: of the batch; those that lie in the image (boxes, masks, points, maps, frames) move with it.
-      visible: smallest share of a box's area, from 0 to 1, that must be left inside for the box to be kept. One that is
-        not becomes padding, and so does all that belongs to it.
+      visible: smallest share of a box's area, from 0 to 1, that must stay inside for the box to be kept. A dropped box
+        becomes padding, together with all that belongs to it.
 
     Returns:
       f(key, batch) -> batch, for use under jit. The batch holds `image` (b h w c), uint8 or float in [0, 1]; `slot`
@@ -62,9 +62,9 @@ def parse(
     lying = spatial(fields)
     for step in steps:
         if lying and step.name in (*PAIR_OPERATIONS, "rotate"):
-            raise BadRequest(f"{step.name} is of images alone: {', '.join(f.name for f in lying)} cannot follow it.")
+            raise BadRequest(f"{step.name} works on images alone: {', '.join(f.name for f in lying)} cannot follow it.")
         if lying and (video := [f.name for f in lying if f.kind in ("video", "image")]):
-            raise BadRequest(f"device operations move one image of an example, and not {video[0]!r} beside it.")
+            raise BadRequest(f"device operations move one image per example, and not {video[0]!r} as well.")
 
     def augment(key: PRNGKeyArray | Array, batch: Batch) -> Batch:
         if "image" not in batch and not steps:
@@ -76,7 +76,7 @@ def parse(
             raise BadRequest(f"augmentation needs batch['slot']; the batch has {', '.join(sorted(batch))}.")
         if mixing:
             batch["label"] = _soft_labels(batch, num_classes, mixing[0])
-        # A key for each operation, then for each example or pair, all at once: generators are slow to compile.
+        # A key per operation, then per example or pair, all drawn at once: random generators are slow to compile.
         slots = [batch["slot"] // 2 if step.name in PAIR_OPERATIONS else batch["slot"] for step in steps]
         keys = _fold_in(
             _fold_in(jnp.broadcast_to(_threefry(key), len(steps)), jnp.arange(len(steps))), jnp.stack(slots)
@@ -96,19 +96,19 @@ def parse(
 
 
 def to_float(images: Num[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Makes uint8 images float32 in [0, 1]; float images are taken to be so already."""
+    """Converts uint8 images to float32 in [0, 1]; float images are assumed to be in [0, 1] already."""
     if images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) * np.float32(1 / 255)  # what compilers make of a division; 255 gives 1.0
+        return images.astype(jnp.float32) * np.float32(1 / 255)  # compilers turn a division into this; 255 gives 1.0
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise BadRequest(f"images are uint8, or float in [0, 1], not {images.dtype}.")
     return images.astype(jnp.float32)
 
 
 def statistics(stats: str | tuple | list, channels: int | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns (mean, standard deviation), one number a channel or one for all, of a name in STATISTICS or a pair.
+    """Returns (mean, standard deviation), one number per channel or one for all, for a name in STATISTICS or a pair.
 
     Raises:
-      BadRequest: an unknown name, a pair that is none, or numbers for another number of `channels`.
+      BadRequest: an unknown name, something other than a pair, or a length that differs from `channels`.
     """
     if isinstance(stats, str):
         found = choose(STATISTICS, stats, "pixel statistics")
@@ -131,7 +131,7 @@ def _statistics_of_pair(stats: Any) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float[Array, "b h w c"]:
-    """Subtracts the mean and divides by the standard deviation, a channel each.
+    """Subtracts the mean and divides by the standard deviation, per channel.
 
     Args:
       images: uint8, or float in [0, 1].
@@ -141,20 +141,20 @@ def normalise(images: Num[Array, "b h w c"], stats: str | tuple | list) -> Float
       float32 images.
 
     Raises:
-      BadRequest: unknown statistics, or of another number of channels than the images'.
+      BadRequest: unknown statistics, or a number of channels that differs from the images'.
     """
     mean, std = statistics(stats, images.shape[-1])
     return (to_float(images) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def denormalise(images: Float[Array, "*b h w c"], stats: str | tuple | list) -> Float[Array, "*b h w c"]:
-    """Undoes `normalise`, and cuts off what is outside [0, 1]: for figures."""
+    """Undoes `normalise` and clips to [0, 1], for figures."""
     mean, std = statistics(stats)
     return jnp.clip(images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32), 0, 1)
 
 
 def mixup(alpha: float) -> PairOperation:
-    """Blends each example with its partner, images and labels alike: lambda x + (1 - lambda) x_partner.
+    """Blends the image and the label of each example with its partner's: lambda x + (1 - lambda) x_partner.
 
     Partners are neighbours, slots 2 i and 2 i + 1, and share one lambda ~ Beta(alpha, alpha); so nothing crosses a
     device boundary as long as every device holds an even number of examples. Padding is never mixed in.
@@ -166,10 +166,10 @@ def mixup(alpha: float) -> PairOperation:
 
 
 def cutmix(alpha: float) -> PairOperation:
-    """Pastes a box of the partner's image; labels are weighed by the exact area that is left.
+    """Pastes a box of the partner's image; labels are weighted by the exact area that is left.
 
-    The box covers 1 - lambda of the image, lambda ~ Beta(alpha, alpha), before it is clipped at the border. Partners,
-    who share the box and lambda, are as in `mixup`.
+    The box covers 1 - lambda of the image, lambda ~ Beta(alpha, alpha), before it is clipped at the border. Partners
+    are as in `mixup`, and share the box and lambda.
 
     Reference: Yun et al. 2019, "CutMix: regularization strategy to train strong classifiers".
     """
@@ -178,7 +178,7 @@ def cutmix(alpha: float) -> PairOperation:
 
 
 def mixup_cutmix(mixup_alpha: float, cutmix_alpha: float, switch: float = 0.5) -> PairOperation:
-    """Does `cutmix` with probability `switch`, else `mixup`, chosen for every pair.
+    """Applies `cutmix` with probability `switch`, else `mixup`; chosen for every pair.
 
     Reference: Touvron et al. 2021, "Training data-efficient image transformers", section 6.
     """
@@ -213,7 +213,7 @@ _HOST_ONLY = dict.fromkeys(
 
 
 def _mix(keys: Key[Array, "pairs"], batch: Batch, mixup_alpha: float, cutmix_alpha: float, switch: float) -> Batch:
-    """Mixes neighbours: a pair is cut with probability `switch`, else blended."""
+    """Mixes neighbours: a pair gets cutmix with probability `switch`, else mixup."""
     images, labels = batch["image"], batch["label"]
     b, h, w, _ = images.shape
     u = augment_images.uniforms(keys, 4)
@@ -235,7 +235,7 @@ def _partner(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
 
 
 def _blend(x: Float[Array, "b ..."], keep: Float[Array, "pairs"]) -> Float[Array, "b ..."]:
-    """Returns keep x + (1 - keep) x_partner, and x itself, to the bit, where keep is 1."""
+    """Returns keep x + (1 - keep) x_partner, and exactly x where keep is 1."""
     keep = jnp.repeat(keep, 2).reshape(-1, *[1] * (x.ndim - 1))
     return x + augment_images.rounded((1 - keep) * (_partner(x) - x))
 
@@ -253,16 +253,16 @@ def _cut_boxes(
 def _beta(u: Float[Array, "n"], alpha: float) -> Float[Array, "n"]:
     """Maps u, uniform in [0, 1), to Beta(alpha, alpha) through a table of its 4,096-quantiles.
 
-    Rejection sampling on the device would compile to a loop, whose last bits depend on the size of the batch.
+    Rejection sampling on the device would compile to a loop whose last bits depend on the batch size.
     """
-    import scipy.special  # a tenth of a second, which only these wait for
+    import scipy.special  # takes a tenth of a second; only mixup and cutmix need it
 
     quantiles = scipy.special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
     return jnp.asarray(quantiles, jnp.float32)[(u * 4096).astype(jnp.int32)]
 
 
 def _soft_labels(batch: Batch, num_classes: int | None, name: str) -> Float[Array, "b k"]:
-    """Returns the labels (b k), and checks that the batch can be mixed."""
+    """Returns the labels as (b k), after checking that the batch can be mixed."""
     b = batch["image"].shape[0]
     if b % 2:
         raise BadRequest(f"{name} mixes neighbours, so it needs an even batch (on each device), not {b}.")
@@ -274,14 +274,14 @@ def _soft_labels(batch: Batch, num_classes: int | None, name: str) -> Float[Arra
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise BadRequest(f"{name} takes labels (b) int or (b k), not {labels.dtype} of shape {labels.shape}.")
     if not num_classes:
-        raise BadRequest(f"{name} makes soft labels of integer ones, so it needs to know the number of classes.")
+        raise BadRequest(f"{name} makes soft labels from integer labels, so it needs the number of classes.")
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
 def _threefry(key: PRNGKeyArray | Array) -> PRNGKeyArray:
     """Makes any key a threefry key.
 
-    The hardware generators ('rbg') do not promise a vmapped draw to be each key's own, and so a split batch would be
+    With the hardware generators ('rbg'), a vmapped draw need not depend on each key alone, so a split batch would be
     augmented differently. The first half of their state is itself a threefry key.
     """
     data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

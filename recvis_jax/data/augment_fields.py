@@ -1,7 +1,7 @@
 """What lies in the images of a batch follows their augmentation, on the device: boxes, masks, points, maps, frames.
 
-The sibling of `geometry`, for padded batches of static shapes: a box that is dropped stays in its row, which becomes
-padding and false in its mask.
+Like `geometry`, but for padded batches of static shapes: a dropped box keeps its row, which becomes padding and false
+in its mask.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ Batch = dict[str, Any]
 
 
 def follow(batch: Batch, windows: Sequence[Window], fields: Sequence[Field], visible: float = 0.0) -> Batch:
-    """Moves everything that lies in the images by the windows that the images were moved by already.
+    """Moves everything that lies in the images by the windows that already moved the images.
 
     Args:
-      batch: its values by name, with `NAME_mask` beside what is padded.
+      batch: its values by name, with `NAME_mask` for each padded field.
       windows: one after the other.
-      fields: what the values are; the one called "image" stays as it is.
-      visible: the smallest share of a box's area that must be left inside for it to be kept.
+      fields: declarations of the values; the one called "image" is not changed.
+      visible: the smallest share of a box's area that must stay inside for the box to be kept.
     """
     out, own = dict(batch), {f.name: f for f in fields}
     for field in fields:
@@ -52,7 +52,7 @@ def follow(batch: Batch, windows: Sequence[Window], fields: Sequence[Field], vis
 
 
 def move(points: Float[Array, "b *n 2"], window: Window) -> Float[Array, "b *n 2"]:
-    """Returns x y in pixels of what the windows became."""
+    """Returns x y in pixels of the windows' result."""
     top, left, height, width = (
         v.astype(jnp.float32).reshape(-1, *[1] * (points.ndim - 2))
         for v in (window.top, window.left, window.height, window.width)
@@ -65,7 +65,7 @@ def move(points: Float[Array, "b *n 2"], window: Window) -> Float[Array, "b *n 2
 
 
 def nearest(pixels: Shaped[Array, "b n h w"], window: Window, fill: float) -> Shaped[Array, "b n p q"]:
-    """Returns what windows show of masks or of a map: the nearest pixel of each, `fill` beyond the image."""
+    """Returns what windows show of masks or of a map, by nearest pixels; `fill` beyond the image."""
     rows, columns = window.size
     h, w = pixels.shape[2:]
     y = window.top[:, None] + (jnp.arange(rows) + 0.5) * (window.height[:, None] / rows)
@@ -78,7 +78,7 @@ def nearest(pixels: Shaped[Array, "b n h w"], window: Window, fill: float) -> Sh
 
 
 def _boxes(out: Batch, windows: Sequence[Window], field: Field, visible: float) -> Bool[Array, "b n"]:
-    """Moves boxes and their mask in `out`, and returns which are kept."""
+    """Moves the boxes and their mask in `out`, and returns which boxes are kept."""
     uncut = seen = out[field.name]
     for window in windows:
         rows, columns = window.size
@@ -93,7 +93,7 @@ def _boxes(out: Batch, windows: Sequence[Window], field: Field, visible: float) 
 
 
 def _ordered(boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
-    """Returns x0 y0 x1 y1 with x0 <= x1: mirrored, left and right are exchanged."""
+    """Returns x0 y0 x1 y1 with x0 <= x1, also for mirrored boxes."""
     x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
     return jnp.stack([jnp.minimum(x0, x1), y0, jnp.maximum(x0, x1), y1], -1)
 
@@ -101,7 +101,7 @@ def _ordered(boxes: Float[Array, "*b 4"]) -> Float[Array, "*b 4"]:
 def _points(points: Float[Array, "b n k 3"], window: Window, field: Field) -> Float[Array, "b n k 3"]:
     place, seen = move(points[..., :2], window), points[..., 2:]
     rows, columns = window.size
-    x = jnp.where(window.mirrored[:, None, None], columns - place[..., 0], place[..., 0])  # as the window has it
+    x = jnp.where(window.mirrored[:, None, None], columns - place[..., 0], place[..., 0])  # as in the window
     inside = (x >= 0) & (x < columns) & (place[..., 1] >= 0) & (place[..., 1] < rows)
     there = (seen > 0) & inside[..., None]
     out = jnp.where(there, jnp.concatenate([place, seen], -1), 0)

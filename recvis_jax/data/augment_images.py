@@ -1,11 +1,11 @@
 """Augmentations of single images on the device, vectorised over the batch: `f(keys (b,), images (b h w c)) -> images`.
 
-Images are float32 in [0, 1]. Each function below is a builder: it checks its arguments and returns f. What happens
-to an example depends on its own key and pixels only. Shapes are static, and pixels are moved by slices, selects and
-gathers of whole rows, never of single pixels, which TPUs dislike.
+Images are float32 in [0, 1]. Each function below is a builder: it checks its arguments and returns f. What happens to
+an example depends on its own key and pixels only. Shapes are static, and pixels are moved by slices, selects and
+gathers of whole rows; gathers of single pixels are slow on TPUs.
 
-The result is the same to the bit whatever the size of the batch. So numbers are added in a written order (no matrix
-products, and sums only of whole numbers), and a product is `rounded` before anything is added to it.
+The result is identical, bit for bit, for every batch size. So numbers are added in a fixed order (no matrix products,
+and sums only of whole numbers), and a product is `rounded` before anything is added to it.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ ImageOperation = Callable[[Any, Any], Any]
 
 
 class Window(NamedTuple):
-    """Where the images of a batch are looked at, in their pixels, and what that becomes.
+    """Which part of each image of a batch is shown, in its pixels, and the size of the result.
 
     Attributes:
       top, left, height, width: of the windows (b), whole numbers or not; they may reach beyond the images.
-      mirrored: (b) bool, whether left and right are exchanged afterwards.
-      size: (rows, columns) that the windows become.
+      mirrored: (b) bool, whether left and right are swapped afterwards.
+      size: (rows, columns) of the result.
     """
 
     top: Any
@@ -42,9 +42,9 @@ class Window(NamedTuple):
     size: tuple[int, int]
 
 
-@dataclasses.dataclass(frozen=True)  # which, unlike a NamedTuple, may be jitted itself
+@dataclasses.dataclass(frozen=True)  # unlike a NamedTuple, it can itself be jitted
 class Moving:
-    """An operation that moves pixels: what lies in the images follows it by the window that it draws.
+    """An operation that moves pixels: fields that lie in the images follow by the windows that it draws.
 
     Attributes:
       draw: (keys (b), height, width) -> windows of images of that size.
@@ -55,11 +55,11 @@ class Moving:
     show: Callable[[Any, Window], Any]
 
     def __call__(self, keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b p q c"]:
-        """Draws and shows; for images that come alone."""
+        """Draws windows and shows them; for images without other fields."""
         return self.show(images, self.draw(keys, *images.shape[1:3]))
 
 
-TRIES = 10  # a box of random area and aspect may not fit; torchvision, too, draws ten
+TRIES = 10  # a box of random area and aspect may not fit; torchvision draws ten, too
 
 
 def pad_crop(pad: int = 4, mode: str = "constant") -> Moving:
@@ -74,15 +74,15 @@ def pad_crop(pad: int = 4, mode: str = "constant") -> Moving:
     specs.option(mode, "mode", ("constant", "reflect", "edge"))
 
     def draw(keys: Key[Array, "b"], h: int, w: int) -> Window:
-        if pad >= min(h, w):  # some crops would show nothing of the image
-            raise BadRequest(f"pad_crop: padding by {pad} pixels takes larger images than {h}x{w}.")
+        if pad >= min(h, w):  # otherwise some crops would show no part of the image
+            raise BadRequest(f"pad_crop: padding by {pad} pixels needs images larger than {h}x{w}.")
         start = _below(uniforms(keys, 2), 2 * pad + 1) - pad
         return _whole(len(keys), h, w)._replace(top=start[:, 0], left=start[:, 1])
 
     def show(images: Float[Array, "b h w c"], window: Window) -> Float[Array, "b h w c"]:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
         start = jnp.stack([window.top, window.left], 1) + pad
-        # The fastest on a CPU of five ways tried, and one gather of whole windows on an accelerator.
+        # The fastest of five ways on a CPU, and a single gather of whole windows on an accelerator.
         return jax.vmap(lambda image, yx: lax.dynamic_slice(image, (yx[0], yx[1], 0), images.shape[1:]))(padded, start)
 
     return Moving(draw, show)
@@ -106,8 +106,8 @@ def random_resized_crop(
 ) -> Moving:
     """Cuts a box of random area and aspect ratio and resizes it, bilinear with antialiasing.
 
-    As torchvision's (ten tries, then the largest central box of an allowed ratio), but boxes lie anywhere, not on
-    whole pixels only, which matters for small images.
+    Like torchvision's (ten tries, then the largest central box of an allowed ratio), but boxes need not begin at whole
+    pixels, which matters for small images.
 
     Args:
       size: of the result, a whole number or (height, width); None keeps the size of the input.
@@ -130,7 +130,7 @@ def random_resized_crop(
     def show(images: Float[Array, "b h w c"], window: Window) -> Float[Array, "b height width c"]:
         images = resized_rows(images, window.top, window.height, window.size[0]).swapaxes(1, 2)
         images = resized_rows(images, window.left, window.width, window.size[1]).swapaxes(1, 2)
-        return jnp.clip(images, 0, 1)  # weights sum to one only up to rounding
+        return jnp.clip(images, 0, 1)  # weights sum to one except for rounding
 
     return Moving(draw, show)
 
@@ -138,7 +138,7 @@ def random_resized_crop(
 def rotate(degrees: float, value: float = 0.0) -> ImageOperation:
     """Rotates about the centre by an angle uniform in [-degrees, degrees], counter-clockwise if positive.
 
-    Done as three shears with linear interpolation, each a row of slices and selects; corners become `value`.
+    Three shears with linear interpolation, each made of slices and selects; corners become `value`.
 
     Args:
       degrees: at most 90.
@@ -161,10 +161,10 @@ def color_jitter(
 ) -> ImageOperation:
     """Changes brightness, contrast, saturation and hue, in this order, by random amounts.
 
-    The first three scale by a factor uniform in [max(0, 1 - x), 1 + x]: the image, its difference from its mean grey,
-    and from its grey image. Hue turns by up to `hue` of the circle either way, at most 0.5. One-channel images have
-    neither saturation nor hue. Host `color_jitter` also shuffles the order; here it is fixed, so that nothing is
-    computed twice.
+    The first three scale by a factor uniform in [max(0, 1 - x), 1 + x]: brightness scales the image, contrast its
+    difference from its mean grey, saturation its difference from its grey image. Hue turns by up to `hue` of the circle
+    in both directions, at most 0.5. One-channel images have neither saturation nor hue. The host `color_jitter` also
+    shuffles the order; here it is fixed, so nothing is computed twice.
     """
     amounts = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     for name, amount in amounts.items():
@@ -203,7 +203,7 @@ def erase(
       p: probability.
       scale: range of the box's area as a fraction of the image, uniform.
       ratio: range of width / height of the box, uniform in its logarithm.
-      value: in [0, 1], one number or one a channel; 'random' is uniform noise, every pixel its own.
+      value: in [0, 1], one number or one per channel; 'random' is uniform noise, drawn for every pixel.
 
     Reference: Zhong et al. 2017, "Random erasing data augmentation".
     """
@@ -220,7 +220,7 @@ def erase(
     def operation(keys: Key[Array, "b"], images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         _, h, w, c = images.shape
         u = uniforms(keys, 3 + 2 * TRIES)
-        # A box as large as the image is refused, as in the paper's code.
+        # A box as large as the image is rejected, as in the paper's code.
         box_h, box_w, found = _fitting_box(u[:, 3:], h, w, scale, ratio, jnp.round, h - 1, w - 1)
         box_h, box_w = box_h.astype(jnp.int32), box_w.astype(jnp.int32)
         box_h = jnp.where(found & (u[:, 0] < p), box_h, 0)
@@ -235,11 +235,11 @@ def erase(
 
 
 def cutout(size: int, value: float | tuple = 0.0) -> ImageOperation:
-    """Overwrites a square of side `size` whose centre is anywhere in the image, so that it may overlap the border.
+    """Overwrites a square of side `size` whose centre is anywhere in the image, so it may overlap the border.
 
     Args:
       size: side in pixels.
-      value: in [0, 1], one number or one a channel. The paper's is the mean of the data set.
+      value: in [0, 1], one number or one per channel. The paper uses the mean of the data set.
 
     Reference: DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout".
     """
@@ -270,7 +270,7 @@ OPERATIONS: dict[str, Callable[..., ImageOperation | Moving]] = {
 
 
 def _whole(b: int, h: int, w: int) -> Window:
-    """Returns windows that show all of images of h x w."""
+    """Returns windows that show the whole images of h x w."""
     none = jnp.zeros(b, jnp.int32)
     return Window(none, none, none + h, none + w, jnp.zeros(b, bool), (h, w))
 
@@ -293,10 +293,10 @@ def box_mask(
 def resized_crop_boxes(
     keys: Key[Array, "b"], h: int, w: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]:
-    """Draws the boxes of `random_resized_crop`: (top, left, height, width) in pixels, not whole ones."""
+    """Draws the boxes of `random_resized_crop`: (top, left, height, width) in pixels, not rounded."""
     u = uniforms(keys, 2 + 2 * TRIES)
     box_h, box_w, found = _fitting_box(u[:, 2:], h, w, scale, ratio, rounded, h, w)
-    # None of the tries fits: the largest box, of the allowed ratio nearest to the image's.
+    # If no try fits: the largest box with the allowed ratio that is nearest to the image's.
     aspect = min(max(w / h, ratio[0]), ratio[1])
     box_h = jnp.where(found, box_h, min(h, w / aspect))
     box_w = jnp.where(found, box_w, min(w, h * aspect))
@@ -314,7 +314,7 @@ def _fitting_box(
     most_h: int,
     most_w: int,
 ) -> tuple[Array, Array, Array]:
-    """Returns height, width (b,) of the first of `TRIES` boxes that fits, and whether one does; u is (b, 2 TRIES)."""
+    """Returns height and width (b,) of the first box of `TRIES` that fits, and whether one does; u is (b, 2 TRIES)."""
     area = h * w * (scale[0] + rounded(u[:, :TRIES] * (scale[1] - scale[0])))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     root = jnp.exp((low + rounded(u[:, TRIES:] * (high - low))) / 2)
@@ -327,13 +327,13 @@ def _fitting_box(
 
 
 def _below(u: Array, n: Array | int) -> Array:
-    """Maps u in [0, 1) to whole numbers in [0, n), equally likely; rounding must not give n itself."""
+    """Maps u in [0, 1) to whole numbers in [0, n) with equal probability; rounding must not give n itself."""
     return jnp.minimum((u * n).astype(jnp.int32), n - 1)
 
 
 def _check_colour(value: float | tuple) -> None:
     if value == ():
-        raise BadRequest("value is (); it takes one number, or one a channel.")
+        raise BadRequest("value is (); it takes one number, or one per channel.")
     for v in value if isinstance(value, tuple) else (value,):
         specs.number(v, "value", 0, 1)
 
@@ -352,7 +352,7 @@ def _check_channels(images: Array, name: str) -> None:
 def _grey_steps(images: Array, steps: int) -> Array:
     """Luma (ITU-R 601, as Pillow's mode L) in whole `steps`-ths: (b h w c) -> (b h w 1) int32.
 
-    Whole numbers, because how a compiler fuses and orders a sum of floats may depend on the size of the batch.
+    Whole numbers, because how a compiler fuses and orders a sum of floats may depend on the batch size.
     """
     levels = jnp.round(images * steps).astype(jnp.int32)
     if images.shape[-1] == 1:
@@ -378,7 +378,7 @@ def _turn_hue(images: Array, turns: Array) -> Array:
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
     safe = jnp.where(chroma > 0, chroma, 1.0)
-    # Not `value == r`: a compiler may compute r twice, with a last bit that differs.
+    # Not `value == r`: a compiler may compute r twice, with different last bits.
     red, green = (r >= g) & (r >= b), g >= b
     sector = jnp.where(red, (g - b) / safe, jnp.where(green, 2 + (b - r) / safe, 4 + (r - g) / safe))
     k = (sector + rounded(6 * turns) + jnp.asarray([5.0, 3.0, 1.0])) % 6

@@ -1,8 +1,8 @@
-"""Buckets of length: examples of similar length come in one batch, which is padded to the bucket's edge and no further.
+"""Buckets of length: a batch holds examples of similar length and is padded only to its bucket's edge.
 
 An epoch is still a permutation that depends on (seed, epoch) alone, so batch i is a function of (seed, i), every
-example comes once an epoch, and a stream begins at any batch. Only what is left over of each bucket after whole batches
-is mixed with its neighbours in length.
+example comes once per epoch, and a stream can begin at any batch. Only the examples that remain of each bucket after
+its whole batches are mixed with those of neighbouring lengths.
 """
 
 import functools
@@ -20,10 +20,10 @@ _CHUNK = 1000  # examples read at a time for their lengths
 
 
 class Buckets(NamedTuple):
-    """How the examples of a split are put into batches.
+    """How the examples of a split are grouped into batches.
 
     Attributes:
-      edges: field -> lengths that batches are padded to, rising; the last is the field's maximum.
+      edges: field -> increasing lengths that batches are padded to; the last is the field's maximum.
       lengths: field -> length of each example (n).
     """
 
@@ -32,7 +32,7 @@ class Buckets(NamedTuple):
 
     @property
     def bucket(self) -> Int[np.ndarray, " n"]:
-        """The bucket of each example, by all fields together; the numbers rise with the length."""
+        """The bucket of each example, from all fields together; the numbers increase with the length."""
         out = np.zeros(len(next(iter(self.lengths.values()))), np.int64)
         for name, edges in self.edges.items():
             out = out * len(edges) + np.searchsorted(edges, self.lengths[name])
@@ -45,7 +45,7 @@ class Buckets(NamedTuple):
 
 
 class Order:
-    """Epoch -> the permutation in which it goes through the data; the last few are kept. Can be pickled."""
+    """Epoch -> the permutation of the data in that epoch; the last few are cached. Can be pickled."""
 
     def __init__(self, seed: int, batch_size: int, bucket: Int[np.ndarray, " n"]):
         self.seed, self.batch_size, self.bucket = seed, batch_size, bucket
@@ -60,16 +60,16 @@ class Order:
 
 @functools.lru_cache(maxsize=4)
 def of_source(source: Source, edges: tuple[tuple[str, tuple[int, ...]], ...]) -> Buckets:
-    """Returns the buckets of a split, whose examples are all read once for their lengths.
+    """Returns the buckets of a split; all its examples are read once for their lengths.
 
     Args:
       source: the split.
-      edges: (field, lengths) as in `make`.
+      edges: (field, lengths), see `make`.
 
     Raises:
       BadRequest: see `make`.
     """
-    make(dict(edges), source.fields, {name: [0] for name, _ in edges})  # what is wrong is said before anything is read
+    make(dict(edges), source.fields, {name: [0] for name, _ in edges})  # refuses wrong edges before anything is read
     lengths: dict[str, list[int]] = {name: [] for name, _ in edges}
     for first in range(0, source.length, _CHUNK):
         for example in source.read(np.arange(first, min(first + _CHUNK, source.length))):
@@ -79,7 +79,7 @@ def of_source(source: Source, edges: tuple[tuple[str, tuple[int, ...]], ...]) ->
 
 
 def as_key(edges: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Returns edges, as a config has them, as a tuple that can be compared."""
+    """Converts the edges of a config to a tuple, which can be compared."""
     return tuple((str(k), tuple(v) if isinstance(v, tuple | list) else (v,)) for k, v in edges.items())
 
 
@@ -87,12 +87,12 @@ def make(edges: Mapping[str, Any], fields: Sequence[Field], lengths: Mapping[str
     """Checks edges against the declared fields.
 
     Args:
-      edges: field -> lengths, as {"words": (8, 16, 32)}. The field's maximum is added where it is missing.
+      edges: field -> lengths, such as {"words": (8, 16, 32)}. The field's maximum is added if it is missing.
       fields: the declaration.
       lengths: field -> length of each example (n).
 
     Raises:
-      BadRequest: a field that is not declared or does not vary in length, or edges that do not rise.
+      BadRequest: a field that is not declared or does not vary in length, or edges that do not increase.
 
     Example:
       >>> words = Field("words", "tokens", (None,), "int32", most=32)
@@ -112,24 +112,24 @@ def make(edges: Mapping[str, Any], fields: Sequence[Field], lengths: Mapping[str
         whole = all(type(e) is int and 0 < e <= most for e in values)
         if not values or not whole or values != sorted(set(values)):
             raise BadRequest(
-                f"data.buckets: {name} takes rising lengths from 1 to its maximum of {most}, as (8, 16), "
+                f"data.buckets: {name} takes increasing lengths from 1 to its maximum of {most}, such as (8, 16), "
                 f"not {shown(given)}."
             )
         out[name] = tuple(values) if values[-1] == most else (*values, most)
     if not out:
-        raise BadRequest('data.buckets: name a field and its lengths, as {"words": (8, 16, 32)}.')
+        raise BadRequest('data.buckets: name a field and its lengths, such as {"words": (8, 16, 32)}.')
     return Buckets(out, {name: np.asarray(lengths[name], np.int64) for name in out})
 
 
 def epoch_order(seed: int, epoch: int, batch_size: int, bucket: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """Returns a permutation of the examples in which batches are of one bucket, as far as whole batches go.
+    """Returns a permutation of the examples in which batches come from one bucket, as far as it fills whole batches.
 
-    Epochs follow each other without a gap, so the first batch of an epoch may have begun in the one before: an epoch
-    is a piece that ends that batch, whole batches in random order, and a piece that begins the next one. The
-    pieces, and a few batches, are made of what is left over of each bucket.
+    Epochs follow each other without a gap, so the first batch of an epoch may have begun in the epoch before: an epoch
+    is a piece that completes that batch, whole batches in random order, and a piece that begins the next one. The
+    pieces, and a few batches, are made from the remainders of the buckets.
 
     Args:
-      seed, epoch: what is drawn depends on them alone.
+      seed, epoch: the draws depend on them alone.
       batch_size: examples of a global batch.
       bucket: of each example.
     """
@@ -139,7 +139,7 @@ def epoch_order(seed: int, epoch: int, batch_size: int, bucket: Int[np.ndarray, 
     if head >= n:
         return rng.permutation(n)
     shuffled = rng.permutation(n)
-    shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]  # by bucket, in random order within
+    shuffled = shuffled[np.argsort(bucket[shuffled], kind="stable")]  # by bucket, in random order inside each
     groups, rest = [], []
     for members in np.split(shuffled, np.flatnonzero(np.diff(bucket[shuffled])) + 1):
         whole = len(members) // batch_size * batch_size
@@ -147,11 +147,11 @@ def epoch_order(seed: int, epoch: int, batch_size: int, bucket: Int[np.ndarray, 
         rest.append(members[whole:])
     groups = [groups[i] for i in rng.permutation(len(groups))]
     tail = (n - head) % batch_size
-    if len(groups) > (n - head - tail) // batch_size:  # head and tail take a batch apart
+    if len(groups) > (n - head - tail) // batch_size:  # head and tail split a batch
         rest.append(groups.pop())
     left = np.concatenate(rest) if rest else shuffled[:0]
     left = left[np.argsort(bucket[left], kind="stable")]
-    ends, mixed = left[: head + tail], left[head + tail :]  # the short ones, of which padding costs least
+    ends, mixed = left[: head + tail], left[head + tail :]  # the shortest, because their padding costs least
     groups += np.split(mixed, range(batch_size, len(mixed), batch_size)) if len(mixed) else []
     groups = [groups[i] for i in rng.permutation(len(groups))]
     return np.concatenate([ends[:head], *groups, ends[head:]]).astype(np.int64)

@@ -1,8 +1,8 @@
 """Prepares data sets as ordinary tfds data sets in array_record files, without TensorFlow.
 
-What is prepared here has the name, version, features, splits, class names and order of examples that tfds's own
-builder gives, so that the stock `tfds.data_source(name, ...)` reads it. `BUILDERS` lists the data sets known by name;
-a folder of images is prepared under a name of its own.
+The result has the name, version, features, splits, class names and order of examples of tfds's own builder, so the
+stock `tfds.data_source(name, ...)` reads it. `BUILDERS` lists the data sets known by name; a folder of images is
+prepared under its own name.
 """
 
 import io
@@ -40,9 +40,9 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "cifar100": tuple(_FINE.split()),
 }  # fmt: skip
-COARSE_NAMES = tuple(_COARSE.split())  # CIFAR-100's 20 superclasses, its feature `coarse_label`
+COARSE_NAMES = tuple(_COARSE.split())  # CIFAR-100's 20 superclasses, the feature `coarse_label`
 
-_CIFAR_NAMES = (  # label, the file in the archive that names its classes
+_CIFAR_NAMES = (  # label, and the file in the archive with its class names
     ("label", "batches.meta.txt"),
     ("label", "fine_label_names.txt"),
     ("coarse_label", "coarse_label_names.txt"),
@@ -50,14 +50,14 @@ _CIFAR_NAMES = (  # label, the file in the archive that names its classes
 
 
 class Spec(NamedTuple):
-    """A data set that is known by name.
+    """A data set known by name.
 
     Attributes:
       version: tfds's version.
       image_shape: (h, w, c).
-      class_names: one name a class.
-      files: what its authors publish.
-      homepage, description: for the record.
+      class_names: one name per class.
+      files: the files that its authors publish.
+      homepage, description: for tfds's record.
       debian: the Debian package that holds the files.
     """
 
@@ -150,7 +150,7 @@ NAMES = (*BUILDERS, scenes.NAME, "folder", *annotated_folder.KINDS)
 
 
 class Summary(NamedTuple):
-    """What a prepared data set holds: examples a split, and class names."""
+    """The content of a prepared data set: examples per split, and class names."""
 
     name: str
     version: str
@@ -172,39 +172,39 @@ def prepare(
 ) -> Path:
     """Prepares a data set and returns its directory, `<data_dir>/<name>/<version>`.
 
-    It is written elsewhere and moved into place when it is whole. One that is there already is left alone.
+    It is written elsewhere and moved into place when it is complete. An existing one is not changed.
 
     Args:
-      name: a name of `BUILDERS`, "fashion_scenes" (made of Fashion-MNIST's raw files), "folder", or "coco", "voc" or
+      name: a name of `BUILDERS`, "fashion_scenes" (made from Fashion-MNIST's raw files), "folder", or "coco", "voc" or
         "yolo" for a folder of annotated pictures in that format.
-      data_dir: where prepared data sets lie; None means `default_data_dir()`.
+      data_dir: the folder of prepared data sets; None means `default_data_dir()`.
       source: a folder with the raw files; for a folder of images or of annotated pictures, that folder.
-      folder_name: the name of the data set that a folder becomes; None makes it from the folder's name.
+      folder_name: the name of the data set made from a folder; None derives it from the folder's name.
       family: of COCO's files, see `annotated_folder.scan`.
-      on_error: what to do about images in a folder that cannot be read: "fail", or "skip" them.
-      on_duplicate: what to do about the same picture in several places of a folder: "fail" if it is in two splits,
+      on_error: what to do with images in a folder that cannot be read: "fail", or "skip" them.
+      on_duplicate: what to do if the same picture is in several places of a folder: "fail" if it is in two splits,
         "drop" all copies but one, or "keep" them.
-      overwrite: makes the data set again if it is there.
-      say: takes a line about what goes on.
+      overwrite: makes the data set again if it exists.
+      say: called with each line about the progress.
 
     Raises:
-      BadRequest: an unknown name, a `source` that will not do, images that cannot be read, or another data set of
-        this name that is there.
-      Failure: no raw files to be had, or no room.
+      BadRequest: an unknown name, an unsuitable `source`, images that cannot be read, or a different data set of this
+        name exists.
+      Failure: the raw files cannot be obtained, or the disk is full.
     """
     if name not in NAMES:
         raise errors.BadRequest(
             f"--dataset={errors.printable(name)[:100]} is none of {', '.join(NAMES)}.{errors.nearest(name, NAMES)} "
-            "Where TensorFlow is installed, tfds prepares its others: "
+            "With TensorFlow installed, tfds prepares its other data sets: "
             + errors.command("tfds", "build", name[:100], "--file_format=array_record")
         )
     if "://" in str(data_dir or ""):
         raise errors.BadRequest(
-            f"--data_dir={errors.printable(data_dir)} is no local folder: prepare locally and copy the result."
+            f"--data_dir={errors.printable(data_dir)} is not a local folder: prepare locally and copy the result."
         )
-    own = name == "folder" or name in annotated_folder.KINDS  # a folder of the user's
+    own = name == "folder" or name in annotated_folder.KINDS  # the user's own folder
     if own and source is None:
-        what = "a subfolder of images a class" if name == "folder" else "pictures and their annotations"
+        what = "one subfolder of images per class" if name == "folder" else "pictures and their annotations"
         raise errors.BadRequest(f"--dataset={name} needs --source=PATH, a folder with {what}.")
     if not own and folder_name is not None:
         raise errors.BadRequest(f"--name is for --dataset=folder; {name} keeps its own name.")
@@ -229,7 +229,7 @@ def prepare(
 
 
 def summary(directory: Path) -> Summary:
-    """Reads what the data set in `directory` holds, as stock tfds sees it."""
+    """Reads the content of the data set in `directory` with stock tfds."""
     import tensorflow_datasets as tfds
 
     info = tfds.builder_from_directory(directory).info
@@ -259,7 +259,7 @@ def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, 
     def features(tfds: Any) -> dict[str, Any]:
         out = {"id": tfds.features.Text()} if name.startswith("cifar") else {}
         out["image"] = tfds.features.Image(shape=spec.image_shape)
-        if name == "mnist":  # to tfds the digits have no names
+        if name == "mnist":  # tfds gives the digits no names
             return {**out, "label": tfds.features.ClassLabel(num_classes=10)}
         return {**out, **{key: tfds.features.ClassLabel(names=list(value)) for key, value in names.items()}}
 
@@ -287,7 +287,7 @@ def _read_idx(raw: dict[str, bytes]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _read_cifar(raw: dict[str, bytes], names: dict[str, tuple[str, ...]]) -> dict[str, dict[str, np.ndarray]]:
-    """Decodes CIFAR's binary archive: rows of one byte a label (coarse ones first) and 3 x 32 x 32 bytes of image.
+    """Decodes CIFAR's binary archive: rows of one byte per label (coarse first) and 3 x 32 x 32 bytes of image.
 
     The archive's own class names replace those in `names`, as in tfds.
     """

@@ -18,12 +18,12 @@ from recvis_jax.errors import BadRequest, printable
 def read(path: Path, images: Path | Callable[[str], Path]) -> Annotations:
     """Reads one JSON file.
 
-    Objects without area are left out, boxes are clipped to their picture, both counted in the notes. Pictures without
+    Objects without area are left out and boxes are clipped to their picture; the notes count both. Pictures without
     objects are kept. Categories are numbered in the order of their ids, which need not be 0, 1, ...
 
     Args:
       path: the JSON.
-      images: the folder below which its file names are, or a function that finds it by the first of them.
+      images: the folder that its file names are relative to, or a function that finds it from the first of them.
 
     Raises:
       BadRequest: it is not such a file; the message names the file and the annotation.
@@ -37,7 +37,7 @@ def read(path: Path, images: Path | Callable[[str], Path]) -> Annotations:
     for key in ("images", "annotations", "categories"):
         lists[key] = content.get(key)
         if not isinstance(lists[key], list) or not all(isinstance(x, dict) for x in lists[key]):
-            raise BadRequest(f"{where} is not COCO's: it has no list of objects {key!r}.")
+            raise BadRequest(f"{where} is not a COCO file: it has no list of objects {key!r}.")
     categories = _by_id(lists["categories"], "category", where)
     classes = {key: k for k, key in enumerate(sorted(categories))}
     names = tuple(str(categories[key].get("name", key)) for key in classes)
@@ -56,9 +56,9 @@ def read(path: Path, images: Path | Callable[[str], Path]) -> Annotations:
         place = f"{where}, annotation {printable(annotation.get('id', k))[:40]}"
         image, category = annotation.get("image_id"), annotation.get("category_id")
         if not _known(image, pictures):
-            raise BadRequest(f"{place} is of image {printable(image)[:40]}, which is not in the list of images.")
+            raise BadRequest(f"{place} belongs to image {printable(image)[:40]}, which is not in the list of images.")
         if not _known(category, categories):
-            raise BadRequest(f"{place} is of category {printable(category)[:40]}, which is not in the list of them.")
+            raise BadRequest(f"{place} has category {printable(category)[:40]}, which is not in the file's list.")
         thing = _thing(annotation, classes[category], sizes[image], len(points), place, mended)
         if thing:
             things[image].append(thing)
@@ -88,7 +88,7 @@ def _size(picture: dict, where: str) -> tuple[int, int] | None:
     place = f"{where}, image {picture['id']}"
     rows, columns = (number(picture.get(key), key, place) for key in ("height", "width"))
     if rows < 1 or columns < 1 or rows != int(rows) or columns != int(columns):
-        raise BadRequest(f"{place} is of {rows:g}x{columns:g} pixels.")
+        raise BadRequest(f"{place} has {rows:g}x{columns:g} pixels.")
     return int(rows), int(columns)
 
 
@@ -96,7 +96,7 @@ def _points(categories: list[dict], where: str) -> tuple[tuple[str, ...], tuple[
     """Returns the names of the points, and pairs of "left_x" and "right_x"."""
     found = {tuple(map(str, c["keypoints"])) for c in categories if isinstance(c.get("keypoints"), list)}
     if len(found) > 1:
-        raise BadRequest(f"{where}: categories with different keypoints.")
+        raise BadRequest(f"{where}: the categories have different keypoints.")
     names = found.pop() if found else ()
     pairs = []
     for i, name in enumerate(names):
@@ -130,16 +130,16 @@ def _place(values: Any, count: int, where: str) -> tuple[tuple[float, float, flo
     if not count or values is None:
         return None
     if not isinstance(values, list) or len(values) != 3 * count:
-        raise BadRequest(f"{where}: keypoints are not {count} times x, y, visibility.")
+        raise BadRequest(f"{where}: keypoints must be {count} times x, y, visibility.")
     numbers = np.array([number(v, "keypoints", where) for v in values]).reshape(-1, 3)
     if not np.isin(numbers[:, 2], (0, 1, 2)).all():
         raise BadRequest(f"{where}: the visibility of a keypoint is not 0, 1 or 2.")
-    numbers[:, :2] += 0.5 * (numbers[:, 2:] > 0)  # COCO's points are pixels; here their centres
+    numbers[:, :2] += 0.5 * (numbers[:, 2:] > 0)  # COCO's points are pixel indices; ours are the pixels' centres
     return tuple((float(x), float(y), float(v)) for x, y, v in numbers)
 
 
 def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> Any:
-    """Returns polygons or `Runs`; None where there is no mask."""
+    """Returns polygons or `Runs`; None if there is no mask."""
     if not segmentation:
         return None
     if isinstance(segmentation, list):
@@ -164,15 +164,15 @@ def _mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> Any:
 
 
 def _corners(polygon: list, where: str) -> Float[np.ndarray, "n 2"]:
-    """Returns x y of the corners; COCO has tens of millions, which are not looked at one by one."""
+    """Returns x y of the corners; vectorised, because COCO has tens of millions."""
     found = np.asarray(polygon) if all(type(v) in (int, float) for v in polygon) else np.zeros((0, 0))
     if found.ndim != 1 or found.dtype.kind not in "if" or not (np.abs(found) <= 1e7).all():
-        found = np.array([number(v, "segmentation", where) for v in polygon])  # says what is wrong
+        found = np.array([number(v, "segmentation", where) for v in polygon])  # to raise an error that names the value
     return found.reshape(-1, 2).astype(np.float32)
 
 
 def compressed(mask: Bool[np.ndarray, "h w"]) -> str:
-    """Returns the runs of a mask as the string that COCO writes, and pycocotools reads; see `uncompressed`.
+    """Returns the runs of a mask as the string that COCO writes and pycocotools reads; see `uncompressed`.
 
     Example:
       >>> compressed(np.array([[False, True], [True, False]]))
@@ -193,10 +193,11 @@ def compressed(mask: Bool[np.ndarray, "h w"]) -> str:
 
 
 def uncompressed(text: str, where: str) -> list[int]:
-    """Returns the lengths of runs that COCO's compressed strings hold.
+    """Returns the lengths of the runs in one of COCO's compressed strings.
 
-    Each is written in groups of five bits from the lowest on, as characters from "0" (48): bit 32 says that more
-    follow, bit 16 of the last is the sign. From the fourth on it is the difference to the run two before.
+    Each length is written in groups of five bits, the lowest first, as characters from "0" (48) on: bit 32 says that
+    more groups follow, bit 16 of the last one is the sign. From the fourth length on, the difference to the run two
+    places before is written.
 
     Example:
       >>> uncompressed("5510", "example")

@@ -1,7 +1,7 @@
 """What a run knows of its data: classes, shape, preprocessing, and which examples its splits held.
 
-It is written to `data.json` of the run's folder, so that a run is opened, predicts and is exported where its data set
-is not there, by the classes' names of the time; and so that a data set that changed since is noticed.
+It is written to `data.json` in the run's folder. So a run can be opened, predict and be exported without its data set,
+with the class names of its training, and a data set that has changed since is noticed.
 """
 
 from pathlib import Path
@@ -13,15 +13,15 @@ from recvis_jax.data.fields import as_json as fields_as_json
 from recvis_jax.data.sources import Source
 
 FILE = "data.json"
-_MOST_PIXELS = 100_000  # rows or columns of an image that a record may claim
+_MOST_PIXELS = 100_000  # most rows or columns of an image in a record
 
 
 class Split(NamedTuple):
-    """A split as it was when the run began.
+    """A split at the start of the run.
 
     Attributes:
       split: the split expression.
-      examples: number of them.
+      examples: number of examples.
       digest: of the data, see `Source.digest`.
     """
 
@@ -36,13 +36,13 @@ class DataInfo(NamedTuple):
     Attributes:
       name: of the data set, for messages.
       num_classes: number of classes, 0 for a regression target.
-      class_names: one name a class, or empty.
+      class_names: one name per class, or empty.
       multi_label: whether an image may have several classes.
-      image_shape: (h, w, c) of what the model is given in training; (0, 0, 0) where there are no images.
+      image_shape: (h, w, c) of the model's input in training; (0, 0, 0) without images.
       eval_transform: the host operations of evaluation, see `data.transforms`.
       statistics: mean and standard deviation, by name or as a pair.
-      splits: "train", "val", "test" -> the split; those that the run has.
-      fields: of an example, as the data set declares them; empty for a run of an earlier version, of images and labels.
+      splits: "train", "val", "test" -> the split, for those that the run has.
+      fields: of an example, as the data set declares them; empty for runs of earlier versions, of images and labels.
     """
 
     name: str
@@ -57,11 +57,11 @@ class DataInfo(NamedTuple):
 
     @property
     def labelled(self) -> bool:
-        """Whether an example has one label for all of it, as classification and regression need."""
+        """Whether an example has one label as a whole, as classification and regression need."""
         return not self.fields or any(f.name == "label" for f in self.fields)
 
     def with_split(self, name: str, expression: str, source: Source | None) -> "DataInfo":
-        """Returns this with another split recorded; nothing changes without a source."""
+        """Returns a copy with another split recorded; without a source, nothing changes."""
         if source is None:
             return self
         return self._replace(splits=self.splits | {name: Split(expression, source.length, source.digest)})
@@ -75,7 +75,7 @@ class Recorded(NamedTuple):
 
 
 def read(folder: Path) -> Recorded | None:
-    """Returns what the run in `folder` recorded; None for a run that recorded nothing, of an earlier version.
+    """Returns what the run in `folder` recorded; None for runs of earlier versions, which recorded nothing.
 
     Raises:
       BadRequest: the record is damaged; the message names the file and the key.
@@ -83,7 +83,7 @@ def read(folder: Path) -> Recorded | None:
     path = folder / FILE
     if not path.exists():
         return None
-    found = reading.read_json(path, "what the run knows of its data")
+    found = reading.read_json(path, "the run's record of its data")
 
     def take(of: dict, key: str, *kinds: type, inside: str = "") -> Any:
         where = f"{inside}{key}"
@@ -102,7 +102,7 @@ def read(folder: Path) -> Recorded | None:
             f"{path} is damaged: 'image_shape' is {str(shape)[:60]}, not (rows, columns, channels)."
         )
     if count < 0 or not all(type(n) is str for n in names) or (names and len(names) != count):
-        raise errors.BadRequest(f"{path} is damaged: {len(names)} names of {count} classes.")
+        raise errors.BadRequest(f"{path} is damaged: {len(names)} names for {count} classes.")
     unknown = set(splits) - {"train", "val", "test"}
     if unknown or "train" not in splits:
         raise errors.BadRequest(f"{path} is damaged: its splits are {', '.join(map(str, splits))[:60] or 'none'}.")
@@ -131,13 +131,13 @@ def read(folder: Path) -> Recorded | None:
 
 
 def as_json(info: DataInfo) -> dict[str, Any]:
-    """Returns the record as nested dicts of JSON's types."""
+    """Returns the record as nested dicts of JSON types."""
     splits = {name: split._asdict() for name, split in info.splits.items()}
     return info._asdict() | {"splits": splits, "fields": fields_as_json(info.fields)}
 
 
 def differences(old: DataInfo, new: DataInfo) -> list[str]:
-    """Returns a phrase for each thing in which the data of a run are not what they were; empty if nothing differs."""
+    """Returns a phrase for each difference between the data of a run then and now; empty if nothing differs."""
     out = []
     if old.class_names != new.class_names:
         gone = [n for n in old.class_names if n not in new.class_names]
@@ -148,7 +148,7 @@ def differences(old: DataInfo, new: DataInfo) -> list[str]:
     elif old.num_classes != new.num_classes:
         out.append(f"{old.num_classes} classes then, {new.num_classes} now")
     if old.multi_label != new.multi_label:
-        out.append(f"{'several classes' if old.multi_label else 'one class'} an image then, not now")
+        out.append(f"{'several classes' if old.multi_label else 'one class'} per image then, not now")
     if old.image_shape != new.image_shape:
         out.append("images of {} then, {} now".format(*("x".join(map(str, i.image_shape)) for i in (old, new))))
     if old.fields and [_meaning(f) for f in old.fields] != [_meaning(f) for f in new.fields]:
@@ -158,36 +158,36 @@ def differences(old: DataInfo, new: DataInfo) -> list[str]:
     for name, was in old.splits.items():
         now = new.splits.get(name)
         if now is None or now.split != was.split:
-            continue  # another split was asked for, which is a matter of the config
+            continue  # a different split was requested; that is up to the config
         if now.examples != was.examples:
             out.append(f"{name} ({was.split}) had {was.examples:,} examples, now {now.examples:,}")
         elif now.digest != was.digest:
-            out.append(f"{name} ({was.split}) holds other examples than then")
+            out.append(f"{name} ({was.split}) holds different examples than then")
     return out
 
 
 def _meaning(field: Field) -> Field:
-    """Returns what of a field a model depends on: not to how many it is padded."""
+    """Returns the part of a field that a model depends on: without the length that it is padded to."""
     return field._replace(most=None if field.most is None else 1)
 
 
 def check(recorded: Recorded, new: DataInfo, going_on: bool) -> None:
-    """Refuses data that are not what a run had.
+    """Refuses data that differ from the run's.
 
     Args:
       recorded: what the run recorded.
-      new: what is there now.
-      going_on: whether the run is to be trained further, not only looked at.
+      new: the data now.
+      going_on: whether the run will be trained further, not only evaluated.
 
     Raises:
-      BadRequest: they differ, with what does.
+      BadRequest: they differ; the message says in what.
     """
     found, folder = differences(recorded.info, new), recorded.folder
     if found:
-        remedy = "start a run in another --workdir" if going_on else "use the data as they were"
+        remedy = "start a run in another --workdir" if going_on else "use the original data"
         raise errors.BadRequest(
             f"the data {errors.printable(new.name)} changed since the run {folder} began: {'; '.join(found)}. Prepare "
-            f"them as they were, or {remedy}; to take them all the same, delete {folder / FILE}."
+            f"them as they were, or {remedy}; to use them anyway, delete {folder / FILE}."
         )
 
 

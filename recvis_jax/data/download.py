@@ -1,4 +1,4 @@
-"""Finds the raw files of a data set: in a folder, in a Debian package, or by download, checked by sha256 every time."""
+"""Finds the raw files of a data set: in a folder, in a Debian package, or by download; checks their sha256."""
 
 import contextlib
 import hashlib
@@ -23,13 +23,13 @@ Say = Callable[[str], None]
 
 
 class RawFile(NamedTuple):
-    """One file of a data set as its authors publish it.
+    """One file of a data set, as published by its authors.
 
     Attributes:
-      name: name of the file, as the URLs end.
-      sha256: of the content. Where `gzipped`, of the content unpacked: packers write different headers.
-      urls: where it can be had, tried in this order.
-      gzipped: whether the published file is a gzip of one file; the unpacked file (without .gz) is taken as well.
+      name: name of the file, the end of its URLs.
+      sha256: of the content; if `gzipped`, of the unpacked content, because programs write different gzip headers.
+      urls: where to download it, tried in this order.
+      gzipped: whether the published file is a gzip of one file; the unpacked file (without .gz) is accepted as well.
     """
 
     name: str
@@ -38,7 +38,7 @@ class RawFile(NamedTuple):
     gzipped: bool = False
 
     def names(self) -> tuple[str, ...]:
-        """Returns the names under which the file may lie in a folder."""
+        """Returns the names that the file may have in a folder."""
         plain = self.name.removesuffix(".gz")
         return (self.name, plain, plain.replace("-idx", ".idx")) if self.gzipped else (self.name,)
 
@@ -59,22 +59,22 @@ def obtain(
     debian: Debian | None = None,
     say: Say = print,
 ) -> dict[str, bytes]:
-    """Returns the content of the raw files of a data set by file name, unpacked where gzipped.
+    """Returns the content of the raw files of a data set by file name; gzipped files are unpacked.
 
-    Looks into `source` alone if it is given. Else, in this order: the Debian package's folder, what an earlier call
-    downloaded, apt-get (which needs no root to fetch a package), the URLs.
+    If `source` is given, only it is searched. Otherwise, in this order: the Debian package's folder, downloads of
+    earlier calls, apt-get (fetching a package needs no root), the URLs.
 
     Args:
       name: the data set, for messages and for the folder of downloads.
-      files: what is needed; all of it comes from one place.
+      files: the files needed; all are taken from the same place.
       data_dir: downloads are kept in `<data_dir>/downloads/raw/<name>`.
-      source: a folder with the files, or the file itself where it is one.
+      source: a folder with the files, or the file itself if there is only one.
       debian: the package that holds the files, if there is one.
-      say: takes a line of progress.
+      say: called with each line about the progress.
 
     Raises:
-      BadRequest: `source` does not exist, lacks a file, or a file in it has another content.
-      Failure: nothing worked; the message lists what was tried and what can be done.
+      BadRequest: `source` does not exist, lacks a file, or a file in it has the wrong content.
+      Failure: nothing worked; the message lists what was tried and what to do.
     """
     if source is not None:
         return _from_source(name, files, source)
@@ -92,18 +92,18 @@ def obtain(
         return found
     urls = ", ".join(f.urls[0] for f in files)
     raise errors.Failure(
-        f"the raw files of {name} are nowhere to be had. Tried: {'; '.join(tried)}. What to do: download {urls} on a "
-        "machine with a network, copy what you get into a folder here and give --source=FOLDER; or train "
+        f"the raw files of {name} could not be obtained. Tried: {'; '.join(tried)}. What to do: download {urls} on a "
+        "machine with a network, copy the files into a folder here and give --source=FOLDER; or train "
         "configs/digits/lenet.py, which needs no download."
     )
 
 
 def content(path: Path, file: RawFile) -> bytes:
-    """Reads a raw file, unpacks it where that is due, and checks its sha256.
+    """Reads a raw file, unpacks it if it is gzipped, and checks its sha256.
 
     Raises:
-      ValueError: it cannot be read, is too large, or the content is another one; the message names the path and, of
-        contents, both hashes.
+      ValueError: it cannot be read, is too large, or has the wrong content; the message names the path and, for wrong
+        content, both hashes.
     """
     shown = errors.printable(path)
     try:
@@ -115,22 +115,22 @@ def content(path: Path, file: RawFile) -> bytes:
     found = hashlib.sha256(data).hexdigest()
     if found != file.sha256:
         what = "content, unpacked," if file.gzipped else "content"
-        raise ValueError(f"{shown} has another content: sha256 of the {what} is {found}, should be {file.sha256}")
+        raise ValueError(f"{shown} has the wrong content: sha256 of the {what} is {found}, should be {file.sha256}")
     return data
 
 
 def _unpacked(data: bytes, shown: str) -> bytes:
-    """Unpacks a gzip of one file, within the limits."""
+    """Unpacks a gzip file within the limits."""
     limit = reading.LIMITS["archive bytes"]
     unpacker = zlib.decompressobj(wbits=31)  # 16 + 15: gzip
     try:
         out = unpacker.decompress(data, limit)
     except zlib.error as e:
-        raise ValueError(f"{shown} is not a whole gzip file ({e})") from e
+        raise ValueError(f"{shown} is not a complete gzip file ({e})") from e
     if unpacker.unconsumed_tail:
-        raise ValueError(f"{shown} unpacks to more than the {limit:,} bytes that are read")
+        raise ValueError(f"{shown} unpacks to more than {limit:,} bytes, the limit")
     if not unpacker.eof:
-        raise ValueError(f"{shown} is not a whole gzip file (it ends too early)")
+        raise ValueError(f"{shown} is not a complete gzip file (it ends too early)")
     return out
 
 
@@ -145,7 +145,7 @@ def _from_source(name: str, files: Sequence[RawFile], source: Path) -> dict[str,
     paths = {f.name: _lies_in(folder, f) for f in files}
     if not source.is_dir() and source not in paths.values():
         raise errors.BadRequest(
-            f"--source={errors.printable(source)} is not a raw file of {name}; those are: {', '.join(paths)}."
+            f"--source={errors.printable(source)} is not a raw file of {name}; its raw files are: {', '.join(paths)}."
         )
     if missing := [n for n, path in paths.items() if path is None]:
         there = [errors.printable(p.name)[:40] for p in sorted(itertools.islice(folder.iterdir(), 1000))]
@@ -154,7 +154,7 @@ def _from_source(name: str, files: Sequence[RawFile], source: Path) -> dict[str,
     try:
         return {f.name: content(paths[f.name] or folder, f) for f in files}
     except ValueError as e:
-        raise errors.BadRequest(f"{e}. It is damaged or belongs to another data set than {name}.") from e
+        raise errors.BadRequest(f"{e}. It is damaged or does not belong to {name}.") from e
 
 
 def _from_folder(folder: Path, files: Sequence[RawFile], tried: list[str]) -> dict[str, bytes] | None:
@@ -175,7 +175,7 @@ def _from_folder(folder: Path, files: Sequence[RawFile], tried: list[str]) -> di
 
 
 def _run(command: Sequence[str], cwd: Path | None = None) -> tuple[bool, str]:
-    """Runs a command quietly; returns whether it went well, and the last line that it wrote."""
+    """Runs a command quietly; returns whether it succeeded, and its last line of output."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(
@@ -230,7 +230,7 @@ def _from_urls(files: Sequence[RawFile], kept: Path, say: Say, tried: list[str])
     for file in files:
         there = _from_folder(kept, [file], [])
         data = there[file.name] if there else _from_url(file, kept, say, tried)
-        if data is None:  # the other files would fare no better
+        if data is None:  # the other files would fail as well
             return None
         found[file.name] = data
     return found
@@ -248,7 +248,7 @@ def _from_url(file: RawFile, kept: Path, say: Say, tried: list[str]) -> bytes | 
                 tried.append(str(e).replace(errors.printable(part), url))
             except (OSError, http.client.HTTPException) as e:
                 if isinstance(e, OSError) and e.filename is not None and not isinstance(e, urllib.error.HTTPError):
-                    raise  # the disk's fault, not the network's
+                    raise  # an error of the disk, not of the network
                 tried.append(f"{url} ({e.reason if type(e) is urllib.error.URLError else e})")
             else:
                 part.replace(kept / file.name)
@@ -267,7 +267,7 @@ def _download(url: str, path: Path) -> None:
                 out.write(block)
                 advance(len(block))
                 if out.tell() > limit:
-                    raise ValueError(f"{url} gives more than the {limit:,} bytes that are read")
+                    raise ValueError(f"{url} gives more than {limit:,} bytes, the limit")
         if total and out.tell() != total:
             raise http.client.IncompleteRead(b"", total - out.tell())
 

@@ -1,6 +1,6 @@
-"""The same picture several times in a folder: between splits it spoils what is measured, under two classes it misleads.
+"""Copies of a picture in a folder: across splits they make measurements wrong, under two classes they mislead.
 
-Pictures are the same if their decoded pixels are, whatever the files' names, formats and metadata.
+Pictures are the same if their decoded pixels are equal; names, formats and metadata of the files do not matter.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from recvis_jax import errors
 from recvis_jax.data import folder
 
 WAYS = ("fail", "drop", "keep")
-_KEPT_FIRST = ("test", "validation", "train")  # of copies, the one that is measured on stays
+_KEPT_FIRST = ("test", "validation", "train")  # the copy in the split used for measuring stays
 
 
 class Found(NamedTuple):
-    """Groups of images "split/class/name.jpg" with the same pixels, by what is wrong with that.
+    """Groups of images "split/class/name.jpg" with the same pixels, by the kind of problem.
 
     Attributes:
-      labels: groups of more than one class.
-      splits: of the others, those in more than one split.
-      within: the rest: several times in one split and class.
+      labels: groups with more than one class.
+      splits: other groups in more than one split.
+      within: the rest: copies in one split and class.
     """
 
     labels: tuple[tuple[str, ...], ...]
@@ -32,7 +32,7 @@ def find(pixels: Mapping[str, str], classes: bool = True) -> Found:
 
     Args:
       pixels: "split/class/name.jpg" -> hash.
-      classes: whether a folder is a class; else pictures have no classes that could differ.
+      classes: whether a folder is a class; if not, pictures have no classes that could differ.
     """
     groups: dict[str, list[str]] = {}
     for name, key in pixels.items():
@@ -44,16 +44,16 @@ def find(pixels: Mapping[str, str], classes: bool = True) -> Found:
 
 
 def to_drop(found: Found) -> set[str]:
-    """Returns what is left out: all copies but one, of test first and train last; of a picture of two classes all."""
+    """Returns the images to leave out: all copies but one (test is kept before train); all if their classes differ."""
     return {n for g in found.labels for n in g} | {n for g in (*found.splits, *found.within) for n in g[1:]}
 
 
 def judge(found: Found, way: str, dropped: int) -> list[str]:
-    """Returns what is to be said of copies.
+    """Returns notes on copies.
 
     Args:
       found: see `find`.
-      way: of `WAYS`. "drop" left copies out; else they are taken, if "fail" does not refuse them.
+      way: one of `WAYS`. With "drop" copies were left out; otherwise they are kept, unless "fail" refuses them.
       dropped: how many were left out.
 
     Raises:
@@ -62,21 +62,21 @@ def judge(found: Found, way: str, dropped: int) -> list[str]:
     between = [g for g in (*found.splits, *found.labels) if len({n.split("/", 1)[0] for n in g}) > 1]
     if way == "fail" and between:
         raise errors.BadRequest(
-            f"{_count(between)} in more than one split ({_show(between[0])}), so that a measurement would be on what "
-            "was trained on. Remove copies, leave them out with --duplicates=drop (those of test, then validation, "
-            "stay), or take all with --duplicates=keep. Nothing was prepared."
+            f"{_count(between)} in more than one split ({_show(between[0])}), so evaluation would use training "
+            "images. Remove copies, leave them out with --duplicates=drop (it keeps those of test, then validation), "
+            "or keep all with --duplicates=keep. Nothing was prepared."
         )
     lines = []
     if found.labels:
-        taken = "they are taken under each; --duplicates=drop leaves them out"
+        taken = "they are kept under each; --duplicates=drop leaves them out"
         what = "all their copies are left out" if way == "drop" else taken
         lines.append(f"note: {_count(found.labels)} under more than one class ({_show(found.labels[0])}): {what}")
     if found.splits and way != "drop":
-        lines.append(f"note: {_count(found.splits)} in more than one split ({_show(found.splits[0])}), and taken")
+        lines.append(f"note: {_count(found.splits)} in more than one split ({_show(found.splits[0])}), and kept")
     if found.within and way != "drop":
         lines.append(
-            f"note: {_count(found.within)} more than once in one split ({_show(found.within[0])}), and may come to "
-            "both sides where it is divided; --duplicates=drop leaves copies out"
+            f"note: {_count(found.within)} more than once in one split ({_show(found.within[0])}), and may end up on "
+            "both sides if the split is divided; --duplicates=drop leaves copies out"
         )
     if dropped:
         lines.append(f"left out {dropped:,} copies of pictures")

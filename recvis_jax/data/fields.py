@@ -1,8 +1,8 @@
-"""What an example is made of: fields that a source declares, and how they are stacked to batches.
+"""The parts of an example: fields that a source declares, and how they are stacked to batches.
 
-A field has a kind, which says what its numbers mean and how a change of the image's geometry moves them, and a shape. A
-first axis whose length varies from example to example is padded to a declared maximum; beside such a field NAME a
-batch holds `NAME_mask`, true where there is something.
+A field has a kind, which says what its numbers mean and how a geometric transform of the image moves them, and a shape.
+A first axis of varying length is padded to a declared maximum; for such a field NAME a batch also holds `NAME_mask`,
+false on the padding.
 """
 
 import math
@@ -17,15 +17,15 @@ Kind = Literal["image", "label", "tokens", "boxes", "masks", "points", "map", "n
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SPATIAL = ("image", "boxes", "masks", "points", "map", "video", "frame")  # move with the image
 
-# Shape of one example behind what may vary, None where a field's own declaration says it.
+# Trailing axes of one example by kind; None if the field's own declaration sets the length.
 _ENDS: dict[str, tuple[int | None, ...]] = {
     "image": (None, None, None),  # h w c
     "video": (None, None, None, None),  # t h w c
     "boxes": (None, 4),  # n, x0 y0 x1 y1 in pixels, ends excluded
     "points": (None, None, 3),  # n k, x y in pixels and visibility: 0 unlabelled, 1 hidden, 2 visible
     "masks": (None, None, None),  # n h w
-    "map": (None, None),  # h w, a class or a number a pixel
-    "frame": (4,),  # x0 y0 x1 y1 in pixels of where the whole picture lies
+    "map": (None, None),  # h w, a class or a number per pixel
+    "frame": (4,),  # x0 y0 x1 y1 in pixels: where the whole picture lies
 }
 
 
@@ -33,20 +33,20 @@ class Field(NamedTuple):
     """One named part of an example.
 
     Attributes:
-      name: by which batches hold it.
-      kind: what it is, one of `KINDS`. Boxes are (n 4), x0 y0 x1 y1 in pixels with the ends excluded; points (n k 3),
-        x y in pixels and a visibility (0 unlabelled, 1 hidden, 2 visible); masks (n h w); a map (h w) has a class or
-        a number a pixel; a video is (t h w c). A frame is (4): x0 y0 x1 y1 of the whole picture, which is
-        (0, 0, w, h) before any transform and may reach beyond the image after one. It says which pixels are padding,
-        and where a prediction lies in the picture as it was.
-      shape: of one example; None where it varies. Only a first axis that varies can be padded. None instead of a
-        tuple allows any shape, the same for all examples.
-      dtype: numpy's name of it.
-      most: to how many the first axis is padded in a batch; None where it does not vary.
-      padding: the value of what is padded; of a map, of pixels that lie beyond the picture.
-      of: the boxes of which this has a row each (their classes, masks, ...). The row goes where its box goes: they are
-        dropped together, and the mask of the boxes is the mask of both. Empty for a field that stands alone.
-      pairs: of points, those that exchange their places in a mirrored image, as the left and the right eye.
+      name: its name in batches.
+      kind: one of `KINDS`. Boxes are (n 4), x0 y0 x1 y1 in pixels with the ends excluded; points (n k 3),
+        x y in pixels and a visibility (0 unlabelled, 1 hidden, 2 visible); masks (n h w); a map (h w) has a class or a
+        number per pixel; a video is (t h w c). A frame is (4): x0 y0 x1 y1 of the whole picture, which is (0, 0, w, h)
+        before any transform and may reach beyond the image after one. It says which pixels are padding, and where a
+        prediction lies in the original picture.
+      shape: of one example; None for an axis of varying length. Only a varying first axis can be padded. None instead
+        of a tuple allows any shape, if it is the same for all examples.
+      dtype: its name in numpy.
+      most: the length that the first axis is padded to in a batch; None if it does not vary.
+      padding: the value of the padding; for a map, the value of pixels beyond the picture.
+      of: the field of boxes that this field has one row per box of (their classes, masks, ...). A row follows its box:
+        both are dropped together, and the mask of the boxes is the mask of both. Empty for an independent field.
+      pairs: points that are swapped in a mirrored image, such as the left and the right eye.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Field(NamedTuple):
 
     @property
     def bytes(self) -> int | None:
-        """Bytes of one example in a batch; None where its size varies."""
+        """Bytes of one example in a batch; None if its size varies."""
         shape = self.padded_shape
         if shape is None or None in shape:
             return None
@@ -73,17 +73,17 @@ class Field(NamedTuple):
 
     @property
     def mask_name(self) -> str | None:
-        """By which a batch holds what is padded; None where nothing is."""
+        """Name of its mask in a batch; None if nothing is padded."""
         return None if self.most is None else f"{self.of or self.name}_mask"
 
 
 def image_and_label(
     image_shape: tuple[int | None, int | None, int], num_classes: int, multi_label: bool = False
 ) -> tuple[Field, Field]:
-    """Declares an image and its label, the commonest example.
+    """Declares an image and its label, the most common example.
 
     Args:
-      image_shape: (h, w, c); h and w are None where images differ in size.
+      image_shape: (h, w, c); h and w are None if images differ in size.
       num_classes: 0 for a number or a vector of numbers instead of a class.
       multi_label: the label is multi-hot (num_classes).
     """
@@ -94,7 +94,7 @@ def image_and_label(
 
 
 def resizable(fields: Sequence[Field]) -> tuple[Field, ...]:
-    """Declares the same fields after a host transform, which may change sizes and channels of what lies in the image.
+    """Declares the same fields after a host transform, which may change the sizes and channels of spatial fields.
 
     Example:
       >>> [f.shape for f in resizable(image_and_label((28, 28, 1), 10))]
@@ -110,7 +110,7 @@ def resizable(fields: Sequence[Field]) -> tuple[Field, ...]:
 
 
 def spatial(fields: Sequence[Field]) -> tuple[Field, ...]:
-    """Returns the fields that lie in the image, but for the image itself.
+    """Returns the fields that lie in the image, without the image itself.
 
     Example:
       >>> spatial([*image_and_label((8, 8, 1), 3), Field("boxes", "boxes", (None, 4), "float32", most=9)])[0].name
@@ -120,7 +120,7 @@ def spatial(fields: Sequence[Field]) -> tuple[Field, ...]:
 
 
 def as_json(fields: Sequence[Field]) -> list[dict[str, Any]]:
-    """Returns a declaration as JSON's types; see `of_json`."""
+    """Returns a declaration as JSON types; see `of_json`."""
     return [f._asdict() for f in fields]
 
 
@@ -128,7 +128,7 @@ def of_json(found: Any, where: str) -> tuple[Field, ...]:
     """Returns the declaration that `as_json` wrote.
 
     Raises:
-      BadRequest: it is none, naming `where`.
+      BadRequest: it is not a declaration; the message names `where`.
 
     Example:
       >>> of_json(as_json(image_and_label((8, 8, 1), 10)), "data.json") == image_and_label((8, 8, 1), 10)
@@ -149,7 +149,7 @@ def of_json(found: Any, where: str) -> tuple[Field, ...]:
             raise ValueError
         check(out)
     except (TypeError, ValueError):
-        raise BadRequest(f"{where} is damaged: its 'fields' are no declaration of fields.") from None
+        raise BadRequest(f"{where} is damaged: its 'fields' do not declare fields.") from None
     return out
 
 
@@ -157,8 +157,8 @@ def check(fields: Sequence[Field]) -> None:
     """Refuses declarations that contradict themselves.
 
     Raises:
-      BadRequest: two fields of one name, an unknown kind, a shape that the kind does not have, or a maximum of
-        something that does not vary.
+      BadRequest: two fields of one name, an unknown kind, a shape that does not fit the kind, or a maximum for a field
+        that does not vary.
 
     Example:
       >>> check([Field("image", "image", (8, 8, 1), "uint8"), Field("boxes", "boxes", (None, 4), "float32", most=20)])
@@ -167,10 +167,10 @@ def check(fields: Sequence[Field]) -> None:
     taken = [*names, *{m for f in fields if (m := f.mask_name)}, "mask", "slot"]
     by_name = {f.name: f for f in fields}
     if twice := [n for n in names if taken.count(n) > 1]:
-        raise BadRequest(f"the field {twice[0]!r} is declared twice, or has a name that batches need themselves.")
+        raise BadRequest(f"the field {twice[0]!r} is declared twice, or has a name that batches reserve.")
     for f in fields:
         if f.kind not in KINDS:
-            raise BadRequest(f"field {f.name!r} is of unknown kind {f.kind!r}.{nearest(f.kind, KINDS)}")
+            raise BadRequest(f"field {f.name!r} has the unknown kind {f.kind!r}.{nearest(f.kind, KINDS)}")
         end = _ENDS.get(f.kind)
         if f.shape is None:
             if end or f.most is not None:
@@ -183,7 +183,7 @@ def check(fields: Sequence[Field]) -> None:
         boxes = by_name.get(f.of)
         if f.of and (boxes is None or boxes.kind != "boxes" or boxes.most != f.most or boxes is f):
             raise BadRequest(
-                f"field {f.name!r} has a row for each of {f.of!r}, which are no boxes of the same maximum."
+                f"field {f.name!r} has a row for each of {f.of!r}, which must be boxes with the same maximum."
             )
         if f.most is None and f.kind in ("tokens", "boxes", "masks", "points") and f.shape and f.shape[0] is None:
             raise BadRequest(f"field {f.name!r} varies in length; declare the maximum that it is padded to.")
@@ -193,16 +193,16 @@ def stack(examples: Sequence[Mapping[str, Any]], fields: Sequence[Field], where:
     """Stacks examples to a batch by the declared fields.
 
     Args:
-      examples: each with a value for every field; what is not declared is left out.
+      examples: each with a value for every field; undeclared values are left out.
       fields: the declaration.
-      where: what the examples are of, for messages.
+      where: where the examples come from, for messages.
 
     Returns:
-      {name: (b ...)}, and {name_mask: (b n) bool} beside what was padded.
+      {name: (b ...)}, and {name_mask: (b n) bool} for each padded field.
 
     Raises:
-      BadRequest: a field that is missing, of another shape than declared or than its neighbours', longer than the
-        declared maximum, or not finite. Nothing is cut off silently.
+      BadRequest: a field that is missing, differs in shape from the declaration or from other examples, is longer than
+        the declared maximum, or is not finite. Nothing is truncated silently.
 
     Example:
       >>> words = Field("words", "tokens", (None,), "int32", most=3, padding=-1)
@@ -211,26 +211,26 @@ def stack(examples: Sequence[Mapping[str, Any]], fields: Sequence[Field], where:
       ([[5, 6, -1], [7, 8, 9]], [[True, True, False], [True, True, True]])
     """
     out: dict[str, np.ndarray] = {}
-    for field in sorted(fields, key=lambda f: bool(f.of)):  # boxes before what is of them
+    for field in sorted(fields, key=lambda f: bool(f.of)):  # boxes before their dependent fields
         values = [_value(example, field, where) for example in examples]
         if field.most is not None and field.mask_name:
             there = np.arange(field.most) < np.array([[len(v)] for v in values])
             if field.of and (out[field.mask_name] != there).any():
-                raise BadRequest(f"{where}: an example has not as many {field.name} as {field.of}.")
+                raise BadRequest(f"{where}: an example has different numbers of {field.name} and {field.of}.")
             out[field.mask_name] = there
             values = [_pad(v, field) for v in values]
         shapes = sorted({v.shape for v in values})
         if len(shapes) > 1:
             raise BadRequest(
                 f"{where}: {field.name} of different shapes cannot be batched ({shapes[0]} and {shapes[1]}). "
-                "Set data.transform and data.eval_transform, for instance 'resize_crop(224)'."
+                "Set data.transform and data.eval_transform, such as 'resize_crop(224)'."
             )
         out[field.name] = np.stack(values)
     return out
 
 
 def unpadded(batch: Mapping[str, np.ndarray], fields: Sequence[Field], row: int = 0) -> dict[str, np.ndarray]:
-    """Returns one example of a batch as it was before it was stacked.
+    """Returns one example of a batch as it was before stacking.
 
     Example:
       >>> words = Field("words", "tokens", (None,), "int32", most=3)
@@ -251,10 +251,10 @@ def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
     value = np.asarray(example[field.name])
     shape = (None,) * value.ndim if field.shape is None else field.shape
     if value.size == 0 and value.ndim == 1 < len(shape) and shape[0] is None:
-        value = value.reshape(0, *(n or 0 for n in shape[1:]))  # an empty list says nothing of the other axes
+        value = value.reshape(0, *(n or 0 for n in shape[1:]))  # an empty list does not show the other axes
     fits = value.ndim == len(shape) and all(d is None or n == d for n, d in zip(value.shape, shape, strict=True))
     if not fits:
-        raise BadRequest(f"{where}: {field.name} has shape {value.shape}, where {field.shape} is declared.")
+        raise BadRequest(f"{where}: {field.name} has shape {value.shape}, but {field.shape} is declared.")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
         raise BadRequest(f"{where}: {field.name} holds a number that is not finite.")
     if field.most is not None and len(value) > field.most:
@@ -263,7 +263,7 @@ def _value(example: Mapping[str, Any], field: Field, where: str) -> np.ndarray:
         )
     dtype = np.dtype(field.dtype)
     if dtype.kind in "iu" and value.dtype != dtype and value.size and not _holds(dtype, value):
-        raise BadRequest(f"{where}: {field.name} holds {value.dtype} values that {field.dtype} cannot.")
+        raise BadRequest(f"{where}: {field.name} holds {value.dtype} values that {field.dtype} cannot represent.")
     return value.astype(dtype, copy=False)
 
 

@@ -1,4 +1,4 @@
-"""Finds image files below a folder: regular folders only, in order, and not for ever."""
+"""Finds image files below a folder: only in regular folders, in sorted order, and without endless loops."""
 
 import functools
 import os
@@ -9,17 +9,17 @@ from recvis_jax import errors, reading
 from recvis_jax.data.image_file import SUFFIXES
 
 _NOT_OURS = ("__MACOSX", "@eaDir", "lost+found")
-# File systems that the kernel makes up: they do not end, and reading in them has effects.
+# Virtual file systems of the kernel: they are endless, and reading from them has side effects.
 _MADE_UP = ("proc", "sysfs", "devtmpfs", "devpts", "debugfs", "tracefs", "configfs", "securityfs", "cgroup", "cgroup2")
 
 
 def ignored(name: str) -> bool:
-    """Whether a file or folder is hidden, or something that a system keeps there for itself."""
+    """Whether a file or folder is hidden, or created by an operating system for its own use."""
     return name.startswith(".") or name in _NOT_OURS
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
+    """Whether a file is an image, judged by its name."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -27,18 +27,18 @@ def subfolders(folder: Path) -> list[str]:
     """Returns the names of the folders in `folder` that are not ignored, sorted; links to folders are folders.
 
     Raises:
-      BadRequest: it cannot be read, or belongs to a file system that the kernel makes up.
+      BadRequest: it cannot be read, or belongs to a virtual file system of the kernel.
     """
     return sorted(e.name for e in entries(folder) if not ignored(e.name) and _is_dir(e))
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Returns what lies in a folder, by name; see `subfolders` for errors."""
+    """Returns the entries of a folder, sorted by name; see `subfolders` for errors."""
     try:
         device = folder.stat().st_dev
         if kind := _made_up().get(device):
             raise errors.BadRequest(
-                f"{errors.printable(folder)} is of the kernel ({kind}), not a folder of images; nothing was read."
+                f"{errors.printable(folder)} belongs to the kernel ({kind}), not a folder of images; nothing was read."
             )
         with os.scandir(folder) as found:
             return sorted(found, key=lambda e: e.name)
@@ -47,9 +47,9 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def walk(root: Path, stray: list[Path]) -> Iterator[Path]:
-    """Yields the image files below `root`, in order of their names; other files, and hidden ones, go to `stray`.
+    """Yields the image files below `root`, sorted by name; other files, and hidden ones, go to `stray`.
 
-    Links to folders are followed, but no folder is entered twice, nor one that holds `root`.
+    Links to folders are followed, but no folder is entered twice, and none that contains `root`.
 
     Raises:
       BadRequest: see `entries`; or there are more files or deeper folders than `reading.LIMITS` allows.
@@ -59,12 +59,12 @@ def walk(root: Path, stray: list[Path]) -> Iterator[Path]:
     pending = [(root, 0)]
     while pending:
         folder, depth = pending.pop()
-        if _identity(folder) in seen:  # a link that leads back
+        if _identity(folder) in seen:  # a link to a folder already visited
             continue
         seen.add(_identity(folder))
         if depth > reading.LIMITS["depth"]:
             raise errors.BadRequest(
-                f"{errors.printable(root)} holds folders in folders, more than {reading.LIMITS['depth']} deep."
+                f"{errors.printable(root)} holds folders nested more than {reading.LIMITS['depth']} deep."
             )
         inner = []
         for entry in entries(folder):
@@ -98,11 +98,11 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @functools.cache
 def _made_up() -> dict[int, str]:
-    """Returns device number -> kind of the file systems that the kernel makes up, as Linux lists them."""
+    """Returns device number -> kind of the kernel's virtual file systems, as Linux lists them."""
     found = {}
     try:
         lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return {}
     for line in lines:
         before, _, after = line.partition(" - ")

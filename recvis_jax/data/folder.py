@@ -1,4 +1,4 @@
-"""Folders of images: which files belong to which split and class, and which layouts will not do."""
+"""Folders of images: which files belong to which split and class, and which layouts are refused."""
 
 import os
 import unicodedata
@@ -21,14 +21,14 @@ SPLITS = {
 
 
 class Folder(NamedTuple):
-    """What a folder of images holds.
+    """The content of a folder of images.
 
     Attributes:
       classes: class names in Unicode's composed form, sorted; the index is the label.
       roots: split -> the folder that holds its class folders.
       images: split -> paths of its images below its root, as "class/name.jpg", sorted.
       size: bytes of all images.
-      notes: sentences on what was left out, and on what may be meant otherwise.
+      notes: sentences on what was left out, and on what may be meant differently.
     """
 
     classes: tuple[str, ...]
@@ -41,26 +41,26 @@ class Folder(NamedTuple):
 def scan(source: Path) -> Folder:
     """Lists the images below `source`, which holds class folders, or train / val / test folders that hold them.
 
-    Deeper folders count towards the class folder they are in. Hidden files and files that are no images by their
-    names are left out and counted. The same class name may be written in different Unicode forms in different splits.
+    Deeper folders count towards their class folder. Hidden files, and files whose names are not those of images, are
+    left out and counted. A class name may be written in different Unicode forms in different splits.
 
     Raises:
       BadRequest: no such folder, no images, a class without images, a class of val or test that train does not have,
-        two classes whose names print alike, or a layout that could mean two things. The message names the folder.
+        two classes whose names print alike, or an ambiguous layout. The message names the folder.
     """
     shown = errors.printable(source)
-    if not os.path.isdir(source):  # pathlib's raises for names that are too long
+    if not os.path.isdir(source):  # pathlib's is_dir raises for very long names
         there = os.path.lexists(source)
         raise errors.BadRequest(f"--source={shown} {'is not a folder' if there else 'does not exist'}.")
     top = files.subfolders(source)
-    # A class may be called "train" too; but only a split has folders inside.
+    # A class may be called "train", too; but only a split contains folders.
     named = {d: SPLITS[d.lower()] for d in top if d.lower() in SPLITS and files.subfolders(source / d)}
     roots = {"train": source}
     if "train" in named.values() or (named and len(named) == len(top)):
         if others := [d for d in top if d not in named]:
             raise errors.BadRequest(
                 f"{shown} holds splits ({some(list(named))}) and beside them {some(others)}: move the latter "
-                "elsewhere, or the splits if they are classes."
+                "elsewhere, or rename the splits if they are classes."
             )
         if twice := [d for d in named if list(named.values()).count(named[d]) > 1]:
             raise errors.BadRequest(f"{shown} holds the same split under two names: {some(twice)}.")
@@ -86,7 +86,7 @@ def composed(name: str) -> str:
 
 
 def some(names: Sequence[object], count: int = 10) -> str:
-    """Returns the first of some names of files or classes, as they may be printed, and how many more there are."""
+    """Returns the first few names of files or classes, made printable, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(errors.printable(n) for n in names[:count]) + more
 
@@ -99,7 +99,7 @@ def _size(path: Path) -> int:
 
 
 def _classes(root: Path, stray: list[Path]) -> dict[str, list[str]]:
-    """Returns class -> images below `root`; whatever else lies there goes to `stray`."""
+    """Returns class -> images below `root`; all other files go to `stray`."""
     names = files.subfolders(root)
     hidden_or_class = {e.name for e in files.entries(root) if (root / e.name).is_dir()}
     stray += [root / e.name for e in files.entries(root) if e.name not in hidden_or_class]
@@ -112,7 +112,7 @@ def _check(source: Path, roots: dict[str, Path], found: dict[str, dict[str, list
         if not by_class:
             loose = any(files.is_image(p.name) for p in roots[split].iterdir())
             raise errors.BadRequest(
-                f"{where} has no class folders{', the images lie in it directly' if loose else ''}; "
+                f"{where} has no class folders{', its images are directly in it' if loose else ''}; "
                 "each class needs a folder of its own."
             )
         if empty := [c for c, images in by_class.items() if not images]:
@@ -151,7 +151,7 @@ def _check(source: Path, roots: dict[str, Path], found: dict[str, dict[str, list
 
 
 def _is_control(c: str) -> bool:
-    """Whether a character moves what is printed, as line feeds, escapes and changes of the writing direction do."""
+    """Whether a character disturbs printing, as line feeds, escapes and changes of the writing direction do."""
     return unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in (
         "LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI",
     )  # fmt: skip
@@ -168,7 +168,7 @@ def _notes(stray: list[Path], found: dict[str, dict[str, list[str]]], classes: t
     loose = [p for p in visible if files.is_image(p.name)]
     other = [p for p in visible if not files.is_image(p.name)]
     if loose:
-        notes.append(f"ignored {len(loose)} images outside of any class folder: {some(loose, 3)}")
+        notes.append(f"ignored {len(loose)} images outside any class folder: {some(loose, 3)}")
     if other:
         notes.append(f"ignored {len(other)} files that are not images: {some(other, 3)}")
     if hidden := len(stray) - len(visible):
@@ -182,10 +182,10 @@ def _notes(stray: list[Path], found: dict[str, dict[str, list[str]]], classes: t
         alike.setdefault(unicodedata.normalize("NFKC", c).casefold(), []).append(c)
     for names in alike.values():
         if len(names) > 1:
-            notes.append(f"note: {' and '.join(map(errors.printable, names))} are two classes, though almost one name")
+            notes.append(f"note: {' and '.join(map(errors.printable, names))} are two classes with similar names")
     if len(classes) == 1:
         notes.append(
-            f"note: there is one class only, {errors.printable(classes[0])}: a classifier has nothing to tell apart; "
-            "without labels, as for a masked autoencoder, it does no harm"
+            f"note: there is only one class, {errors.printable(classes[0])}: a classifier has nothing to distinguish; "
+            "for training without labels, such as a masked autoencoder, this does not matter"
         )
     return tuple(notes)

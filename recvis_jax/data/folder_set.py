@@ -1,4 +1,4 @@
-"""Makes a data set of a folder of images: every image is checked, turned upright, and compared with the others."""
+"""Makes a data set from a folder of images: checks each image, turns it upright, compares it with the others."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ VERSION = "1.0.0"
 
 @dataclasses.dataclass
 class _Seen:
-    """What came to light while the images of a folder were read, by "split/class/name.jpg"."""
+    """What was found while the images of a folder were read, by "split/class/name.jpg"."""
 
     digests: dict[str, str] = dataclasses.field(default_factory=dict)
     pixels: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -44,17 +44,17 @@ def prepare(
 
     Args:
       source: the folder, see `folder.scan`.
-      root: where prepared data sets lie.
-      name: None makes it from the folder's name.
-      skip: leaves out images that cannot be read, where it else is an error that lists them.
-      on_duplicate: what to do about the same picture in several places, of `duplicates.WAYS`.
-      overwrite: replaces a data set of this name that is there. Without it, one made of the same files is left alone.
-      say: takes a line about what goes on.
+      root: the folder of prepared data sets.
+      name: None derives it from the folder's name.
+      skip: leaves out images that cannot be read; otherwise an error lists them.
+      on_duplicate: what to do if the same picture is in several places, one of `duplicates.WAYS`.
+      overwrite: replaces an existing data set of this name. Without it, one made from the same files is kept as it is.
+      say: called with each line about the progress.
 
     Raises:
       BadRequest: see `folder.scan` and `duplicates.judge`; images that cannot be read; another data set of this name;
-        or a name that will not do.
-      Failure: no room.
+        or an invalid name.
+      Failure: the disk is full.
     """
     found = scan(source)
     name = name_of(source, name)
@@ -65,12 +65,12 @@ def prepare(
         check_same(target, fingerprint(_digests(found)), on_duplicate, count)
         say(f"already prepared at {errors.printable(target)}, {count:,} examples; use --overwrite to make it again")
         if "turned" not in writing.recorded(target):
-            say("note: it was made before images were turned as their EXIF orientation says")
+            say("note: it was made before images were turned by their EXIF orientation")
         return target
     writing.make_room(root, found.size)
 
     with writing.staging(root, name) as stage, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about metadata
+        warnings.simplefilter("ignore")  # Pillow warns about metadata
         seen, dropped = _Seen(), set[str]()
         written = _write(stage, name, source, found, seen, dropped)
         _check_readable(seen, found, skip, say)
@@ -83,11 +83,11 @@ def prepare(
             say(line)
         _check_classes(seen, found, dropped)
         if seen.changed - seen.turned:
-            say(f"{seen.changed - seen.turned:,} images were stored as png, being no 8-bit grey or RGB jpeg or png")
+            say(f"{seen.changed - seen.turned:,} images were stored as png, not being 8-bit grey or RGB jpeg/png")
         if seen.turned:
             say(
-                f"{seen.turned:,} images were turned as their EXIF orientation says, and stored as png, which is "
-                "larger than jpeg; exiftran -ai turns jpegs beforehand without loss"
+                f"{seen.turned:,} images were turned by their EXIF orientation and stored as png, which is "
+                "larger than jpeg; exiftran -ai turns jpegs without loss"
             )
         record = {
             "source": str(source.resolve()),
@@ -140,11 +140,11 @@ def _reader(
 
 
 def _check_readable(seen: _Seen, found: Folder, skip: bool, say: Say) -> None:
-    """Says which images cannot be read, or raises BadRequest if that was too much."""
+    """Lists the images that cannot be read; raises BadRequest unless they are to be skipped."""
     bad = sorted(seen.problems.values())
     if bad and not skip:
         raise errors.BadRequest(
-            f"{len(bad)} of {len(seen.digests):,} images cannot be read: {some(bad, 20)}. Mend or remove them, or "
+            f"{len(bad)} of {len(seen.digests):,} images cannot be read: {some(bad, 20)}. Repair or remove them, or "
             "leave them out with --on_error=skip. Nothing was prepared."
         )
     for line in bad:
@@ -159,12 +159,12 @@ def _check_classes(seen: _Seen, found: Folder, dropped: set[str]) -> None:
     for split, images in found.images.items():
         good = {class_of(i) for i in images if f"{split}/{i}" in seen.pixels and f"{split}/{i}" not in dropped}
         if gone := sorted({class_of(i) for i in images} - good):
-            why = "of which all images are copies of others" if dropped else "of which no image can be read"
+            why = "whose images are all copies of others" if dropped else "without a readable image"
             raise errors.BadRequest(f"{errors.printable(found.roots[split])} has classes {why}: {some(gone)}.")
 
 
 def check_same(target: Path, of_files: str, on_duplicate: str, count: int) -> None:
-    """Raises BadRequest unless the data set in `target` was made of files of this fingerprint, and in this way."""
+    """Raises BadRequest unless the data set in `target` was made in this way from files with this fingerprint."""
     record = writing.recorded(target)
     if record.get("fingerprint") != of_files:
         raise errors.BadRequest(
@@ -189,7 +189,7 @@ def _digests(found: Folder) -> dict[str, str]:
 
 
 def digests(paths: dict[str, Path]) -> dict[str, str]:
-    """Returns the sha256 of files, by the names that they are given here."""
+    """Returns the sha256 of files, by the given names."""
     out = {}
     with progress("compare", len(paths), "images") as advance:
         for key, digest in zip(paths, image_file.parallel(image_file.digest, list(paths.values())), strict=True):
@@ -199,17 +199,17 @@ def digests(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def name_of(source: Path, given: str | None) -> str:
-    """Returns the name of the data set that a folder becomes.
+    """Returns the name of the data set made from a folder.
 
     Raises:
-      BadRequest: a name that will not do, or that tfds has already.
+      BadRequest: an invalid name, or one that tfds already uses.
     """
     plain = unicodedata.normalize("NFKD", source.resolve().name.lower()).encode("ascii", "ignore").decode()
     name = given if given is not None else re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
     if not re.fullmatch(r"[a-z][a-z0-9_]{,99}", name):
-        what = f"--name={errors.printable(given)[:100]} will not do"
+        what = f"--name={errors.printable(given)[:100]} is not a valid name"
         if given is None:
-            what = f"no name comes of '{errors.printable(source.resolve().name)}'"
+            what = f"no name can be derived from '{errors.printable(source.resolve().name)}'"
         raise errors.BadRequest(f"{what}: give --name in small letters, digits and _, beginning with a letter.")
     import tensorflow_datasets as tfds
 
@@ -217,17 +217,17 @@ def name_of(source: Path, given: str | None) -> str:
         tfds.builder_cls(name)
     except tfds.core.DatasetNotFoundError:
         return name
-    except Exception:  # known to tfds, which lacks something to load it
+    except Exception:  # tfds knows it, but lacks something to load it
         pass
     raise errors.BadRequest(f"{name!r} is a data set of tfds; give another --name, such as my_{name}.")
 
 
 def _shards(found: Folder, split: str) -> int:
-    """Returns into how many files a split goes: a power of two, of at least 128 MB each, at most 1024."""
+    """Returns how many files to write for a split: a power of two, at most 1024, with at least 128 MB each."""
     return shards(found.size, len(found.images[split]), sum(map(len, found.images.values())))
 
 
 def shards(size: int, count: int, total: int) -> int:
-    """Returns into how many files `count` of `total` examples go, of `size` bytes in all."""
+    """Returns how many files to write for `count` of `total` examples with `size` bytes in total."""
     wanted = max(1.0, size * count / total / 2**27)
     return min(1024, 2 ** math.floor(math.log2(wanted)), count)

@@ -1,8 +1,8 @@
 """Geometric transforms of an image together with everything that lies in it: boxes, masks, points, maps.
 
-A transform is drawn once and is a `View`: which window of the image is looked at, how large it becomes, and whether it
-is mirrored. One view moves every spatial field of an example, so that they cannot come apart. Crops, padding, resizing
-and flips are views, and views compose.
+A transform is drawn once and is a `View`: which window of the image is shown, the size of the result, and whether it is
+mirrored. One view moves all spatial fields of an example, so they stay aligned. Crops, padding, resizing and flips are
+views, and views compose.
 
 Coordinates: x to the right, y down, in pixels; the pixel in row i and column j covers [j, j + 1) x [i, i + 1). A
 mirrored x becomes w - x, both for edges of boxes and for points.
@@ -22,12 +22,12 @@ Example = dict[str, Any]
 
 
 class View(NamedTuple):
-    """What is seen of an image, in its pixels.
+    """The visible part of an image, in its pixels.
 
     Attributes:
-      window: (x0, y0, x1, y1) of what is seen, whole numbers; it may reach beyond the image, which is then padded.
-      size: (rows, columns) that the window becomes.
-      mirrored: whether left and right are exchanged afterwards.
+      window: (x0, y0, x1, y1) of the visible part, whole numbers; it may reach beyond the image, which is then padded.
+      size: (rows, columns) of the result.
+      mirrored: whether left and right are swapped afterwards.
     """
 
     window: tuple[int, int, int, int]
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels after for each pixel before, along x and y."""
+        """Pixels of the result per pixel of the image, along x and y."""
         x0, y0, x1, y1 = self.window
         return self.size[1] / (x1 - x0), self.size[0] / (y1 - y0)
 
@@ -47,17 +47,17 @@ def whole(height: int, width: int) -> View:
 
 
 def flip(height: int, width: int) -> View:
-    """Exchanges left and right."""
+    """Swaps left and right."""
     return whole(height, width)._replace(mirrored=True)
 
 
 def resize(height: int, width: int, size: tuple[int, int]) -> View:
-    """Makes an image of `size` (rows, columns) of all of it."""
+    """Resizes the whole image to `size` (rows, columns)."""
     return whole(height, width)._replace(size=size)
 
 
 def crop(top: int, left: int, rows: int, columns: int) -> View:
-    """Cuts a window out; where it reaches beyond the image it is padded."""
+    """Cuts a window out; beyond the image it is padded."""
     return View((left, top, left + columns, top + rows), (rows, columns))
 
 
@@ -69,16 +69,16 @@ def pad(height: int, width: int, bottom: int, right: int) -> View:
 def move_boxes(
     boxes: Float[np.ndarray, "n 4"], *views: View, visible: float = 0.0
 ) -> tuple[Float[np.ndarray, "m 4"], Bool[np.ndarray, " n"]]:
-    """Moves boxes, clips them to what is seen, and drops those of which too little is left.
+    """Moves boxes, clips them to the visible part, and drops those with too little area left.
 
     Args:
       boxes: x0 y0 x1 y1 in pixels.
-      *views: of the image, one after the other. What is clipped by one does not come back by the next.
-      visible: smallest share of its area that must be inside in the end for a box to be kept; one of which nothing is
-        inside is always dropped.
+      *views: of the image, one after the other. What one view clips does not come back in the next.
+      visible: smallest share of a box's area that must be inside in the end for the box to be kept; boxes entirely
+        outside are always dropped.
 
     Returns:
-      The boxes that are kept, in pixels of the last view, and which they are.
+      The kept boxes, in pixels of the last view, and their indices.
 
     Example:
       >>> move_boxes(np.array([[2.0, 2.0, 6.0, 6.0], [8.0, 8.0, 9.0, 9.0]]), crop(0, 0, 4, 4))[0].tolist()
@@ -101,7 +101,7 @@ def move_points(
     Args:
       points: x y in pixels and visibility.
       view: of the image.
-      pairs: points that exchange their places in a mirrored image, as the left and the right eye.
+      pairs: points that are swapped in a mirrored image, such as the left and the right eye.
     """
     place, (x0, y0, x1, y1) = points[..., :2], view.window
     there = (points[..., 2] > 0) & ((place >= (x0, y0)) & (place < (x1, y1))).all(-1)
@@ -117,13 +117,13 @@ def move_points(
 def move_pixels(
     image: Shaped[np.ndarray, "h w *c"], view: View, fill: float = 0, nearest: bool = False
 ) -> Shaped[np.ndarray, "p q *c"]:
-    """Returns what the view shows of an image or of a map.
+    """Returns an image or a map as the view shows it.
 
     Args:
       image: (h w) or (h w c).
       view: of it.
-      fill: value of what lies beyond it.
-      nearest: takes the nearest pixel, as classes must; otherwise averages where it shrinks and is bilinear where it
+      fill: value beyond the image.
+      nearest: takes the nearest pixel, as class maps need; otherwise averages if it shrinks and is bilinear if it
         grows.
     """
     x0, y0, x1, y1 = view.window
@@ -134,7 +134,7 @@ def move_pixels(
         edges = [(min(a, n), min(b, n)) for (a, b), n in zip(edges, (y1 - y0, x1 - x0), strict=True)]
         out = np.pad(out, [*edges, *[(0, 0)] * (image.ndim - 2)], constant_values=fill)
     if out.shape[:2] != view.size:
-        if nearest:  # centres of pixels, as torch's "nearest-exact"; OpenCV's nearest takes their corners
+        if nearest:  # by pixel centres, like torch's "nearest-exact"; OpenCV's nearest uses corners
             rows, columns = (
                 ((np.arange(m) + 0.5) * n / m).astype(int) for n, m in zip(out.shape, view.size, strict=False)
             )
@@ -149,17 +149,17 @@ def move_pixels(
 
 
 def apply(example: Example, view: View, fields: Sequence[Field], *, fill: float = 0, visible: float = 0.0) -> Example:
-    """Moves every spatial field of an example by one view.
+    """Moves all spatial fields of an example by one view.
 
     Args:
       example: its values by name.
-      view: what is seen of the image.
-      fields: what the values are; those that do not lie in the image stay as they are.
-      fill: value of what lies beyond the image; beyond maps it is their field's padding, beyond masks 0.
+      view: the visible part of the image.
+      fields: declarations of the values; fields that do not lie in the image are not changed.
+      fill: value beyond the image; beyond maps it is their field's padding, beyond masks 0.
       visible: see `move_boxes`.
 
     Raises:
-      BadRequest: a field has a row a box, and their numbers differ.
+      BadRequest: a field should have one row per box, but their numbers differ.
 
     Example:
       >>> fields = [Field("image", "image", (8, 8, 1), "uint8"), Field("boxes", "boxes", (None, 4), "float32", most=9)]
@@ -172,12 +172,12 @@ def apply(example: Example, view: View, fields: Sequence[Field], *, fill: float 
 
 
 def follow(example: Example, views: Sequence[View], fields: Sequence[Field], visible: float = 0.0) -> Example:
-    """Moves everything that lies in the image by the views that the image itself was moved by already.
+    """Moves everything that lies in the image by the views that already moved the image itself.
 
     Args:
       example: its values by name.
       views: one after the other.
-      fields: what the values are; the one called "image" stays as it is.
+      fields: declarations of the values; the one called "image" is not changed.
       visible: see `move_boxes`.
 
     Raises:
@@ -189,7 +189,7 @@ def follow(example: Example, views: Sequence[View], fields: Sequence[Field], vis
             out[field.name], kept = move_boxes(np.asarray(example[field.name]), *views, visible=visible)
             for other in (f.name for f in fields if f.of == field.name):
                 if len(example[other]) != len(kept):
-                    raise BadRequest(f"{len(example[other])} {other} beside {len(kept)} {field.name}.")
+                    raise BadRequest(f"{len(example[other])} {other} for {len(kept)} {field.name}.")
                 out[other] = np.asarray(example[other])[kept]
     for view in views:
         for field in spatial(fields):
@@ -215,7 +215,7 @@ def _move_value(value: Any, view: View, field: Field) -> Any:
 def _move_corners(boxes: Float[np.ndarray, "n 4"], view: View) -> Float[np.ndarray, "n 4"]:
     """Moves boxes, without clipping them."""
     moved = _move(boxes.reshape(-1, 2, 2), view)
-    return np.concatenate([moved.min(1), moved.max(1)], 1)  # mirrored, left and right are exchanged
+    return np.concatenate([moved.min(1), moved.max(1)], 1)  # mirroring swaps left and right
 
 
 def _move(points: Float[np.ndarray, "*n 2"], view: View) -> Float[np.ndarray, "*n 2"]:

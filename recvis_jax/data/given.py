@@ -1,4 +1,4 @@
-"""Images that a user names: files found, read within limits, and prepared as a run's evaluation images are."""
+"""Images that a user names: finds the files, reads them within limits, and prepares them like evaluation images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from recvis_jax.data import files, image_file, sources, transforms
 
 
 def find(named: Sequence[str | Path]) -> list[Path]:
-    """Returns the files that are named, and the images below the folders that are named, sorted folder by folder.
+    """Returns the named files, and the images below the named folders, sorted within each folder.
 
     Raises:
-      BadRequest: there is no such file, or a folder holds no images.
+      BadRequest: a file does not exist, or a folder holds no images.
     """
     given = [Path(p) for p in named]
     if missing := [p for p in given if not os.path.lexists(p)]:
@@ -35,20 +35,20 @@ def find(named: Sequence[str | Path]) -> list[Path]:
 
 
 def preparer(eval_transform: str, shape: tuple[int, int, int]) -> Callable[[Path], UInt8[np.ndarray, "h w c"]]:
-    """Returns a function from the path of an image to its pixels as a model wants them, not yet normalised.
+    """Returns a function from the path of an image to its pixels as a model expects them, not yet normalised.
 
     Args:
       eval_transform: host operations of evaluation, see `data.transforms`.
-      shape: (h, w, c) of the result. An image that has another size after `eval_transform`, as where the images of a
-        data set had one size and needed none, is resized to it.
+      shape: (h, w, c) of the result. An image of another size after `eval_transform` is resized to it: a data set whose
+        images all have one size needs no transform.
 
-    The function raises `BadRequest` where a file is no image, damaged, or beyond `reading.LIMITS`.
+    The function raises `BadRequest` if a file is not an image, damaged, or beyond `reading.LIMITS`.
     """
     transform, rng = transforms.parse(eval_transform).fn, np.random.default_rng(0)
     resize = transforms.parse(f"resize({shape[:2]})").fn
 
     def prepare(path: Path) -> UInt8[np.ndarray, "h w c"]:
-        found = image_file.load(path, compress_level=0)  # decoded again at once, as images of a data set are
+        found = image_file.load(path, compress_level=0)  # decoded again immediately, like images of a data set
         if found.data is None:
             raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {found.problem}.")
         example = transform(rng, {"image": sources.decode(found.data, shape[2], errors.printable(path))})

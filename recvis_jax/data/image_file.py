@@ -1,8 +1,8 @@
-"""Image files: read within limits, decoded once to see whether they are whole, and encoded so that all decoders agree.
+"""Image files: read within limits, decoded once to check that they are complete, encoded so that all decoders agree.
 
-`FORMATS` lists what is read. The content decides which of them a file is, never its name; formats whose decoders start
-programs (EPS, PDF, WMF) are not in it. HEIC, JPEG 2000 and TGA are pictures too, but are not read: Pillow has no
-decoder of the first, the second's size may differ between its two headers, and the third has no mark to know it by.
+`FORMATS` lists the supported formats. The content of a file decides its format, never its name; formats whose decoders
+start programs (EPS, PDF, WMF) are excluded. HEIC, JPEG 2000 and TGA are pictures too, but are not read: Pillow has no
+decoder for HEIC, the two headers of JPEG 2000 may give different sizes, and TGA files cannot be recognised.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from recvis_jax.data import image_header
 
 T = TypeVar("T")
 
-# Pillow's name of a format (its plugin is <name>ImagePlugin) -> suffixes by which files in folders are found.
+# Pillow's name of a format (its plugin is <name>ImagePlugin) -> suffixes of its files in folders.
 FORMATS = {
-    "Jpeg": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # phones write MPO as .jpg: a jpeg and its companions
+    "Jpeg": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),  # phones write MPO as .jpg: a jpeg with further images
     "Png": (".png", ".apng"),
     "Bmp": (".bmp", ".dib"),
     "Gif": (".gif",),
@@ -38,7 +38,7 @@ FORMATS = {
     "Ppm": (".ppm", ".pgm", ".pbm", ".pnm"),
     "Avif": (".avif",),  # from Pillow 11.3 on
 }
-NOT_READ = (".heic", ".heif", ".jp2", ".tga", ".jxl")  # named as unreadable rather than passed over
+NOT_READ = (".heic", ".heif", ".jp2", ".tga", ".jxl")  # reported as unreadable instead of skipped
 SUFFIXES = frozenset(sum(FORMATS.values(), NOT_READ))
 
 
@@ -46,11 +46,11 @@ class Image(NamedTuple):
     """One file, read and checked.
 
     Attributes:
-      data: jpeg or png that every decoder reads as 8 bits and 1 or 3 channels; None if the file is no good.
+      data: jpeg or png that every decoder reads as 8 bits and 1 or 3 channels; None if the file is unusable.
       digest: sha256 of the file's own bytes, "unreadable" if there are none.
-      problem: why it is no good.
-      changed: whether `data` was encoded anew.
-      turned: whether it was turned as its EXIF orientation says.
+      problem: why it is unusable.
+      changed: whether `data` was encoded again.
+      turned: whether it was turned by its EXIF orientation.
       pixels: hash of the decoded pixels; equal for the same picture in two files.
     """
 
@@ -63,15 +63,15 @@ class Image(NamedTuple):
 
 
 def load(path: Path, compress_level: int = 6) -> Image:
-    """Reads a file and decodes it wholly.
+    """Reads a file and decodes it completely.
 
     A jpeg or png whose pixels are 8-bit grey or RGB keeps its bytes. Everything else becomes a png of the same
     pixels: other formats, palettes, 16 bits (the high byte is kept), CMYK, images with an alpha channel (which is
-    dropped), and images whose EXIF orientation turns or mirrors them. Of an animation the first frame is taken.
+    dropped), and images whose EXIF orientation turns or mirrors them. The first frame of an animation is used.
 
     Args:
-      path: of the file; only a regular file is opened, and only within `reading.LIMITS`.
-      compress_level: of a png that is made, 0 to 9.
+      path: of the file; only regular files within `reading.LIMITS` are opened.
+      compress_level: of a png that is written, 0 to 9.
     """
     with _complaints() as said:
         image = _load(path, compress_level)
@@ -88,12 +88,12 @@ def load_all(paths: Sequence[Path]) -> Iterator[Image]:
             part = paths[start : start + 16 * workers]
             with _complaints() as said:
                 images = list(pool.map(_load, part))
-            # What a decoder complains of does not say of which image: where it did, one by one.
+            # A decoder's warning does not say which image it is about: after a warning, load them one by one.
             yield from map(load, part) if said else images
 
 
 def upright_size(path: Path) -> tuple[int, int] | None:
-    """Returns the rows and columns of an image as `load` turns it, by its header alone; None where it has none."""
+    """Returns the rows and columns of an image after `load` turns it, from its header alone; None if it has none."""
     import PIL.Image
 
     try:
@@ -101,7 +101,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
         with PIL.Image.open(path, formats=_plugins()) as image:
             columns, rows = image.size
             return (columns, rows) if _orientation(image) >= 5 else (rows, columns)
-    except Exception:  # `load` says what is wrong
+    except Exception:  # `load` will report the error
         return None
 
 
@@ -129,10 +129,10 @@ def png(image: Any, compress_level: int = 6) -> bytes:
 
 
 def is_readable_kind(raw: bytes) -> bool:
-    """Whether bytes begin as one of `FORMATS` does, and its header is within the limits.
+    """Whether bytes begin like one of `FORMATS`, with a header within the limits.
 
     Raises:
-      BadRequest: the header is of such a format, but exceeds a limit; the message begins with "has" or "claims".
+      BadRequest: it is such a header, but it exceeds a limit; the message begins with "has" or "claims".
     """
     import PIL.Image
 
@@ -150,7 +150,7 @@ def is_readable_kind(raw: bytes) -> bool:
 
 
 def _load(path: Path, compress_level: int = 6) -> Image:
-    """`load` without a look at what libjpeg complains of."""
+    """`load` without checking for warnings of libjpeg."""
     import PIL.Image
 
     try:
@@ -168,38 +168,38 @@ def _load(path: Path, compress_level: int = 6) -> Image:
             image_header.check(*image.size, raw)
             image_header.check_tiles(image)
             if image.format == "PNG":
-                image.load()  # names what is wrong; `getexif` would hide it
+                image.load()  # raises a clear error; `getexif` would hide it
                 image_header.check_png(raw)
             orientation = _orientation(image)
             if orientation == 1 and (pixels := _as_is(image, raw)) is not None:
                 return Image(raw, key, pixels=_hash(pixels))
             made = _eight_bit(image, raw)
-            made = _turned(made, _orientation(image))  # again: Pillow turns a TIFF itself when it decodes it
+            made = _turned(made, _orientation(image))  # read again: Pillow itself turns a TIFF while decoding
         encoded = png(made, compress_level)
         return Image(encoded, key, changed=True, turned=orientation != 1, pixels=_hash(np.asarray(made)))
     except PIL.UnidentifiedImageError:
         return Image(None, key, _unknown(raw))
     except MemoryError:
-        return Image(None, key, "too large for the memory of this machine")
+        return Image(None, key, "too large for this machine's memory")
     except errors.BadRequest as e:
         return Image(None, key, str(e))
-    except Exception as e:  # decoders raise whatever they like on damaged files
+    except Exception as e:  # decoders raise all kinds of errors on damaged files
         what = errors.printable(" ".join(str(e).split()))[:200].rstrip(".") or type(e).__name__
         early = "premature end of data, " if "truncated" in what else ""
         return Image(None, key, f"damaged {image_header.kind(raw)}: {early}{what}")
 
 
 def _unknown(raw: bytes) -> str:
-    """Returns why Pillow took a file for none of `FORMATS`."""
+    """Returns why Pillow recognised none of `FORMATS` in a file."""
     kind, names = image_header.kind(raw), [name.lower() for name in FORMATS]
     if kind in names:
         return f"damaged {kind}: its header cannot be read"
     remedy = "; export it as jpeg" if kind in ("HEIC", "JPEG 2000") else ""  # phones store HEIC by default
-    return f"{f'{kind}, ' if kind else ''}not an image of a kind that is read: {', '.join(names)}{remedy}"
+    return f"{f'{kind}, ' if kind else ''}not an image in a supported format: {', '.join(names)}{remedy}"
 
 
 def _plugins() -> list[str]:
-    """Returns Pillow's names of `FORMATS`, as far as it has their plugins."""
+    """Returns Pillow's names of `FORMATS`, of those with an installed plugin."""
     import PIL.Image
 
     for name in FORMATS:
@@ -209,7 +209,7 @@ def _plugins() -> list[str]:
 
 
 def _as_is(image: Any, raw: bytes) -> np.ndarray | None:
-    """Returns the pixels if OpenCV, with which tfds decodes, gets the same 8 bits from the bytes as Pillow; else None.
+    """Returns the pixels if OpenCV (tfds's decoder) reads the same 8 bits from the bytes as Pillow; else None.
 
     Raises:
       OSError: the data end too early.
@@ -220,7 +220,7 @@ def _as_is(image: Any, raw: bytes) -> np.ndarray | None:
         return None
     pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        image.load()  # names what is wrong
+        image.load()  # raises a clear error
     expected = (image.height, image.width, 3) if image.mode == "RGB" else (image.height, image.width)
     if pixels is None or pixels.dtype != np.uint8 or pixels.shape != expected:
         return None
@@ -228,11 +228,11 @@ def _as_is(image: Any, raw: bytes) -> np.ndarray | None:
 
 
 def _eight_bit(image: Any, raw: bytes) -> Any:
-    """Returns a Pillow image as mode L or RGB, without its metadata (a transparent colour among them)."""
+    """Returns a Pillow image as mode L or RGB, without its metadata (including a transparent colour)."""
     import cv2
     import PIL.Image
 
-    if image.format in ("JPEG", "MPO"):  # only for what libjpeg says of the data
+    if image.format in ("JPEG", "MPO"):  # only for libjpeg's warnings
         cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
     image.load()
     if image.mode.startswith("I;16"):
@@ -240,7 +240,7 @@ def _eight_bit(image: Any, raw: bytes) -> Any:
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits in 32
         return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise errors.BadRequest("32 bits a channel, whose range is not known")
+        raise errors.BadRequest("32 bits per channel, with unknown range")
     out = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     out.info.clear()
     return out
@@ -250,7 +250,7 @@ def _orientation(image: Any) -> int:
     """Returns the EXIF orientation, 1 to 8; 1 is upright."""
     try:
         found = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF data do not harm the pixels
+    except Exception:  # damaged EXIF data do not affect the pixels
         return 1
     return found if found in range(1, 9) else 1
 
@@ -279,16 +279,16 @@ def _hash(pixels: np.ndarray) -> str:
     return found.hexdigest()
 
 
-# libjpeg decodes damaged data to the end and merely says so on stderr, which Pillow prevents and OpenCV does not.
+# libjpeg decodes damaged data to the end and only warns on stderr; Pillow suppresses that, OpenCV does not.
 _FAULTS = re.compile(r"Corrupt JPEG data: (?!bad ICC).*|Premature end of JPEG file|Inconsistent progression sequence.*")
 _STDERR = threading.RLock()
 
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Yields a list that afterwards holds what libjpeg found wrong with the data that were decoded inside.
+    """Yields a list that afterwards holds libjpeg's warnings about the data decoded inside the context.
 
-    What C libraries write to stderr meanwhile goes to a file; what Python writes goes where it always does.
+    Meanwhile the stderr of C libraries goes to a file; Python's goes to its usual place.
     """
     said: list[str] = []
     with _STDERR, contextlib.ExitStack() as stack:
@@ -302,7 +302,7 @@ def _complaints() -> Iterator[list[str]]:
         stack.callback(os.close, kept)
         file = stack.enter_context(tempfile.TemporaryFile())
         ours = sys.stderr
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # another object took its place
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # replaced by another object
             if ours.fileno() == 2:
                 ours.flush()
                 sys.stderr = stack.enter_context(open(kept, "w", buffering=1, errors="backslashreplace", closefd=False))
@@ -317,10 +317,10 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def _fault(said: list[str], path: Path) -> str:
-    """Returns what is wrong with a jpeg of which libjpeg said so, an empty string if it does no harm."""
+    """Returns what is wrong with a jpeg that libjpeg warned about, an empty string if it is harmless."""
     for line in said:
         if m := re.search(r"(\d+) extraneous bytes before marker 0xd9", line):
-            # Some cameras fill up the data before the end with zeros.
+            # Some cameras pad the data before the end with zeros.
             end = image_header.jpeg_end(raw := reading.read_bytes(path, "image bytes"))
             if not raw[max(0, end - int(m[1])) : end].strip(b"\0"):
                 continue

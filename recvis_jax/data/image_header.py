@@ -1,7 +1,7 @@
-"""What the first bytes of an image say of its size, read without a decoder and held against the limits.
+"""The size of an image from its first bytes, read without a decoder and checked against the limits.
 
-A header costs nothing and may claim anything: 868 bytes of jpeg can stand for 177 million pixels. So sizes are looked
-at before a decoder sees the data.
+A header costs nothing and may claim anything: 868 bytes of jpeg can stand for 177 million pixels. So sizes are checked
+before a decoder sees the data.
 """
 
 import re
@@ -11,10 +11,10 @@ from typing import Any
 
 from recvis_jax import errors, reading
 
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data all others are escaped, restarts or padding
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data, others are escapes, restarts or padding
 
 
-_KINDS = (  # place, bytes, kind: those that are read, and those that people take for them
+_KINDS = (  # position, bytes, kind: formats that are read, and others that people confuse with them
     (0, b"\xff\xd8\xff", "jpeg"),
     (0, b"\x89PNG", "png"),
     (0, b"BM", "bmp"),
@@ -36,12 +36,12 @@ _KINDS = (  # place, bytes, kind: those that are read, and those that people tak
 
 
 def kind(raw: bytes) -> str:
-    """Returns what kind of image bytes begin as, "" if it is none that is known here."""
+    """Returns the kind of image that bytes begin like, "" if it is unknown."""
     return next((name for at, sign, name in _KINDS if raw[at : at + len(sign)] == sign), "")
 
 
 def size(raw: bytes) -> tuple[int, int] | None:
-    """Returns (width, height) as the header of a jpeg, png, gif, bmp or webp says, None for what is none of them."""
+    """Returns (width, height) from the header of a jpeg, png, gif, bmp or webp, None for anything else."""
     try:
         if raw[:2] == b"\xff\xd8":
             return _jpeg_size(raw)
@@ -56,7 +56,7 @@ def size(raw: bytes) -> tuple[int, int] | None:
             return abs(width), abs(height)
         if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
             return _webp_size(raw)
-    except (struct.error, IndexError):  # ends in the header, of which the decoder will complain
+    except (struct.error, IndexError):  # ends inside the header; the decoder will report it
         pass
     return None
 
@@ -65,13 +65,13 @@ def check(width: int, height: int, raw: bytes) -> None:
     """Checks that an image may be decoded.
 
     Raises:
-      BadRequest: it has or claims too many pixels, or is a jpeg of too many scans. The message has no subject.
+      BadRequest: it has or claims too many pixels, or is a jpeg with too many scans. The message has no subject.
     """
     pixels, limit = width * height, reading.LIMITS["image pixels"]
     if pixels > limit:
         raise errors.BadRequest(f"has {width:,} x {height:,} pixels; at most {limit:,} are decoded")
     if raw[:2] == b"\xff\xd8":
-        if pixels > 1024 * len(raw):  # Huffman codes take at least a bit for 64 pixels
+        if pixels > 1024 * len(raw):  # Huffman codes need at least a bit for 64 pixels
             raise errors.BadRequest(
                 f"claims {width:,} x {height:,} pixels, which {len(raw):,} bytes cannot hold: premature end of data"
             )
@@ -80,11 +80,10 @@ def check(width: int, height: int, raw: bytes) -> None:
 
 
 def check_png(raw: bytes) -> None:
-    """Checks that a png is whole: decoders stop at the last pixel, before the last checksums.
+    """Checks that a png is complete: decoders stop at the last pixel, before the last checksums.
 
     Raises:
-      BadRequest: it ends too early, a checksum is wrong, or there is no palette where there should be one. The
-        message has no subject.
+      BadRequest: it ends too early, a checksum is wrong, or a required palette is missing. The message has no subject.
     """
     at, name, palette = 8, b"", False
     while name != b"IEND":
@@ -93,7 +92,7 @@ def check_png(raw: bytes) -> None:
         if end + 4 > len(raw):
             raise errors.BadRequest("damaged png: premature end of data")
         wrong = zlib.crc32(raw[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big")
-        if wrong and not name[0] & 32:  # small letters are of chunks without pixels
+        if wrong and not name[0] & 32:  # lower case marks chunks without pixels
             raise errors.BadRequest(f"damaged png: the checksum of {errors.printable(name.decode('latin1'))} is wrong")
         palette |= name == b"PLTE"
         at = end + 4
@@ -102,7 +101,7 @@ def check_png(raw: bytes) -> None:
 
 
 def check_tiles(image: Any) -> None:
-    """Checks the tiles of a Pillow image that is a TIFF, whose size is not bounded by the image's.
+    """Checks the tiles of a Pillow image that is a TIFF; they may be larger than the image.
 
     Raises:
       BadRequest: a tile has too many pixels. The message has no subject.
@@ -113,7 +112,7 @@ def check_tiles(image: Any) -> None:
 
 
 def jpeg_end(raw: bytes) -> int:
-    """Returns where the marker begins that ends a jpeg, the length of `raw` if there is none."""
+    """Returns the position of the end marker of a jpeg, the length of `raw` if there is none."""
     return next((at for kind, at in _jpeg_markers(raw) if kind == 0xD9), len(raw))
 
 
@@ -128,13 +127,13 @@ def _jpeg_size(raw: bytes) -> tuple[int, int] | None:
 
 
 def _scans(raw: bytes) -> int:
-    if raw.count(b"\xff\xda") <= reading.LIMITS["jpeg scans"]:  # also in other data; quick
+    if raw.count(b"\xff\xda") <= reading.LIMITS["jpeg scans"]:  # counts other data as well, but is fast
         return 0
     return sum(kind == 0xDA for kind, _ in _jpeg_markers(raw))
 
 
 def _jpeg_markers(raw: bytes) -> Any:
-    """Yields (kind, place) of the markers of a jpeg up to the one that ends it; what follows it is another's."""
+    """Yields (kind, position) of the markers of a jpeg up to its end marker; later ones belong to another image."""
     at = 2
     while found := _MARKER.search(raw, at):
         at = found.start()

@@ -1,4 +1,4 @@
-"""Made-up examples of declared fields, for trials without data; classes are levels of grey, which a model can learn."""
+"""Artificial examples of declared fields, for trials without data; a class is a grey level, which a model can learn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import numpy as np
 
 from recvis_jax.data.fields import Field
 
-_SIDES = (64, 96)  # of images whose size is not declared
+_SIDES = (64, 96)  # of images without a declared size
 
 
 def example(fields: Sequence[Field], num_classes: int, rng: np.random.Generator) -> dict[str, Any]:
     """Returns one example that fits a declaration.
 
     Args:
-      fields: the declaration; what varies in length has from none to its maximum, and never more than ten.
+      fields: the declaration; the length of varying fields is between 0 and their maximum, at most ten.
       num_classes: of labels; 0 for numbers.
-      rng: what is drawn from; the same gives the same example.
+      rng: random generator; equal states give equal examples.
 
     Example:
       >>> boxes = Field("boxes", "boxes", (None, 4), "float32", most=3)
@@ -32,7 +32,7 @@ def example(fields: Sequence[Field], num_classes: int, rng: np.random.Generator)
         rest = field.shape or ()
         shape = (*(() if n is None else (n,)), *(rest if n is None else rest[1:]))
         out[field.name] = _value(field, shape, (h, w), num_classes, rng, out)
-    for field in fields:  # what is to be learned is in the image
+    for field in fields:  # the image shows what is to be learned
         if field.kind == "label" and "image" in out and num_classes:
             _paint(out, field, num_classes)
     return {f.name: out[f.name] for f in fields}
@@ -73,7 +73,7 @@ def _value(
 
 
 def _paint(out: dict[str, Any], field: Field, num_classes: int) -> None:
-    """Adds the class's level to the image, or to the boxes that the labels are of."""
+    """Adds the level of the class to the image, or to the boxes that the labels belong to."""
     image = out["image"]
     top = 127 if image.dtype.kind in "iu" else 127 / 255
     step = top / max(1, num_classes - 1)

@@ -1,7 +1,7 @@
-"""Pictures with boxed objects: the fields that they have, and how they lie in a prepared data set.
+"""Pictures with boxed objects: their fields, and how a prepared data set stores them.
 
 A prepared picture is `id`, `image`, `image_id` and a sequence `objects` of `label`, `box` (x0 y0 x1 y1 in pixels),
-`bbox` (the same as tfds has it, fractions), `crowd`, `difficult`, `area` (pixels), and where there are any `mask` (a
+`bbox` (the same as fractions, tfds's form), `crowd`, `difficult`, `area` (pixels), and, if there are any, `mask` (a
 string of COCO's compressed runs, which pycocotools reads) and `points` (k 3). tfds's own COCO and VOC are read, too.
 """
 
@@ -15,8 +15,8 @@ from recvis_jax.data.annotations import Runs, Thing
 from recvis_jax.data.fields import Field
 from recvis_jax.errors import BadRequest, nearest, printable
 
-MOST = 100  # objects of a picture in a data set that does not say; COCO's measures look at as many
-# Of tfds's own sets, by what they are called here.
+MOST = 100  # objects of a picture if the data set does not tell; COCO's measures use the same limit
+# Our name -> the name in tfds's own data sets.
 _THEIRS = {"crowd": "is_crowd", "difficult": "is_difficult"}
 
 
@@ -31,14 +31,14 @@ def declare(
     """Declares the fields of a picture with objects.
 
     Args:
-      most: objects of a picture, to which batches are padded.
+      most: objects per picture that batches are padded to.
       channels: of the images.
       masks: whether objects have masks.
-      points: points of an object; 0 for none.
-      pairs: points that exchange their places in a mirrored picture.
+      points: number of points of an object; 0 for none.
+      pairs: points that are swapped in a mirrored picture.
 
     Returns:
-      image (h w c); boxes (n 4); of each box labels, crowd, difficult, area, masks (n h w), points (n k 3); of the
+      image (h w c); boxes (n 4); for each box labels, crowd, difficult, area, masks (n h w), points (n k 3); for the
       picture image_id, size (rows, columns) and frame.
 
     Example:
@@ -84,13 +84,13 @@ def features(tfds: Any, classes: Sequence[str], masks: bool, points: int) -> dic
 def encode(
     things: Sequence[Thing], size: tuple[int, int], masks: bool, points: int, mended: annotations.Mended, where: str
 ) -> list[dict[str, Any]]:
-    """Returns the objects of a picture as they are written.
+    """Returns the objects of a picture in the form in which they are written.
 
     Args:
-      things: what is in it, inside the picture.
-      size: its rows and columns.
-      masks, points: see `declare`. An object without a mask has that of its box, one without points none visible.
-      mended: is told of objects without a mask.
+      things: the objects, inside the picture.
+      size: rows and columns of the picture.
+      masks, points: see `declare`. Without a mask, an object gets that of its box; without points, none are visible.
+      mended: counts the objects without a mask.
       where: which picture, for notes.
 
     Raises:
@@ -110,7 +110,7 @@ def encode(
         }
         if masks:
             if thing.mask is None:
-                mended.add("objects have no mask, and are taken to fill their box", where)
+                mended.add("objects have no mask, and are assumed to fill their box", where)
             row["mask"] = coco.compressed(annotations.as_mask(thing, size))
         if points:
             row["points"] = np.float32(thing.points if thing.points is not None else np.zeros((points, 3)))
@@ -119,7 +119,7 @@ def encode(
 
 
 def there(objects: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[Field, ...]:
-    """Declares what a data set of tfds has, with the maximum of objects that one usually takes.
+    """Declares the fields of a tfds data set, with the usual maximum number of objects.
 
     Args:
       objects: its feature `objects` as a mapping of features.
@@ -136,16 +136,16 @@ def there(objects: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[Field, 
 
 
 def cut_off(counts: Any, splits: Sequence[str], most: int) -> tuple[str, ...]:
-    """Returns a sentence on each split in which a maximum leaves objects out.
+    """Returns a sentence for each split in which a maximum drops objects.
 
     Args:
-      counts: split -> {objects of a picture: pictures}, as the record of a data set has it.
+      counts: split -> {objects of a picture: pictures}, from the record of a data set.
       splits: names of the splits.
       most: the maximum.
 
     Example:
-      >>> cut_off({"train": {"1": 9, "7": 2}}, ["train"], 5)
-      ('note: train has 2 pictures of more than 5 objects (data.most_objects); 4 objects, crowds and small ones, go',)
+      >>> print(*cut_off({"train": {"1": 9, "7": 2}}, ["train"], 5)) note: train has 2 pictures with more than 5 objects
+      (data.most_objects); 4 objects, crowds and small ones, are dropped
     """
     out = []
     for split in splits:
@@ -154,23 +154,23 @@ def cut_off(counts: Any, splits: Sequence[str], most: int) -> tuple[str, ...]:
         if many:
             gone = sum((n - most) * c for n, c in many.items())
             out.append(
-                f"note: {split} has {sum(many.values()):,} pictures of more than {most} objects (data.most_objects); "
-                f"{gone:,} objects, crowds and small ones, go"
+                f"note: {split} has {sum(many.values()):,} pictures with more than {most} objects (data.most_objects); "
+                f"{gone:,} objects, crowds and small ones, are dropped"
             )
     return tuple(out)
 
 
 def choose(declared: Sequence[Field], names: Sequence[str], most: int, where: str) -> tuple[Field, ...]:
-    """Returns the fields that are asked for, by the names of `declared`.
+    """Returns the requested fields, by their names in `declared`.
 
     Args:
-      declared: what the data set has.
-      names: of the fields that are wanted; empty for all. Boxes come with whatever is of them.
-      most: objects of a picture; 0 for as many as are declared.
+      declared: the fields of the data set.
+      names: names of the requested fields; empty for all. Fields that belong to boxes bring the boxes with them.
+      most: maximum of objects per picture; 0 for the declared one.
       where: the data set's name, for messages.
 
     Raises:
-      BadRequest: an unknown name; the others are listed.
+      BadRequest: an unknown name; the message lists the known ones.
     """
     known = [f.name for f in declared]
     for name in names:
@@ -185,13 +185,13 @@ def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapp
     """Returns (row of tfds, decoded image) -> example of these fields.
 
     Args:
-      fields: of `choose`.
-      limited: whether the maximum was asked for: then crowds and the smallest objects beyond it are left out; else
-        `read` raises BadRequest for a picture that has more.
+      fields: from `choose`.
+      limited: whether the user set the maximum: if so, crowds and the smallest objects beyond it are left out; if not,
+        `read` raises BadRequest for a picture with more.
       where: for messages.
     """
     names = {f.name for f in fields}
-    shapes = {f.name: tuple(n or 0 for n in f.shape or ()) for f in fields}  # tfds forgets those of empty sequences
+    shapes = {f.name: tuple(n or 0 for n in f.shape or ()) for f in fields}  # tfds loses the shapes of empty sequences
     most = next((f.most for f in fields if f.kind == "boxes"), None)
 
     def read(row: Mapping[str, Any], image: np.ndarray) -> dict[str, Any]:
@@ -207,8 +207,8 @@ def reader(fields: Sequence[Field], limited: bool, where: str) -> Callable[[Mapp
             boxes = bbox[:, [1, 0, 3, 2]] * np.array([w, h, w, h], np.float32)
         if most and len(boxes) > most and not limited:
             raise BadRequest(
-                f"{where}: a picture has {len(boxes)} objects, and {most} are expected; set "
-                f"data.most_objects={len(boxes)}, or fewer, which leaves the smallest out."
+                f"{where}: a picture has {len(boxes)} objects, but {most} are expected at most; set "
+                f"data.most_objects={len(boxes)}, or a smaller number to leave out the smallest objects."
             )
         keep = np.arange(len(boxes))
         if limited and most and len(boxes) > most:

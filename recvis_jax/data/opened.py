@@ -1,4 +1,4 @@
-"""An opened data set: its splits, and how their examples are prepared; see `open_data` and `data.arrays`."""
+"""An opened data set: its splits and the preparation of their examples; see `open_data` and `data.arrays`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -17,23 +17,22 @@ class Data(NamedTuple):
     """The data of a run.
 
     Attributes:
-      info: what there is to know of the data without reading them.
-      train, val: sources; val may be None. Both are None in a run that was opened from what it recorded: there
-        `named` opens them.
+      info: what is known of the data without reading them.
+      train, val: sources; val may be None. Both are None in a run opened from its record: there `named` opens them.
       open: split expression -> source of the same data set.
-      named: "train", "val" or "test" -> the source that the config means by it, None where it has no such split.
-      test_split: split expression of the test split, not opened before it is asked for; may be None.
+      named: "train", "val" or "test" -> the source that the config assigns to it, None without such a split.
+      test_split: split expression of the test split, which is opened on request; may be None.
       transform: `f(rng, example) -> example` of training on the host, or None.
       random: whether `transform` draws random numbers.
       eval_transform: the same for evaluation.
       augment: (key, batch) -> batch on the device, normalised; for training.
       preprocess: batch -> batch on the device, normalised; for evaluation.
       denormalise: normalised images -> images in [0, 1], for figures.
-      image_shape: (h, w, c) of what a model is given in training.
+      image_shape: (h, w, c) of a model's input in training.
       cache: resolved cache of the training data.
       threads, workers: for reading.
       section: the arguments of `open_data` that opened it; None for arrays.
-      edges: (field, lengths that it is padded to) where examples are put into buckets of length.
+      edges: (field, lengths that it is padded to) if examples are grouped into buckets of length.
     """
 
     info: data_info.DataInfo
@@ -56,7 +55,7 @@ class Data(NamedTuple):
     edges: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def buckets(self, source: sources.Source | None) -> Buckets | None:
-        """Returns the buckets of a split, where the data have any: its examples are read once for their lengths."""
+        """Returns the buckets of a split, None without `edges`; its examples are read once for their lengths."""
         return of_source(source, self.edges) if source and self.edges else None
 
     def batches(
@@ -64,20 +63,20 @@ class Data(NamedTuple):
     ) -> Iterator[pipeline.Batch]:
         """Yields training batches on the devices, augmented and normalised.
 
-        Batch i is a function of (seed, i) alone: `start` begins anywhere.
+        Batch i is a function of (seed, i) alone, so `start` may be any number.
 
         Args:
-          batch_size: examples a batch, over all devices.
-          steps, epochs: how many batches, one of the two; one epoch by default.
-          seed: of the order and of what augmentation draws.
+          batch_size: examples per batch, over all devices.
+          steps, epochs: the number of batches, by one of the two; one epoch by default.
+          seed: for the order and for the draws of augmentation.
           start: number of the first batch.
 
         Returns:
-          Batches of the data's fields, as {"image": (b h w c), "label": (b)}, with "mask" (b) bool and "slot" (b), and
-          "NAME_mask" (b n) beside what is padded.
+          Batches of the data's fields, such as {"image": (b h w c), "label": (b)}, with "mask" (b) bool and "slot" (b),
+          and "NAME_mask" (b n) for each padded field.
 
         Raises:
-          BadRequest: a length that is none, or a batch that the devices cannot share.
+          BadRequest: an invalid length, or a batch that cannot be divided among the devices.
         """
         import jax
 
@@ -86,7 +85,7 @@ class Data(NamedTuple):
         mesh = sharding.make_mesh()
         distributed.check_batch(batch_size, 1, mesh.size, "batch_size")
         total = length(self, batch_size, steps, 1 if steps is None and epochs is None else epochs)
-        assert self.train is not None  # or `length` has refused
+        assert self.train is not None  # otherwise `length` has raised
         kept, transform = self.kept()
         found = pipeline.train_batches(
             kept, self.train, batch_size=batch_size, seed=seed, start=start, stop=start + total,
@@ -97,7 +96,7 @@ class Data(NamedTuple):
         return (augment(jax.random.fold_in(key, i), batch) for i, batch in enumerate(found, start))
 
     def kept(self) -> tuple[Any, Callable | None]:
-        """Returns the training data as the cache has them, in numpy, and the transform that is still to be made."""
+        """Returns the training data in the form of the cache, in numpy, and the transform that is left to apply."""
         if self.cache == "none" or self.train is None:
             return self.train, self.transform
         arrays = pipeline.materialise(self.train, None if self.random else self.transform)
@@ -105,20 +104,21 @@ class Data(NamedTuple):
 
     @property
     def test(self) -> sources.Source | None:
-        """The test split, opened now; None where there is none."""
+        """The test split, opened now; None if there is none."""
         return open_test(self)
 
 
 def length(data: Data, batch_size: int, steps: int | None, epochs: float | None) -> int:
-    """Returns the number of batches of a training that is so long.
+    """Returns the number of batches of a training of this length.
 
     Raises:
-      BadRequest: not one of `steps` and `epochs`, numbers that are not positive, or a batch larger than the data.
+      BadRequest: not exactly one of `steps` and `epochs`, numbers that are not positive, or a batch larger than the
+        data.
     """
     if data.train is None:
         raise errors.BadRequest("these data were opened from a run's record; to train, open the data set itself.")
     if (steps is None) == (epochs is None):
-        raise errors.BadRequest("give the length as one of epochs and steps, as epochs=3.")
+        raise errors.BadRequest("give the length as either epochs or steps, such as epochs=3.")
     for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12
@@ -158,30 +158,31 @@ def open_data(
     buckets: dict | None = None,
     recorded: data_info.Recorded | None = None,
 ) -> Data:
-    """Opens the data of a run; these are the keys of a config's `data` section.
+    """Opens the data of a run; the arguments are the keys of a config's `data` section.
 
     Args:
       name, data_dir, image_key, label_key, fields, most_objects, mock: see `data.sources.open_split`.
-      train, val, test: tfds split expressions, such as `train[:90%]`; they may not overlap.
-      transform: host operations of training images, one by one, as `random_resized_crop(224)|randaugment(2, 9)`: see
+      train, val, test: tfds split expressions, such as `train[:90%]`; they must not overlap.
+      transform: host operations on single training images, such as `random_resized_crop(224)|randaugment(2, 9)`: see
         `data.transforms.OPERATIONS`.
-      eval_transform: host operations of evaluation images, as `resize_crop(224)`.
-      visible: smallest share of a box's area, from 0 to 1, that must be left inside the image by `transform` and by
+      eval_transform: host operations on evaluation images, such as `resize_crop(224)`.
+      visible: smallest share of a box's area, from 0 to 1, that must stay inside the image after `transform` and after
         `augment` for the box to be kept.
-      augment: device operations on training batches, as `pad_crop(4)|flip|mixup(0.2)`: see `data.augment.OPERATIONS`.
+      augment: device operations on training batches, such as `pad_crop(4)|flip|mixup(0.2)`: see
+        `data.augment.OPERATIONS`.
       statistics: mean and standard deviation by name (`data.augment.STATISTICS`), or as a pair.
       cache: "none" streams, "host" keeps decoded images in memory, "device" on the device, "auto" decides by size.
-      threads: threads that read.
-      workers: processes that read, each with that many threads; 0 reads in this process.
-      mock: that many made-up examples a split instead of the real ones.
-      classes: numbers or names of the only classes kept, in every split; they become 0, 1, ...
+      threads: number of reading threads.
+      workers: number of reading processes, each with that many threads; 0 reads in this process.
+      mock: this many artificial examples per split instead of the real ones.
+      classes: numbers or names of the classes to keep, in every split; they become 0, 1, ...
       per_class: training examples of each class, for learning from few labels; 0 for all.
-      subset_seed: of their choice.
-      windows: of images with boxed objects, take labelled windows as examples: arguments of `data.windows.labelled`.
-      buckets: {field: lengths} of sequences, as {"words": (8, 16)}: batches of similar length, each
-        padded to one of them.
-      recorded: what a run knows of its data: no split is opened before it is read, and then it is compared. (Not a
-        key of a config.)
+      subset_seed: for the choice of these examples.
+      windows: uses labelled windows of images with boxed objects as examples: arguments of `data.windows.labelled`.
+      buckets: {field: lengths} of sequences, such as {"words": (8, 16)}: batches hold examples of similar length, and
+        each is padded to one of these lengths.
+      recorded: the run's record of its data. With it, splits are opened only when they are read, and are then compared
+        with the record. (Not a key of a config.)
     """
 
     section = {k: v for k, v in locals().items() if k != "recorded"}
@@ -207,7 +208,7 @@ def open_data(
         )  # fmt: skip
 
     def of_run(split: str, which: str = "") -> sources.Source:
-        """Opens a split and compares it with what the run recorded, if it did."""
+        """Opens a split and compares it with the run's record, if there is one."""
         found = opened(split)
         if which == "train":
             with errors.at("config.data.per_class"):
@@ -222,7 +223,7 @@ def open_data(
         info = recorded.info
         host, eval_host = hosts(transform, eval_transform, info.fields, visible)
     else:
-        hosts(transform, eval_transform, (), visible)  # what is wrong with them is said before any data are opened
+        hosts(transform, eval_transform, (), visible)  # refuses wrong ones before any data are opened
         train_source = of_run(train, "train")
         val_source = of_run(val, "val") if val else None
         if val_source and (shared := sources.overlap(train_source, val_source)):
@@ -233,14 +234,14 @@ def open_data(
     there = {"train": train_source, "val": val_source}
     with errors.at("config.data.augment"):
         device = device_augment.parse(augment, info.num_classes, info.fields, visible)
-    with errors.at("config.data.statistics"):  # a wrong name is refused now
+    with errors.at("config.data.statistics"):  # refuses a wrong name early
         device_augment.statistics(statistics, info.image_shape[2])
     normalise = normaliser(statistics)
     if visible and not any(f.kind == "boxes" for f in info.fields):
-        raise errors.BadRequest(f"data.visible={visible} is of boxes, and {errors.printable(name)} has none.")
+        raise errors.BadRequest(f"data.visible={visible} concerns boxes, but {errors.printable(name)} has none.")
     edges = as_key(buckets or {})
     if edges and train_source:
-        of_source(train_source, edges)  # wrong ones are refused now
+        of_source(train_source, edges)  # refuses wrong ones early
 
     def named(which: str) -> sources.Source | None:
         expression = expressions[which]
@@ -275,14 +276,14 @@ def hosts(
     with errors.at("config.data.transform"):
         host = transforms.parse(transform, fields, visible)
     with errors.at("config.data.eval_transform"):
-        eval_host = transforms.parse(eval_transform, fields)  # in evaluation no object is left out that can be seen
+        eval_host = transforms.parse(eval_transform, fields)  # evaluation keeps every visible object
     if eval_host.random:
         raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
     return host, eval_host
 
 
 def first_shape(source: sources.Source, transform: transforms.Transform | None) -> tuple[int, int, int]:
-    """Returns the shape (h, w, c) of the first image as a model is given it in training; (0, 0, 0) without images."""
+    """Returns the shape (h, w, c) of the first image as the input of a model in training; (0, 0, 0) without images."""
     if not any(f.name == "image" for f in source.fields):
         return 0, 0, 0
     first = source.read([0])[0]
@@ -293,7 +294,7 @@ def first_shape(source: sources.Source, transform: transforms.Transform | None) 
 
 
 def normaliser(statistics: str | tuple | list) -> Callable[[dict], dict]:
-    """Returns batch -> batch with normalised images; one without images stays as it is."""
+    """Returns batch -> batch with normalised images; a batch without images is not changed."""
 
     def normalise(batch: dict) -> dict:
         if "image" not in batch:
@@ -304,7 +305,7 @@ def normaliser(statistics: str | tuple | list) -> Callable[[dict], dict]:
 
 
 def open_test(data: Data) -> sources.Source | None:
-    """Opens the test split, which must share no example with training and validation."""
+    """Opens the test split, which must not share examples with training and validation."""
     test = data.named("test")
     if test is None:
         return None

@@ -1,4 +1,4 @@
-"""RandAugment on the host, and the uint8 pixel operations it is made of, with Pillow's definitions.
+"""RandAugment on the host, and its pixel operations on uint8, with Pillow's definitions.
 
 Operations take and return images uint8 (h w c) with one or three channels. Point operations go through tables of 256
 entries, so they cost little more than a copy.
@@ -29,7 +29,7 @@ def randaugment(
       n: number of operations.
       m: magnitude from 0 to 30; magnitudes of operations are torchvision's. Signs are random.
       mstd: standard deviation of the magnitude, drawn for each operation and clipped to [0, 30].
-      fill: grey level that comes in from outside the image.
+      fill: grey level outside the image.
 
     Returns:
       The image, of the same shape.
@@ -43,7 +43,7 @@ def randaugment(
 
 
 def brightness(image: Image, factor: float) -> Image:
-    """Scales by `factor`: 0 is black, 1 the image."""
+    """Scales by `factor`: 0 gives black, 1 the image."""
     return _point(image, RAMP * np.float32(factor))
 
 
@@ -54,12 +54,12 @@ def contrast(image: Image, factor: float) -> Image:
 
 
 def color(image: Image, factor: float) -> Image:
-    """Scales the difference from the grey image by `factor` (saturation); one channel stays as it is."""
+    """Scales the difference from the grey image by `factor` (saturation); one channel is not changed."""
     return image if image.shape[2] == 1 else _blend(image, cv2.cvtColor(grey(image), cv2.COLOR_GRAY2RGB), factor)
 
 
 def sharpness(image: Image, factor: float) -> Image:
-    """Scales the difference from the smoothed image by `factor`; the border row and column stay as they are."""
+    """Scales the difference from the smoothed image by `factor`; border rows and columns are not changed."""
     if min(image.shape[:2]) < 3:
         return image
     kernel = np.ones((3, 3), np.float32)
@@ -70,7 +70,7 @@ def sharpness(image: Image, factor: float) -> Image:
 
 
 def hue(image: Image, turns: float) -> Image:
-    """Turns the hue by `turns` of the circle; one channel stays as it is."""
+    """Turns the hue by `turns` of the circle; one channel is not changed."""
     if image.shape[2] == 1:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
@@ -84,7 +84,7 @@ def posterize(image: Image, bits: int) -> Image:
 
 
 def solarize(image: Image, threshold: float) -> Image:
-    """Inverts values from `threshold` up."""
+    """Inverts values of at least `threshold`."""
     return _point(image, np.where(RAMP < threshold, RAMP, 255 - RAMP))
 
 
@@ -116,7 +116,7 @@ def affine(image: Image, matrix: tuple[float, float, float, float, float, float]
     Coordinates are continuous: the centre of the first pixel is (0.5, 0.5).
     """
     a, b, c, d, e, f = matrix
-    # OpenCV's coordinates have the centre of the first pixel at (0, 0).
+    # In OpenCV's coordinates the centre of the first pixel is (0, 0).
     centred = np.array([[a, b, (a + b - 1) / 2 + c], [d, e, (d + e - 1) / 2 + f]])
     size = (image.shape[1], image.shape[0])
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
@@ -132,7 +132,7 @@ def rotate(image: Image, degrees: float, fill: int = 0) -> Image:
 
 
 def grey(image: Image) -> UInt8[np.ndarray, "h w 1"]:
-    """Luma (ITU-R 601) of an RGB image; one channel stays as it is."""
+    """Luma (ITU-R 601) of an RGB image; one channel is not changed."""
     return image if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
 
 
@@ -166,7 +166,7 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float, float, int], np.ndarray]] = {
 
 
 def _point(image: Image, table: np.ndarray) -> Image:
-    """Looks values up in a table (256) or (256 c), which is cut to [0, 255] and truncated as Pillow does."""
+    """Looks values up in a table (256) or (256 c), which is clipped to [0, 255] and truncated as in Pillow."""
     table = np.clip(table, 0, 255).astype(np.uint8)
     if table.ndim == 2:
         table = table[:, 0] if table.shape[1] == 1 else table[:, None]
@@ -174,7 +174,7 @@ def _point(image: Image, table: np.ndarray) -> Image:
 
 
 def _blend(image: Image, other: Image, factor: float) -> Image:
-    """Returns other + factor (image - other), rounded and cut to [0, 255]."""
+    """Returns other + factor (image - other), rounded and clipped to [0, 255]."""
     return keep_channels(cv2.addWeighted, image, factor, other, 1 - factor, 0)
 
 

@@ -1,9 +1,9 @@
 """Batches: which examples, in which order, from which memory.
 
-Batch i of a training stream holds the positions [i B, (i + 1) B) of an endless row of epochs, each epoch a
+Batch i of a training stream holds the positions [i B, (i + 1) B) of an endless sequence of epochs, each epoch a
 permutation drawn from (seed, epoch). A host transform draws its numbers from (seed, position), a device augmentation
-from (seed, step, slot). So the content of batch i is a function of (seed, i) alone: of neither cache, threads, worker
-processes, number of hosts nor restarts, and a stream starts at any batch at no cost.
+from (seed, step, slot). So the content of batch i is a function of (seed, i) alone. It does not depend on cache,
+threads, worker processes, number of hosts or restarts, and a stream can start at any batch at no cost.
 """
 
 import functools
@@ -22,24 +22,24 @@ from recvis_jax.data.buckets import Buckets, Order
 from recvis_jax.data.sources import Indices, Source
 
 Batch = dict[str, Any]
-Arrays = dict[str, Any]  # a data set in memory, every field (n ...), as `fields.stack` makes them
+Arrays = dict[str, Any]  # a data set in memory, every field (n ...), from `fields.stack`
 Cache = Literal["none", "host", "device", "auto"]
 
-# "auto" keeps decoded data up to this size where it trains; twice the data of CIFAR-10 fits many times over.
+# "auto" keeps decoded data up to this size on the device; CIFAR-10 fits several times.
 _DEVICE_BYTES = 1 << 30
 _CHUNK = 64  # examples that one thread reads at a time
-# Small batches leave a cache several at a time: beside a step of 10 ms what each costs on its own would show.
+# Small batches are taken from a cache several at a time: with steps of 10 ms, the cost of a single one would matter.
 _TOGETHER = 8
 _TOGETHER_BYTES = 8 << 20
 
 
 class Placement(NamedTuple):
-    """How batches come onto the devices; `training.distributed` makes one for `jit` and one for `pmap`.
+    """How batches are placed on the devices; `training.distributed` makes one for `jit` and one for `pmap`.
 
-    Where the only device is a CPU, what is kept stays in numpy, and so do its batches.
+    If the only device is a CPU, cached data and their batches stay in numpy.
 
     Attributes:
-      host: index of this process and the number of processes.
+      host: index of this process, and number of processes.
       put: this host's part of a batch in numpy -> the global batch on devices.
       put_several: this host's part of k batches in numpy, every array (k b ...) -> the k global batches on devices.
       keep: `Arrays` in numpy -> `Arrays` on every device.
@@ -57,7 +57,7 @@ class Placement(NamedTuple):
 
 @functools.lru_cache(maxsize=3)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """Returns the permutation of range(length) in which epoch `epoch` goes through the data."""
+    """Returns the permutation of range(length) that is the order of the data in epoch `epoch`."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
 
 
@@ -67,8 +67,8 @@ def examples_of(
     """Returns the example index at each position of the endless training stream.
 
     Args:
-      seed: of the order, see `epoch_order`.
-      positions: in the stream.
+      seed: for the order, see `epoch_order`.
+      positions: positions in the stream.
       length: number of examples.
       orders: epoch -> permutation, instead of `epoch_order`.
     """
@@ -81,10 +81,10 @@ def examples_of(
 
 
 def choose_cache(cache: Cache, source: Source, random_transform: bool, bucketed: bool = False) -> Cache:
-    """Resolves "auto" and refuses what cannot be: a device cache with random host transforms, or with buckets."""
+    """Resolves "auto" and refuses impossible choices: a device cache with random host transforms, or with buckets."""
     if cache == "device" and bucketed:
         raise errors.BadRequest(
-            "data.cache='device' keeps arrays of one length, but data.buckets cuts each batch to its own. Use "
+            "data.cache='device' keeps arrays of one length, but data.buckets gives each batch its own. Use "
             "data.cache='host'."
         )
     if cache == "auto":
@@ -93,14 +93,14 @@ def choose_cache(cache: Cache, source: Source, random_transform: bool, bucketed:
         return "none" if not small else "host" if random_transform or bucketed else "device"
     if cache == "device" and random_transform:
         raise errors.BadRequest(
-            "data.cache='device' keeps images that are ready for the device, but data.transform draws random numbers "
-            "on the host. Use data.augment for them, or data.cache='host'."
+            "data.cache='device' keeps images after data.transform, but data.transform draws random numbers, again for "
+            "every epoch. Use data.augment for random operations, or data.cache='host'."
         )
     return cache
 
 
 def check_labels(label: np.ndarray, source: Source) -> None:
-    """Raises BadRequest where a label lies outside [0, num_classes) or is not finite."""
+    """Raises BadRequest if a label lies outside [0, num_classes) or is not finite."""
     if not source.num_classes or source.multi_label:
         bad = ~np.isfinite(label)
         if bad.any():
@@ -110,7 +110,7 @@ def check_labels(label: np.ndarray, source: Source) -> None:
     if bad.any():
         raise errors.BadRequest(
             f"{source.name}: label {label[bad][0]} is outside 0..{source.num_classes - 1} "
-            f"({int(bad.sum())} such among {len(label)} labels)."
+            f"({int(bad.sum())} of {len(label)} labels are wrong)."
         )
 
 
@@ -120,13 +120,13 @@ def stack(
     transformed: bool = False,
     most: Mapping[str, int] = MappingProxyType({}),
 ) -> Batch:
-    """Stacks examples to a batch by the fields of their source, checking shapes and labels.
+    """Stacks examples to a batch by the fields of their source, and checks shapes and labels.
 
     Args:
       examples: of the source.
-      source: whose fields they are.
-      transformed: whether a host transform may have changed the sizes of what lies in the image.
-      most: field -> to how many it is padded, instead of its declared maximum.
+      source: their source, which declares the fields.
+      transformed: whether a host transform may have changed the sizes of spatial fields.
+      most: field -> the length that it is padded to, instead of its declared maximum.
     """
     declared = fields.resizable(source.fields) if transformed else source.fields
     declared = tuple(f if f.most is None else f._replace(most=most.get(f.of or f.name, f.most)) for f in declared)
@@ -139,14 +139,14 @@ def stack(
 
 
 def materialise(source: Source, transform: Callable | None = None) -> Arrays:
-    """Reads a whole split into memory, decoded and (deterministically) transformed, with as many threads as helps."""
+    """Reads a whole split into memory, decoded and (deterministically) transformed, with threads if that helps."""
     chunks = _Chunks(source, transform, 0, np.arange(source.length), 512)
     parts = list(_read(chunks, threads=4, workers=0))
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 class _Chunks:
-    """Random access to consecutive pieces of a row of positions, as grain wants it."""
+    """Random access to consecutive pieces of a sequence of positions, in the form that grain needs."""
 
     def __init__(self, source, transform, seed, positions, size, order=None, most=None):
         self.source, self.transform, self.seed = source, transform, seed
@@ -168,7 +168,7 @@ class _Chunks:
 
 
 def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
-    import grain  # a third of a second, which programs that read no data set do not wait for
+    import grain  # takes a third of a second, which programs without a data set save
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     data = grain.MapDataset.source(chunks).to_iter_dataset(options)
@@ -178,7 +178,7 @@ def _read(chunks: Any, threads: int, workers: int) -> Iterator[Batch]:
 
 
 class _Positions:
-    """This host's positions from batch `start` to batch `stop`, without writing them down."""
+    """This host's positions from batch `start` to batch `stop`, computed on request."""
 
     def __init__(self, start, stop, batch_size, host):
         self.start, self.batch_size = start, batch_size
@@ -208,17 +208,17 @@ def train_batches(
     workers: int = 0,
     buckets: Buckets | None = None,
 ) -> Iterator[Batch]:
-    """Yields the batches `start`..`stop - 1` of the training stream on the devices, the next one always under way.
+    """Yields the batches `start`..`stop - 1` of the training stream on the devices, and prefetches the next one.
 
     Args:
       data: the source itself (streamed), numpy `Arrays` (kept on the host) or device `Arrays`.
-      source: what `data` was made from.
+      source: the source that `data` was made from.
       batch_size: size of the global batch, a multiple of the number of hosts.
       seed: the order of the examples and the host transforms depend on it.
       start, stop: numbers of batches.
-      placement: how a batch comes onto the devices.
-      transform: `f(rng, example) -> example` on the host; None where `data` is `Arrays` that need none.
-      threads, workers: threads that read, and processes that each run that many threads (0: this process).
+      placement: how a batch is placed on the devices.
+      transform: `f(rng, example) -> example` on the host; None if `data` is `Arrays` that need none.
+      threads, workers: number of reading threads, and of processes with that many threads each (0: this process).
       buckets: of length, see `data.buckets`; `data` is then not on devices.
     """
     host, count = placement.host
@@ -269,13 +269,13 @@ def train_batches(
 def _most(
     buckets: Buckets, order: Callable[[np.ndarray], np.ndarray], batch_size: int, position: int
 ) -> dict[str, int]:
-    """Returns to how many the fields of the global batch at a position are padded, on every host the same."""
+    """Returns the lengths that the fields of the global batch at a position are padded to, equal on all hosts."""
     first = position // batch_size * batch_size
     return buckets.most(order(np.arange(first, first + batch_size)))
 
 
 def _cut_to(batch: Batch, source: Source, most: Mapping[str, int]) -> Batch:
-    """Cuts fields, and their masks, to what the longest of a batch needs."""
+    """Cuts fields, and their masks, to the longest example of a batch."""
     names = {n: most[f.of or f.name] for f in source.fields if (f.of or f.name) in most for n in (f.name, f.mask_name)}
     return {name: v[:, : names[name]] if name in names else v for name, v in batch.items()}
 
@@ -283,7 +283,7 @@ def _cut_to(batch: Batch, source: Source, most: Mapping[str, int]) -> Batch:
 def _rows_of_several(
     cached: Arrays, start: int, stop: int, batch_size: int, slots: np.ndarray, order: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Yields the examples (k b) of the next k batches; the last ones may lie beyond `stop`."""
+    """Yields the examples (k b) of the next k batches; the last batches may lie beyond `stop`."""
     size = batch_size * sum(math.prod(v.shape[1:]) * v.dtype.itemsize for v in cached.values())
     k = max(1, min(_TOGETHER, _TOGETHER_BYTES // size))
     for first in range(start, stop, k):
@@ -299,7 +299,7 @@ def _kept(data: Arrays, source: Source) -> Source:
 
 
 def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
-    """Keeps `depth` batches dispatched: transfers and gathers are asynchronous, so they overlap the step."""
+    """Keeps `depth` batches dispatched ahead: transfers and gathers are asynchronous, so they overlap with the step."""
     queue: deque[Batch] = deque()
     for batch in batches:
         queue.append(batch)
@@ -309,7 +309,7 @@ def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
 
 
 class EvalBatches:
-    """All examples of a split, once and in order; the last batch is padded and masked. Iterates any number of times.
+    """All examples of a split, once and in order; the last batch is padded and masked. Can be iterated repeatedly.
 
     Batches of a small split are kept on the devices after the first pass.
     """
@@ -343,7 +343,7 @@ class EvalBatches:
         host, count = self.placement.host
         local = self.batch_size // count
         kept = []
-        # Every host reads its own rows of every batch; a chunk is one such part, so that padding is simple.
+        # Every host reads its own rows of every batch; a chunk is one such part, which keeps padding simple.
         starts = range(host * local, len(self) * self.batch_size, self.batch_size)
         rows = [np.arange(s, min(s + local, self.source.length)) for s in starts]
         most = [
@@ -360,7 +360,7 @@ class EvalBatches:
 
 
 class _Rows:
-    """Like `_Chunks`, for given rows; a host whose part of the last batch is empty repeats example 0, masked."""
+    """Like `_Chunks`, for given rows; a host with an empty part of the last batch repeats example 0, masked."""
 
     def __init__(self, source, transform, rows, most):
         self.source, self.transform, self.rows, self.most = source, transform, rows, most

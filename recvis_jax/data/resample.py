@@ -1,7 +1,7 @@
-"""Images on new grids, resized rows and rotations, for `augment_images`; and how their arithmetic stays exact.
+"""Resizing and rotation of images for `augment_images`, with arithmetic that does not depend on the batch size.
 
-All work on a whole batch (b h w c), float32, and give the same bits whatever its size. Whole rows are gathered, never
-single pixels.
+All functions work on a batch (b h w c), float32, and give the same bits for every batch size. Whole rows are gathered,
+never single pixels.
 """
 
 import functools
@@ -14,11 +14,11 @@ from jaxtyping import Float
 
 
 def rounded(product: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Returns a product as it is, but rounded to float32 before anything is added to it.
+    """Returns a product unchanged, but makes sure that it is rounded to float32 before anything is added to it.
 
-    Where a sum follows a product, compilers fuse both into one operation that rounds once only; or they do not, if
-    they moved the product out of a loop, say, which depends on the size of the batch. A minimum between the two keeps
-    them apart; `lax.optimization_barrier` and `lax.reduce_precision` do not, as both are gone by then.
+    If a sum follows a product, compilers may fuse both into one operation that rounds only once; whether they do so, or
+    for instance move the product out of a loop first, depends on the batch size. A minimum between the two keeps them
+    apart; `lax.optimization_barrier` and `lax.reduce_precision` do not, because both are removed earlier.
     """
     return jnp.minimum(product, 3e38)
 
@@ -26,9 +26,10 @@ def rounded(product: Float[Array, "*n"]) -> Float[Array, "*n"]:
 def resized_rows(
     images: Float[Array, "b h *rest"], start: Float[Array, "b"], size: Float[Array, "b"], height: int
 ) -> Float[Array, "b {height} *rest"]:
-    """Makes `height` rows of the `size` rows from `start` on, both in pixels: bilinear with antialiasing.
+    """Resizes the `size` rows from `start` on, both in pixels, to `height` rows: bilinear with antialiasing.
 
-    A row is a sum of its neighbours, weighed by a triangle that reaches a step, or a row if that is more, either way.
+    A new row is a sum of its neighbours, weighted by a triangle that reaches one step in both directions, at least one
+    row.
     """
     b, h, *rest = images.shape
     step = rounded(size / height)[:, None]
@@ -47,19 +48,19 @@ def resized_rows(
         rows = jax.vmap(lambda image, row: jnp.take(image, row, axis=0, mode="clip"))(images, first + i)
         return out + rounded(rows * (weight(i) / total).reshape(b, height, *[1] * len(rest)))
 
-    # A sum written out would be faster alone, but is computed anew wherever a later operation reads a pixel.
+    # An unrolled sum would be faster by itself, but is computed again wherever a later operation reads a pixel.
     return lax.fori_loop(0, neighbours, add, jnp.zeros((b, height, *rest), images.dtype))
 
 
 def rotated(
     images: Float[Array, "b h w c"], angle: Float[Array, "b"], most: float, value: float
 ) -> Float[Array, "b h w c"]:
-    """Rotates each image by `angle`, in radians and counter-clockwise, at most `most` either way."""
+    """Rotates each image by `angle`, in radians and counter-clockwise, at most `most` in both directions."""
     if most == 0:
         return images
     across, down = -jnp.tan(angle / 2), jnp.sin(angle)
     grow = math.ceil(math.tan(most / 2) * (images.shape[1] - 1) / 2)
-    # What the first shear moves out of the frame, the last one may bring back.
+    # The last shear may bring back what the first one moves out of the frame.
     images = _sheared(images, across, math.tan(most / 2), axis=2, grow=grow, value=value)
     images = _sheared(images, down, math.sin(most), axis=1, grow=0, value=value)
     return _sheared(images, across, math.tan(most / 2), axis=2, grow=-grow, value=value)
@@ -72,7 +73,7 @@ def _sheared(images: Array, slope: Array, steepest: float, axis: int, grow: int,
     pad = [(0, 0)] * 4
     pad[axis] = (grow + reach, grow + reach + 1)
     padded = jnp.pad(images, pad, constant_values=value)
-    # In 2^-17ths of a pixel: whole numbers, because a float that is computed twice may floor to two results.
+    # In units of 2^-17 pixel: whole numbers, because a float that is computed twice may floor to two results.
     steps = jnp.round(slope * (1 << 16)).astype(jnp.int32)[:, None] * (2 * jnp.arange(others) - (others - 1))
     steps = jnp.clip(jnp.expand_dims(steps, (axis, 3)) + (reach << 17), 0, 2 * reach << 17)
     moved = _shifted(padded, steps >> 17, axis, 2 * reach)
@@ -83,8 +84,8 @@ def _sheared(images: Array, slope: Array, steepest: float, axis: int, grow: int,
 
 
 def _shifted(x: Array, shift: Array, axis: int, most: int) -> Array:
-    """Drops `shift`, in [0, most], entries at the start of `axis` and the rest of `most` at its end."""
-    while most > 0:  # about log2(most) times: a shift by half of what is left, or none
+    """Drops `shift` (in [0, most]) entries at the start of `axis` and the other `most - shift` at its end."""
+    while most > 0:  # about log2(most) times: shifts by half of the rest, or not at all
         half = (most + 1) // 2
         n = x.shape[axis]
         far = shift >= half

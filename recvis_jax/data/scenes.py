@@ -1,9 +1,9 @@
 """The data set `fashion_scenes`: one to four garments of Fashion-MNIST in a picture, with their boxes.
 
-A stand-in for PASCAL VOC where no photographs with boxes are at hand: several labels an image, objects of many sizes
-on backgrounds that the source data set does not have. Its numbers compare with no others' but those on this set.
-The training scenes are made of the garments `train[30000:]` of Fashion-MNIST, in tfds's order, and the test scenes of
-its test images: a net that was pretrained on `train[:30000]` has seen no garment of any scene.
+A substitute for PASCAL VOC if no photographs with boxes are available: several labels per image, objects of many sizes
+on backgrounds that the source data set does not have. Results can only be compared with others on this data set.
+The training scenes are made from the garments `train[30000:]` of Fashion-MNIST, in tfds's order, and the test scenes
+from its test images: a net that was pretrained on `train[:30000]` has not seen any garment of a scene.
 """
 
 import functools
@@ -21,24 +21,24 @@ from recvis_jax.data.image_file import png
 NAME = "fashion_scenes"
 VERSION = "1.0.0"
 COUNTS = {"train": 4000, "test": 1000}
-FIRST = 30_000  # of the garments of the training scenes; those before are for pretraining
+FIRST = 30_000  # first garment of the training scenes; those before are for pretraining
 
 SIDE = 96  # of the canvas, pixels
-MOST = 4  # garments a scene
-SCALES = (20, 56)  # to which the 28 pixels of a garment's picture grow or shrink
-OVERLAP = 0.1  # of the smaller one of two boxes
-_TRIES = 20  # places tried for a garment before it is left out
+MOST = 4  # garments per scene
+SCALES = (20, 56)  # range of the side that a garment's picture of 28 pixels is resized to
+OVERLAP = 0.1  # largest overlap, as a fraction of the smaller of two boxes
+_TRIES = 20  # positions tried for a garment before it is left out
 _DARK = 10  # grey levels up to this are background in Fashion-MNIST
 
 
 class Scene(NamedTuple):
-    """A picture and what is in it.
+    """A picture and its content.
 
     Attributes:
       image: uint8 (SIDE SIDE 1).
-      boxes: of the garments in pixels, ymin xmin ymax xmax, ends excluded; tight around what is drawn of each, before
-        others hide any of it.
-      classes: of the garments, in the order in which they were drawn.
+      boxes: of the garments in pixels, ymin xmin ymax xmax, ends excluded; tight around each drawn garment, including
+        parts that others hide.
+      classes: of the garments, in drawing order.
     """
 
     image: UInt8[np.ndarray, "_ _ 1"]
@@ -50,8 +50,8 @@ def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labe
     """Draws a scene.
 
     Args:
-      rng: all that is random; the same state makes the same scene.
-      pictures: one garment each on black, (n h w).
+      rng: random generator; equal states give equal scenes.
+      pictures: one garment on black each, (n h w).
       labels: their classes.
     """
     canvas = _background(rng)
@@ -79,12 +79,12 @@ def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labe
 
 
 def scene(split: str, number: int, pictures: np.ndarray, labels: np.ndarray) -> Scene:
-    """Draws scene `number` of a split from the garments of its pool, a function of these alone."""
+    """Draws scene `number` of a split from the garments of its pool; depends on the arguments alone."""
     return compose(np.random.default_rng((list(COUNTS).index(split), number)), pictures, labels)
 
 
 def pool(split: str, pictures: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pictures (n h w) and labels (n) of a split of Fashion-MNIST of which its scenes are made."""
+    """Returns the pictures (n h w) and labels (n) of Fashion-MNIST that the scenes of a split are made from."""
     if split == "train":
         chosen = writing.shuffled(range(len(labels)), split)[FIRST:]
         pictures, labels = pictures[chosen], labels[chosen]
@@ -95,10 +95,10 @@ def write(root: Path, columns: dict[str, dict[str, np.ndarray]], class_names: Se
     """Composes and writes the data set below `root` and returns its directory.
 
     Args:
-      root: where prepared data sets lie.
+      root: the folder of prepared data sets.
       columns: split -> 'image' (n h w 1) and 'label' (n) of Fashion-MNIST in its authors' order.
       class_names: of its labels.
-      source: what the record beside the data set says of their origin.
+      source: their origin, for the record beside the data set.
     """
     import PIL.Image
 
@@ -121,7 +121,7 @@ def write(root: Path, columns: dict[str, dict[str, np.ndarray]], class_names: Se
         one = {"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=list(class_names))}
         return {
             "image": f.Image(shape=(SIDE, SIDE, 1)),
-            "label": f.Sequence(f.ClassLabel(names=list(class_names))),  # of the classes that are there, each once
+            "label": f.Sequence(f.ClassLabel(names=list(class_names))),  # each class in the picture once
             "objects": f.Sequence(one),
         }
 
@@ -133,7 +133,7 @@ def write(root: Path, columns: dict[str, dict[str, np.ndarray]], class_names: Se
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Returns a texture, float64 (SIDE SIDE): noise of several wavelengths of random strengths around a grey."""
+    """Returns a texture, float64 (SIDE SIDE): noise of several wavelengths and random strengths around a grey."""
     texture = np.zeros((SIDE, SIDE))
     for cells in (3, 6, 12, 24, 48):
         coarse = rng.integers(0, 256, (cells, cells), np.uint8)
@@ -144,7 +144,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _garment(picture: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns grey levels and opacity in [0, 1], float64 (h w), of a garment cut out of its picture grown to `side`."""
+    """Returns grey levels and opacity in [0, 1], float64 (h w), of a garment, cut out and resized to `side`."""
     outlines, _ = cv2.findContours((picture > _DARK).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros_like(picture), outlines, -1, 255, cv2.FILLED)  # black parts inside belong to it
     grey, opacity = (

@@ -1,8 +1,8 @@
-"""How alike images are by their pixels alone: copies, near copies, nearest neighbours, and whether two sets look alike.
+"""Similarity of images by their pixels alone: copies, near copies, nearest neighbours, and similarity of two sets.
 
-An image is reduced to a grey thumbnail of mean 0 and length 1, so that the product of two thumbnails is their
-correlation: a copy of another size, brightness, contrast or encoding has one near 1. In sets of simple pictures much
-correlates that is no copy. A near copy is therefore also much nearer than the neighbours after it.
+An image is reduced to a grey thumbnail with mean 0 and length 1, so the product of two thumbnails is their correlation;
+it is near 1 for a copy with another size, brightness, contrast or encoding. In sets of simple pictures, many pictures
+correlate without being copies. So a near copy must also be much nearer than the next neighbours.
 """
 
 import hashlib
@@ -12,22 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_SIDE = 32  # pixels of a thumbnail; neighbours are looked for at half of that
-_ALIKE = 0.98  # correlation of a near copy at half size; measured on Fashion-MNIST: 0.1 % false ones, 99.7 % found
-_CONFIRMED = 0.95  # and at full size, where noise of encoders weighs more
-_NEARER = 0.4  # distance of a near copy over that of the fifth neighbour
+_SIDE = 32  # pixels of a thumbnail; neighbours are searched at half of that
+_ALIKE = 0.98  # correlation of a near copy at half size; on Fashion-MNIST: 0.1 % false alarms, 99.7 % found
+_CONFIRMED = 0.95  # and at full size, where the noise of encoders matters more
+_NEARER = 0.4  # distance of a near copy, relative to that of the fifth neighbour
 _NEIGHBOURS = 5
 _ROWS = 512  # compared with all others at a time
 
 
 class Looks(NamedTuple):
-    """What images look like.
+    """The appearance of images.
 
     Attributes:
-      small: thumbnails (n 256) of mean 0 and length 1, zeros for an image of one colour.
-      large: the same of four times as many pixels (n 1024).
+      small: thumbnails (n 256) with mean 0 and length 1, zeros for an image of one colour.
+      large: the same with four times as many pixels (n 1024).
       light: mean and standard deviation of each image's grey values, in [0, 1].
-      digests: of all pixels, equal where these are.
+      digests: hash of all pixels of each image.
     """
 
     small: Float[np.ndarray, "_ 256"]
@@ -40,8 +40,8 @@ class Neighbours(NamedTuple):
     """The nearest images of another set, nearest first.
 
     Attributes:
-      places: (n k) in the other set.
-      distance: (n k) of the thumbnails, from 0 to 2.
+      places: (n k) indices in the other set.
+      distance: (n k) between the thumbnails, from 0 to 2.
     """
 
     places: Int[np.ndarray, "_ _"]
@@ -49,7 +49,7 @@ class Neighbours(NamedTuple):
 
 
 def look(images: Iterable[np.ndarray]) -> Looks:
-    """Reduces images to what is compared.
+    """Reduces images to the quantities that are compared.
 
     Args:
       images: each (h w c), uint8 or float in [0, 1]; of any sizes.
@@ -60,7 +60,7 @@ def look(images: Iterable[np.ndarray]) -> Looks:
       >>> [round(float(x), 4) for x in light[:, 0]]
       [0.0275, 0.0137]
     """
-    import cv2  # not by programs that look at no image
+    import cv2  # only when images are compared
 
     rows, light, digests = [], [], []
     for image in images:
@@ -74,7 +74,7 @@ def look(images: Iterable[np.ndarray]) -> Looks:
 
 
 def join(parts: Sequence[Looks]) -> Looks:
-    """Returns the looks of several sets as those of one."""
+    """Joins the looks of several sets to those of one."""
     return Looks(
         np.concatenate([p.small for p in parts]),
         np.concatenate([p.large for p in parts]),
@@ -96,12 +96,12 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def neighbours(of: Looks, among: Looks, itself: bool = False) -> Neighbours:
-    """Finds the nearest `_NEIGHBOURS` images of each among others.
+    """Finds the `_NEIGHBOURS` nearest images of each image among others.
 
     Args:
       of: the images (n).
-      among: where they are looked for.
-      itself: `of` are the first images of `among`, and none is its own neighbour.
+      among: the images that are searched.
+      itself: whether `of` are the first images of `among`; if so, no image is its own neighbour.
     """
     k = min(_NEIGHBOURS, len(among.small) - itself)
     index = np.zeros((len(of.small), k), np.int64)
@@ -113,7 +113,7 @@ def neighbours(of: Looks, among: Looks, itself: bool = False) -> Neighbours:
             alike[np.arange(len(part)), start + np.arange(len(part))] = -2
         found = np.argpartition(-alike, k - 1, axis=1)[:, :k] if k else np.zeros((len(part), 0), np.int64)
         values = np.take_along_axis(alike, found, 1)
-        order = np.lexsort((found, -values))  # of equally near ones the first
+        order = np.lexsort((found, -values))  # of equally near ones, the first wins
         index[start : start + _ROWS] = np.take_along_axis(found, order, 1)
         near = np.take_along_axis(values, order, 1)
         distance[start : start + _ROWS] = np.sqrt(np.maximum(2 - 2 * near, 0))
@@ -121,14 +121,14 @@ def neighbours(of: Looks, among: Looks, itself: bool = False) -> Neighbours:
 
 
 def near_copies(of: Looks, among: Looks, found: Neighbours, itself: bool = False) -> Int[np.ndarray, " _"]:
-    """Returns for each image the place of another of which it is a near copy or a copy, -1 for none.
+    """Returns for each image the index of the image that it is a copy or near copy of, -1 for none.
 
     Args:
       of, among: the two sets.
-      found: of `neighbours`.
-      itself: see there; a copy is then the first of its like, and none of itself.
+      found: from `neighbours`.
+      itself: see `neighbours`; if true, the index is that of the first equal image, and -1 for that image itself.
 
-    Images of one colour look like none. With fewer than five images to compare with, copies alone are found.
+    Images of one colour are similar to none. With fewer than five images to compare with, only exact copies are found.
     """
     places = {digest: i for i, digest in reversed(list(enumerate(among.digests)))}
     out = np.full(len(of.small), -1)
@@ -145,13 +145,13 @@ def near_copies(of: Looks, among: Looks, found: Neighbours, itself: bool = False
 
 
 def copies(of: Looks, among: Looks) -> np.ndarray:
-    """Returns for each image whether the very same pixels are among others."""
+    """Returns for each image whether `among` has an image with exactly the same pixels."""
     there = set(among.digests)
     return np.array([d in there for d in of.digests], bool)
 
 
 def vote(found: Neighbours, labels: Int[np.ndarray, " _"], num_classes: int) -> Int[np.ndarray, " _"]:
-    """Returns the class of most of each image's neighbours, of equal ones the nearest's.
+    """Returns the most frequent class among each image's neighbours; in a tie, the class of the nearest.
 
     Args:
       found: neighbours among m images.
@@ -164,11 +164,11 @@ def vote(found: Neighbours, labels: Int[np.ndarray, " _"], num_classes: int) -> 
 
 
 def further(of: Neighbours, own: Neighbours) -> float:
-    """Returns how much further one set's images lie from their neighbours than another's from theirs.
+    """Compares the distances of two sets of images to their neighbours.
 
     Returns:
-      The probability that an image drawn from the first has the larger distance, half of ties counted: 0.5 for sets
-      that look alike, 1 where all lie further (the area under the ROC curve).
+      The probability that an image drawn from the first set has the larger distance, ties counted half: 0.5 for sets
+      that look alike, 1 if all images of the first are further away (the area under the ROC curve).
 
     Example:
       >>> a = Neighbours(np.zeros((2, 1), int), np.float32([[0.5], [0.7]]))

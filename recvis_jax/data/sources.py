@@ -17,7 +17,7 @@ Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
 
 
-_NO_BOXES = "{} has no boxed objects, of which data.fields and data.most_objects speak."
+_NO_BOXES = "{} has no boxed objects, but data.fields and data.most_objects are only for such data sets."
 
 
 class NoSplit(errors.BadRequest):
@@ -30,17 +30,17 @@ class Source(NamedTuple):
     Attributes:
       name: data set and split, for messages.
       length: number of examples.
-      read: indices -> examples, each a dict with a value for every field; of the commonest, `image` uint8 (h w c) and
-        `label` (int, multi-hot float or float). Where the data set has boxed objects also `objects`: `bbox` (n 4),
-        ymin xmin ymax xmax in [0, 1], and `label` (n).
-      image_shape: (h, w, c); h and w are None where images differ in size. (0, 0, 0) where there are none.
+      read: indices -> examples, each a dict with a value for every field; most often `image` uint8 (h w c) and `label`
+        (int, multi-hot float or float). If the data set has boxed objects, also `objects`: `bbox` (n 4), ymin xmin ymax
+        xmax in [0, 1], and `label` (n).
+      image_shape: (h, w, c); h and w are None if images differ in size. (0, 0, 0) without images.
       num_classes: number of classes, 0 for a regression target.
-      class_names: one name a class.
-      parts: (split, first, last + 1) of every stretch of examples that the split expression names.
+      class_names: one name per class.
+      parts: (split, first, last + 1) of every range of examples in the split expression.
       multi_label: whether `label` is a multi-hot vector.
-      digest: changes with the examples: of the data set's description and the sizes of its files.
-      declared: the fields of an example; empty means an image and its label, by the attributes above.
-      notes: sentences on what of the data set is left out.
+      digest: hash of the data set's description and the sizes of its files; it changes with the examples.
+      declared: the fields of an example; empty means an image and its label, as the attributes above describe them.
+      notes: sentences on examples or objects that are left out.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Source(NamedTuple):
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        """The fields of an example, by which it is stacked to batches."""
+        """The fields of an example, which determine how batches are stacked."""
         return self.declared or image_and_label(self.image_shape, self.num_classes, self.multi_label)
 
 
@@ -84,19 +84,19 @@ def open_split(
       name: a name of `DATASETS`, a tfds data set prepared in `data_dir`, or a folder that was prepared by
         `recvis_jax.prepare`.
       split: a tfds split expression, such as `train[:90%]`.
-      data_dir: where prepared data sets lie; None means `default_data_dir()`.
+      data_dir: the folder of prepared data sets; None means `default_data_dir()`.
       image_key: feature that holds the image.
-      label_key: feature that holds the label: a class, a sequence of classes (multi-label) or a number. A path such
-        as `objects/label` reaches into nested features.
-      fields: names of those that are wanted of pictures with objects, as ("boxes", "labels"), see
-        `data.objects.declare`. Empty for all, where a data set has objects and no label of the whole picture.
-      most_objects: of a picture, to which batches are padded; crowds and the smallest beyond are left out. 0 for as
-        many as any picture has.
-      mock: if not zero, that many made-up examples of the right shape and classes instead of the real ones.
+      label_key: feature that holds the label: a class, a sequence of classes (multi-label) or a number. A path such as
+        `objects/label` names a nested feature.
+      fields: for pictures with objects, names of the requested fields, such as ("boxes", "labels"), see
+        `data.objects.declare`. Empty for all, if a data set has objects and no label of the whole picture.
+      most_objects: objects per picture that batches are padded to; beyond that, crowds and the smallest objects are
+        left out. 0 for the maximum of the data set.
+      mock: if not zero, this many artificial examples with the right shapes and classes instead of the real ones.
 
     Raises:
-      BadRequest: the data set is not there (with the command that prepares it), is stored as tfrecord, has no such
-        split or feature, or the split is empty.
+      BadRequest: the data set does not exist (the message gives the command that prepares it), is stored as tfrecord,
+        has no such split or feature, or the split is empty.
     """
     if mock and name in DATASETS and not (fields or most_objects):
         return _mock(name, split, mock)
@@ -117,7 +117,7 @@ def overlap(a: Source, b: Source) -> int:
 
 
 def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str, int, int], ...]:
-    """Resolves a tfds split expression to stretches (split, first, last + 1), of which there is at least one."""
+    """Resolves a tfds split expression to at least one range (split, first, last + 1)."""
     import tensorflow_datasets as tfds
 
     try:
@@ -136,7 +136,7 @@ def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str,
 
 
 def own_names(split: str, there: Iterable[str]) -> str:
-    """Returns a split expression with the data set's own names: "val" is "validation" where only the latter is there.
+    """Returns a split expression with the data set's own names: "val" becomes "validation" if only the latter exists.
 
     Example:
       >>> own_names("train+val[:50%]", ["train", "validation"])
@@ -161,9 +161,9 @@ def _rows(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.n
 
 
 def _digits(split: str) -> Source:
-    """scikit-learn's embedded 1,797 digits of 8x8 in 17 grey levels, one in five kept for testing.
+    """scikit-learn's embedded 1,797 digits of 8x8 in 17 grey levels; one in five is for testing.
 
-    The order is shuffled once with a fixed seed, as the file keeps the digits of one writer together.
+    The order is shuffled once with a fixed seed, because the file groups the digits by writer.
     """
     try:
         from sklearn.datasets import load_digits
@@ -185,7 +185,7 @@ def _digits(split: str) -> Source:
 
 
 class _Declared(NamedTuple):
-    """What mock data imitate."""
+    """The data set that mock data imitate."""
 
     fields: tuple[Field, ...]
     num_classes: int
@@ -196,7 +196,7 @@ class _Declared(NamedTuple):
 def _declared_of(
     name: str, data_dir: str | None, image_key: str, label_key: str, fields: Sequence[str], most_objects: int
 ) -> _Declared:
-    """Returns what a data set has, by `DATASETS` where it is there with boxes, else by what is prepared."""
+    """Returns the fields of a data set: from `DATASETS` if it has boxes there, else from the prepared data set."""
     row = DATASETS.get(name)
     if row and row.boxes:
         known = objects.declare(objects.MOST, channels=row.image_shape[2])
@@ -211,12 +211,12 @@ def _declared_of(
             most_objects=most_objects,
         )  # fmt: skip
     except errors.BadRequest as e:
-        raise errors.BadRequest(f"mock data imitate {', '.join(DATASETS)}, or what is prepared: {e}") from None
+        raise errors.BadRequest(f"mock data imitate {', '.join(DATASETS)}, or a prepared data set: {e}") from None
     return _Declared(found.fields, found.num_classes, found.class_names, ("train", "validation", "test"))
 
 
 def _mock_fields(real: _Declared, name: str, split: str, count: int) -> Source:
-    """Made-up examples of the fields of a data set."""
+    """Artificial examples with the fields of a data set."""
     stretches = parts_of(split, dict.fromkeys(real.splits, count), name)
     rows = _rows(stretches, real.splits)
 
@@ -232,7 +232,7 @@ def _mock_fields(real: _Declared, name: str, split: str, count: int) -> Source:
 
 
 def _mock(name: str, split: str, count: int) -> Source:
-    """Made-up images of the shape and classes of `name`: a class is a mean colour, so that a model can learn it."""
+    """Artificial images with the shape and classes of `name`; a class is a mean colour, which a model can learn."""
     row = DATASETS[name]
     stretches = parts_of(split, dict.fromkeys(row.splits, count), name)
     rows = _rows(stretches, row.splits)
@@ -286,7 +286,7 @@ def _tfds(
         )
     except NotImplementedError as e:
         raise errors.BadRequest(
-            f"{name} in {errors.printable(root)} is stored as tfrecord, which cannot be read at random without "
+            f"{name} in {errors.printable(root)} is stored as tfrecord, which has no random access without "
             f"TensorFlow. {_prepare_hint(name, root)}"
         ) from e
     channels = (image.shape or (None, None, 3))[-1] or 3
@@ -304,14 +304,14 @@ def _tfds(
     else:
         label = _feature(features, label_key, name)
         classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
-        within = hasattr(features[label_key.split("/")[0]], "feature") and "/" in label_key  # of a sequence of objects
+        within = hasattr(features[label_key.split("/")[0]], "feature") and "/" in label_key  # in a sequence of objects
         multi = bool(classes) and (within or len(label.shape or ()) > 0)
         declared, example = (), _labelled(label_key, classes if multi else 0, boxed)
 
     def read(indices: Indices) -> list[Example]:
         try:
             rows = data.__getitems__([int(i) for i in indices])
-        except Exception as e:  # of damaged files array_record and tfds raise whatever they like
+        except Exception as e:  # array_record and tfds raise all kinds of errors on damaged files
             raise errors.Failure(
                 f"{name}/{split} in {errors.printable(builder.data_dir)} cannot be read: {errors.printable(_first(e))}"
             ) from e
@@ -328,7 +328,7 @@ def _tfds(
 
 
 def _labelled(label_key: str, several: int, boxed: bool) -> Callable[[dict[str, Any], np.ndarray], Example]:
-    """Returns (row of tfds, decoded image) -> image and label, and the boxed objects where there are any."""
+    """Returns (row of tfds, decoded image) -> image and label, and the boxed objects if there are any."""
     top, *inner = label_key.split("/")
 
     def example(row: dict[str, Any], image: np.ndarray) -> Example:
@@ -349,7 +349,7 @@ def _labelled(label_key: str, several: int, boxed: bool) -> Callable[[dict[str, 
 def _digest(builder: Any) -> str:
     """Returns a hash of a prepared data set: classes, splits, names and sizes of its files, digests of its images.
 
-    The same files prepared elsewhere, or by another version of tfds, have the same.
+    The same files prepared elsewhere, or by another version of tfds, have the same hash.
     """
     folder = Path(builder.data_dir)
     names = [(p.name, reading.read_bytes(p, "text bytes")) for p in sorted(folder.glob("*.txt"))]
@@ -393,10 +393,10 @@ def _some(names: Sequence[str], count: int = 20) -> str:
 
 
 def _check_features(path: Path) -> None:
-    """Checks that a data set's features are tfds's own: tfds imports whatever module a file names.
+    """Checks that a data set's features are tfds's own: tfds imports any module that a file names.
 
     Raises:
-      BadRequest: the file names a class of another module, or cannot be read.
+      BadRequest: the file names a class from another module, or cannot be read.
     """
     pending = [reading.read_json(path, "of a data set")]
     while pending:
@@ -409,8 +409,8 @@ def _check_features(path: Path) -> None:
                 kind = value.get(key)
                 if isinstance(kind, str) and "." in kind and not kind.startswith("tensorflow_datasets."):
                     raise errors.BadRequest(
-                        f"{errors.printable(path)} names a feature of another library than tfds, "
-                        f"'{errors.printable(kind)[:100]}'; such are not loaded."
+                        f"{errors.printable(path)} names a feature of a library other than tfds, "
+                        f"'{errors.printable(kind)[:100]}'; it is not loaded."
                     )
 
 
@@ -423,10 +423,10 @@ def _prepare_hint(name: str, root: Path) -> str:
     if name in DATASETS and not DATASETS[name].elsewhere:
         return f"Prepare it: {errors.command(*program, f'--dataset={name}', where, '--overwrite')}"
     return (
-        "Where TensorFlow is installed, prepare it with: "
+        "With TensorFlow installed, prepare it with: "
         f"{errors.command('tfds', 'build', name, '--file_format=array_record', where)}; for a folder of images: "
         f"{errors.command(*program, '--dataset=folder', '--source=PATH', f'--name={name}', where)} (coco, voc or yolo "
-        "for annotated ones)"
+        "for annotated images)"
     )
 
 
@@ -445,7 +445,7 @@ def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
     """Decodes an encoded image to uint8 (h w c) with OpenCV; arrays pass through.
 
     Raises:
-      BadRequest: the bytes are empty, no image of a kind that is read, or of too many pixels, naming `where`.
+      BadRequest: the bytes are empty, not an image in a supported format, or of too many pixels; it names `where`.
     """
     if isinstance(data, np.ndarray):
         return data

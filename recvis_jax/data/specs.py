@@ -1,8 +1,8 @@
 """Reads pipelines such as `'random_resized_crop(224)|randaugment(2, m=9)|flip'`.
 
-A pipeline is a row of operations joined by `|`. An operation is a name, or a call whose arguments are Python
-literals. The text goes through `ast` and is never evaluated. An operation is made by a *builder*: a function that
-checks its arguments with the functions at the end of this file and returns whatever the caller composes.
+A pipeline is a sequence of operations joined by `|`. An operation is a name, or a call whose arguments are Python
+literals. The text is parsed with `ast` and never evaluated. An operation is made by a *builder*: a function that checks
+its arguments with the functions at the end of this file and returns what the caller composes.
 """
 
 import ast
@@ -30,17 +30,17 @@ def parse(
     """Reads `spec` and builds its operations in order.
 
     Args:
-      spec: the pipeline; None, an empty string or blanks mean no operation.
+      spec: the pipeline; None, an empty string or blanks mean no operations.
       operations: the builders by name.
       kind: what the operations are, for messages ("host operation").
-      elsewhere: names that exist but not here, each with the sentence that says where.
+      elsewhere: names that exist in other pipelines, each with a sentence that says where.
 
     Returns:
-      One `Step` an operation.
+      One `Step` per operation.
 
     Raises:
-      BadRequest: a text that is not a pipeline, an unknown operation or argument (with the nearest name), or a value
-        of the wrong type or range (with the signature of the operation).
+      BadRequest: the text is not a pipeline, an operation or argument is unknown (the message suggests the nearest
+        name), or a value has the wrong type or range (the message shows the signature of the operation).
     """
     if spec is None:
         return []
@@ -52,7 +52,7 @@ def parse(
 
 
 def signature(builder: Callable[..., Any], name: str) -> str:
-    """Returns the signature of an operation as it is written in a pipeline, without annotations."""
+    """Returns the signature of an operation as written in a pipeline, without annotations."""
     parameters = inspect.signature(builder).parameters.values()
     defaults = ((p.name, p.default) for p in parameters)
     return f"{name}({', '.join(n if d is inspect.Parameter.empty else f'{n}={_short(d)}' for n, d in defaults)})"
@@ -119,7 +119,7 @@ def _literal(node: ast.expr, name: str, usage: str) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Makes lists tuples, and whole numbers stay as they are."""
+    """Converts lists to tuples; leaves other values unchanged."""
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -130,7 +130,7 @@ def _short(value: Any) -> str:
 
 
 MOST_PIXELS = 16_384  # rows or columns
-MOST_JITTER = 100.0  # factors of brightness and the like
+MOST_JITTER = 100.0  # factors of brightness, contrast, ...
 MOST_RATIO = 1000.0  # width / height
 
 

@@ -1,4 +1,4 @@
-"""Parts of a source by class: a few classes alone, or a few examples of each."""
+"""Parts of a source by class: only a few classes, or only a few examples of each."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ _CHUNK = 1000  # examples read at a time for their labels
 
 
 def subset(source: Source, classes: Sequence[int | str] = (), per_class: int = 0, seed: int = 0) -> Source:
-    """Returns the examples of some classes, or a balanced few of every class.
+    """Returns the examples of some classes, or a small balanced number of examples of every class.
 
     Args:
-      source: of one class an image.
+      source: a source with one class per image.
       classes: numbers or names of the classes to keep, which become 0, 1, ... in this order; empty for all.
-      per_class: examples of each class, drawn by `seed`; 0 for all. Those of a smaller number are among those of a
-        larger one.
-      seed: of the draw.
+      per_class: examples of each class, drawn with `seed`; 0 for all. A smaller number draws a subset of the examples
+        of a larger one.
+      seed: for the draw.
 
     Raises:
-      BadRequest: unknown or repeated classes, fewer examples of a class than asked for, labels that are no classes.
+      BadRequest: unknown or repeated classes, a class with fewer examples than requested, labels that are not classes.
     """
     if not classes and not per_class:
         return source
     if source.multi_label or not source.num_classes or all(f.name != "label" for f in source.fields):
-        raise errors.BadRequest(f"data.classes and data.per_class need one class an image; {source.name} has not.")
+        raise errors.BadRequest(f"data.classes and data.per_class need one class per image; {source.name} has not.")
     if per_class < 0:
         raise errors.BadRequest(f"data.per_class={per_class} is negative.")
     kept = [_number(source, c) for c in classes] or list(range(source.num_classes))
@@ -45,7 +45,7 @@ def subset(source: Source, classes: Sequence[int | str] = (), per_class: int = 0
         if len(members) < max(per_class, 1):
             name = source.class_names[c] if source.class_names else c
             raise errors.BadRequest(f"{source.name} has {len(members)} examples of class {name}, not {per_class or 1}.")
-        # A generator a class: as `evaluation.fewshot.draw`, so that probes and training see the same few.
+        # One generator per class, like `evaluation.fewshot.draw`: probes and training see the same examples.
         rows.append(np.random.default_rng((seed, i)).permutation(members)[: per_class or None])
     order = np.sort(np.concatenate(rows))
     new = {c: i for i, c in enumerate(kept)}

@@ -1,4 +1,4 @@
-"""Host operations that move pixels: each draws views of the image, which boxes, masks and points then follow.
+"""Host operations that move pixels: each draws views of the image, and boxes, masks and points follow them.
 
 The functions below are operations of `transforms`: each checks its arguments and returns a `Moving`.
 """
@@ -34,8 +34,8 @@ class Moving(NamedTuple):
 
     Attributes:
       draw: (rng, height, width) -> views of an image of that size, one after the other.
-      method: how pixels are resampled, of `METHODS`.
-      fill: grey level, 0 to 255, of what lies beyond the image.
+      method: how pixels are resampled, one of `METHODS`.
+      fill: grey level, 0 to 255, beyond the image.
     """
 
     draw: Draw
@@ -43,7 +43,7 @@ class Moving(NamedTuple):
     fill: int = 0
 
     def show(self, image: Image, view: View) -> Image:
-        """Returns what a view shows of an image."""
+        """Returns an image as a view shows it."""
         x0, y0, x1, y1 = view.window
         h, w = image.shape[:2]
         if min(x0, y0) < 0 or x1 > w or y1 > h:
@@ -56,7 +56,7 @@ class Moving(NamedTuple):
         return photometric.keep_channels(cv2.flip, image, 1) if view.mirrored else image
 
     def __call__(self, rng: np.random.Generator | None, image: Image) -> Image:
-        """Draws and shows; for images that come alone."""
+        """Draws views and shows them; for images without other fields."""
         for view in self.draw(rng, *image.shape[:2]):
             image = self.show(image, view)
         return image
@@ -67,9 +67,9 @@ def resize(size: int | tuple, method: str = "area", longest: int = 0) -> Moving:
 
     Args:
       size: pixels of the shorter side, or (height, width).
-      method: 'area' averages where the image shrinks and is bicubic where it grows (OpenCV, fastest); 'bilinear',
-        'bicubic' and 'lanczos' are Pillow's, antialiased, as torchvision's and timm's published models expect.
-      longest: pixels that the longer side may have, so that the shorter one may come out smaller; 0 for any number.
+      method: 'area' averages if the image shrinks and is bicubic if it grows (OpenCV, fastest); 'bilinear', 'bicubic'
+        and 'lanczos' are Pillow's, antialiased, as torchvision's and timm's published models expect.
+      longest: most pixels of the longer side, which may make the shorter side smaller than `size`; 0 for no limit.
     """
     specs.size(size)
     specs.whole(longest, "longest", 0, specs.MOST_PIXELS)
@@ -78,17 +78,17 @@ def resize(size: int | tuple, method: str = "area", longest: int = 0) -> Moving:
 
 
 def random_resize(sizes: tuple, longest: int = 0, method: str = "area") -> Moving:
-    """Resizes the shorter side to one of `sizes`, drawn evenly: the change of scale in training of detectors.
+    """Resizes the shorter side to one of `sizes`, drawn uniformly: the scale augmentation of detectors.
 
     Args:
-      sizes: pixels of the shorter side, as (480, 512, 544).
-      longest: as in `resize`.
-      method: as in `resize`.
+      sizes: pixels of the shorter side, such as (480, 512, 544).
+      longest: see `resize`.
+      method: see `resize`.
 
     Reference: Carion et al. 2020, "End-to-end object detection with transformers", section 4.
     """
     if not isinstance(sizes, tuple) or not sizes:
-        raise BadRequest(f"sizes is {sizes!r}; it takes whole numbers, as (480, 512, 544).")
+        raise BadRequest(f"sizes is {sizes!r}; it takes whole numbers, such as (480, 512, 544).")
     for one in sizes:
         specs.whole(one, "sizes", 1, specs.MOST_PIXELS)
     specs.whole(longest, "longest", 0, specs.MOST_PIXELS)
@@ -97,12 +97,12 @@ def random_resize(sizes: tuple, longest: int = 0, method: str = "area") -> Movin
 
 
 def central_crop(size: int | tuple) -> Moving:
-    """Cuts the centre, `size` square or (height, width)."""
+    """Cuts out the centre; `size` is the side of a square, or (height, width)."""
     return Moving(functools.partial(_draw_central_crop, size=specs.size(size)))
 
 
 def resize_crop(size: int | tuple, resize: int = 256, method: str = "area") -> Moving:
-    """Resizes the shorter side to `resize` and cuts the centre of `size`: the usual evaluation transform.
+    """Resizes the shorter side to `resize` and cuts out the centre of `size`: the usual evaluation transform.
 
     Args:
       size: of the crop, square or (height, width).
@@ -117,7 +117,7 @@ def resize_crop(size: int | tuple, resize: int = 256, method: str = "area") -> M
 
 
 def pad(size: int | tuple, fill: int = 0) -> Moving:
-    """Pads below and on the right to `size`, so that images of different sizes stack.
+    """Pads at the bottom and on the right to `size`, so that images of different sizes can be stacked.
 
     Args:
       size: square or (height, width), at least that of the images.
@@ -127,10 +127,10 @@ def pad(size: int | tuple, fill: int = 0) -> Moving:
 
 
 def resize_pad(size: int | tuple, fill: int = 0, method: str = "area") -> Moving:
-    """Makes the image as large as fits into `size`, keeping its aspect ratio, and pads below and on the right.
+    """Resizes the image to the largest that fits into `size`, with its aspect ratio, and pads bottom and right.
 
-    Every pixel is seen, and images of all sizes stack: the usual transform of detectors. A field of kind "frame" says
-    afterwards which pixels are the picture's.
+    Every pixel stays visible, and images of all sizes can be stacked: the usual transform for detectors. Afterwards, a
+    field of kind "frame" says which pixels belong to the picture.
 
     Args:
       size: square or (height, width).
@@ -146,7 +146,7 @@ def random_resized_crop(
 ) -> Moving:
     """Cuts a box of random area and aspect ratio and resizes it to `size`.
 
-    Ten tries, then the largest central box of an allowed ratio, as torchvision does. Cut before resizing.
+    Ten tries, then the largest central box of an allowed ratio, like torchvision. Crops before resizing.
 
     Args:
       size: of the result, square or (height, width).
@@ -166,7 +166,7 @@ def random_resized_crop(
 
 
 def random_crop(size: int | tuple, pad: int = 0) -> Moving:
-    """Pads every side with `pad` zeros and cuts `size`, square or (height, width), at a random place."""
+    """Pads every side with `pad` zeros and cuts out `size`, square or (height, width), at a random place."""
     draw = functools.partial(
         _draw_random_crop, size=specs.size(size), pad=specs.whole(pad, "pad", 0, specs.MOST_PIXELS)
     )
@@ -174,9 +174,9 @@ def random_crop(size: int | tuple, pad: int = 0) -> Moving:
 
 
 def random_size_crop(low: int, high: int) -> Moving:
-    """Cuts a window at a random place whose height and width are drawn each from `low` to `high` pixels.
+    """Cuts out a window at a random place, with height and width each drawn from `low` to `high` pixels.
 
-    A side of an image that is shorter than that is taken whole.
+    A shorter side of the image is kept whole.
 
     Args:
       low, high: pixels, both included.
@@ -267,7 +267,7 @@ def resized_crop_box(
 
 def _draw_random_crop(rng: np.random.Generator, h: int, w: int, size: tuple[int, int], pad: int) -> tuple[View, ...]:
     if pad >= min(h, w):
-        raise BadRequest(f"random_crop: padding by {pad} pixels is as much as the image of {h}x{w} itself.")
+        raise BadRequest(f"random_crop: padding by {pad} pixels is as large as the image of {h}x{w} itself.")
     h, w = h + 2 * pad, w + 2 * pad
     _check_room(h, w, size, "random_crop", f" (padded by {pad})" if pad else "")
     top, left = (int(rng.integers(n - s + 1)) for n, s in zip((h, w), size, strict=True))
@@ -290,7 +290,7 @@ def _check_room(h: int, w: int, size: tuple[int, int], name: str, note: str = ""
 
 
 def resample(image: Image, size: tuple[int, int], method: str) -> Image:
-    """Resizes to `size` (height, width); the result does not keep a larger image alive."""
+    """Resizes to `size` (height, width); the result is never a view that keeps a larger image in memory."""
     (h, w, channels), (height, width) = image.shape, size
     if (h, w) == size:
         return np.ascontiguousarray(image)
@@ -300,7 +300,7 @@ def resample(image: Image, size: tuple[int, int], method: str) -> Image:
         source = PIL.Image.fromarray(image[:, :, 0] if channels == 1 else image)
         out = np.array(source.resize((width, height), _PILLOW[method]))
         return out[:, :, None] if channels == 1 else out
-    # OpenCV averages only where both sides shrink, so one side at a time where one grows.
+    # OpenCV averages only if both sides shrink, so sides are resized one by one if one of them grows.
     if min(height, h) < h or min(width, w) < w:
         shrunk = (min(width, w), min(height, h))
         image = photometric.keep_channels(cv2.resize, image, shrunk, interpolation=cv2.INTER_AREA)

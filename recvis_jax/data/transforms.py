@@ -1,9 +1,9 @@
-"""Transforms on the host, one example at a time, for streams of images of many sizes: decode, transform, batch.
+"""Transforms on the host, one example at a time, for streams of images of different sizes: decode, transform, batch.
 
 A pipeline is a string such as `'random_resized_crop(224)|randaugment(2, 9)|flip'`. Its operations are builders, which
 check their arguments: those of `transform_geometry` move pixels and everything else that lies in the image (boxes,
-masks, points, maps), drawn once for all; those below change colours and return f(rng, image) -> image, uint8 (h w c).
-Random numbers come from `rng` alone.
+masks, points, maps), with one draw for all; those below change colours and return f(rng, image) -> image, uint8 (h w
+c). Random numbers come from `rng` alone.
 """
 
 import functools
@@ -18,7 +18,7 @@ from recvis_jax.data import geometry, photometric, specs, transform_geometry
 from recvis_jax.data.fields import Field
 from recvis_jax.errors import BadRequest
 
-# Parallelism is over examples; threads of OpenCV's own would fight the workers'. Set on import, so in every worker.
+# Examples are processed in parallel; OpenCV's own threads would compete with that. Set on import, so in every worker.
 cv2.setNumThreads(0)
 
 Image = UInt8[np.ndarray, "_ _ _"]
@@ -30,10 +30,10 @@ class Transform(NamedTuple):
     """A host pipeline.
 
     Attributes:
-      fn: f(rng, example) -> example with a new `image`, and with the other fields that lie in it moved likewise; can be
-        pickled. Raises BadRequest where an image does not fit.
+      fn: f(rng, example) -> example with a new `image`, and with the other fields that lie in it moved accordingly; can
+        be pickled. Raises BadRequest for an image that does not fit.
       random: whether `fn` uses its generator.
-      spec: the text it was made from.
+      spec: the text that it was made from.
     """
 
     fn: Callable[[np.random.Generator, Example], Example]
@@ -46,9 +46,9 @@ def parse(spec: str | None, fields: Sequence[Field] = (), visible: float = 0.0) 
 
     Args:
       spec: operations joined by `|`, see `OPERATIONS`; None or an empty string means no operation.
-      fields: of the examples; those that lie in the image move with it. All else stays as it is.
-      visible: the smallest share of a box's area, from 0 to 1, that must be left inside the image for the box to be
-        kept, with all that belongs to it. Boxes of which nothing is left always go.
+      fields: of the examples; those that lie in the image move with it. All others are unchanged.
+      visible: the smallest share of a box's area, from 0 to 1, that must stay inside the image for the box to be kept,
+        with all that belongs to it. Boxes entirely outside are always dropped.
 
     Raises:
       BadRequest: an unknown operation or argument, or a value out of range.
@@ -73,7 +73,7 @@ def color_jitter(
     """Changes brightness, contrast, saturation and hue in random order by random amounts.
 
     The first three scale by a factor uniform in [max(0, 1 - x), 1 + x]; hue turns by up to `hue`, at most 0.5, of the
-    circle either way. One-channel images have neither saturation nor hue.
+    circle in both directions. One-channel images have neither saturation nor hue.
     """
     return functools.partial(
         _color_jitter,
@@ -91,7 +91,7 @@ def randaugment(n: int = 2, m: float = 9.0, mstd: float = 0.0, fill: int = 0) ->
       n: number of operations.
       m: magnitude from 0 to 30.
       mstd: standard deviation of the magnitude.
-      fill: grey level, 0 to 255, that comes in from outside the image.
+      fill: grey level, 0 to 255, outside the image.
     """
     return functools.partial(
         _randaugment,
@@ -103,12 +103,12 @@ def randaugment(n: int = 2, m: float = 9.0, mstd: float = 0.0, fill: int = 0) ->
 
 
 def grayscale() -> Operation:
-    """Makes three channels one, by luma (ITU-R 601)."""
+    """Converts three channels to one, by luma (ITU-R 601)."""
     return _grayscale
 
 
 def to_rgb() -> Operation:
-    """Repeats one channel three times; three channels stay as they are."""
+    """Repeats one channel three times; three channels are not changed."""
     return _to_rgb
 
 

@@ -1,4 +1,4 @@
-"""Reads the XML of Pascal VOC (`Annotations/`, `ImageSets/Main/`, `JPEGImages/`), as labelImg and others write it too.
+"""Reads the XML of Pascal VOC (`Annotations/`, `ImageSets/Main/`, `JPEGImages/`), also written by labelImg and others.
 
 Reference: Everingham et al. 2010, "The Pascal visual object classes (VOC) challenge"; the development kit's section 2.
 """
@@ -15,17 +15,17 @@ from recvis_jax.errors import BadRequest, printable
 
 
 def read(paths: Sequence[Path], images: Path | Sequence[Path], classes: Sequence[str] = ()) -> Annotations:
-    """Reads one XML file a picture.
+    """Reads one XML file per picture.
 
     Boxes count pixels from 1 and include the last: xmin 1, xmax 10 are the ten pixels [0, 10).
 
     Args:
       paths: the XML files.
-      images: the folder of the pictures, one for all or one a file.
-      classes: names in order; empty takes those that occur, sorted.
+      images: the folder of the pictures, one for all or one per file.
+      classes: names in order; empty takes the occurring names, sorted.
 
     Raises:
-      BadRequest: a file that is not such XML, or a class that is not among `classes`; the message names the file.
+      BadRequest: a file is not such XML, or a class is not among `classes`; the message names the file.
     """
     found, mended = [], Mended()
     roots = {path: _parse(path) for path in paths}
@@ -38,7 +38,7 @@ def read(paths: Sequence[Path], images: Path | Sequence[Path], classes: Sequence
         if picture is None or not picture.exists():
             alike = next((p for p in (folder / (path.stem + s) for s in SUFFIXES) if p.exists()), None)
             if picture is not None and alike:
-                mended.add("pictures are named like their annotation file, not as it says", where)
+                mended.add("pictures have the name of their annotation file, not the name in it", where)
             picture = alike or picture or folder / f"{path.stem}.jpg"
         size = _size(root, where)
         things = []
@@ -48,10 +48,10 @@ def read(paths: Sequence[Path], images: Path | Sequence[Path], classes: Sequence
                 raise BadRequest(f"{where}: the class {printable(label)[:60]!r} is not among {', '.join(known)[:200]}.")
             box = thing.find("bndbox")
             if box is None:
-                raise BadRequest(f"{where}: an object {printable(label)!r} has no bndbox.")
+                raise BadRequest(f"{where}: the object {printable(label)!r} has no bndbox.")
             x0, y0, x1, y1 = (number(box.findtext(key), key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
             if x1 < x0 or y1 < y0:
-                raise BadRequest(f"{where}: the box of an object {printable(label)!r} ends before it begins.")
+                raise BadRequest(f"{where}: the box of the object {printable(label)!r} ends before it begins.")
             kept = box_within((x0 - 1, y0 - 1, x1, y1), size, where, mended)
             if kept:
                 difficult = (thing.findtext("difficult") or "0").strip() == "1"
@@ -64,7 +64,7 @@ def read(paths: Sequence[Path], images: Path | Sequence[Path], classes: Sequence
 def _parse(path: Path) -> ElementTree.Element:
     text = reading.read_bytes(path, "annotation bytes", "VOC annotation")
     where = printable(path)
-    # Entities can grow a small file to any size, and name other files; VOC's have no document type at all.
+    # Entities can expand a small file to any size, and name other files; VOC files have no document type.
     if re.search(rb"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE) or b"\0" in text:
         raise BadRequest(f"{where} declares a document type or is not UTF-8; VOC's annotations do not.")
     try:
@@ -72,7 +72,7 @@ def _parse(path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, ValueError, RecursionError, LookupError) as e:
         raise BadRequest(f"{where} is not XML: {printable(e)[:100]}.") from None
     if root.tag != "annotation":
-        raise BadRequest(f"{where} is not VOC's: its element is <{printable(root.tag)[:40]}>, not <annotation>.")
+        raise BadRequest(f"{where} is not a VOC file: its element is <{printable(root.tag)[:40]}>, not <annotation>.")
     return root
 
 

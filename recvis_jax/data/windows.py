@@ -1,8 +1,8 @@
-"""Sliding windows of images with boxed objects, as examples of a classifier: the protocol of Oquab et al. 2014.
+"""Sliding windows of images with boxed objects, as examples for a classifier: the protocol of Oquab et al. 2014.
 
 A window is a square of an image, given in pixels as ymin xmin ymax xmax, ends excluded. `labelled` and `every` turn a
-source of images into one of windows: the first to train on, the second to score whole images (`evaluation.windows`).
-They are views, so a split expression still counts images, and no image has windows on both sides of a cut.
+source of images into one of windows: the first for training, the second to score whole images (`evaluation.windows`). A
+split expression still counts images, so windows of one image are never in two splits.
 
 Reference: Oquab, Bottou, Laptev and Sivic 2014, "Learning and transferring mid-level image representations using
 convolutional neural networks", sections 3.2 to 3.4.
@@ -27,20 +27,20 @@ _CHUNK = 256  # images read at a time for their sizes and boxes
 
 
 def grid(height: int, width: int, scales: Sequence[float] = SCALES, overlap: float = 0.5) -> Int[np.ndarray, "m 4"]:
-    """Returns the square windows of an image: at each scale an even grid from edge to edge.
+    """Returns the square windows of an image: at each scale a regular grid from edge to edge.
 
     Args:
       height, width: of the image, pixels.
       scales: λ >= 1; the windows' side is min(height, width) / λ, rounded.
-      overlap: fraction in [0, 1) of its side by which a window overlaps the next in its row or column, at least.
+      overlap: smallest overlap of neighbouring windows in a row or column, a fraction in [0, 1) of their side.
 
     Raises:
-      BadRequest: scales or an overlap out of range, or windows of less than two pixels.
+      BadRequest: scales or an overlap out of range, or windows smaller than two pixels.
     """
     if not scales or min(scales) < 1:
-        raise BadRequest(f"windows: scales are {list(scales)}; they are numbers of at least 1.")
+        raise BadRequest(f"windows: scales are {list(scales)}; they must be at least 1.")
     if not 0 <= overlap < 1:
-        raise BadRequest(f"windows: overlap is {overlap}; it lies in [0, 1).")
+        raise BadRequest(f"windows: overlap is {overlap}; it must be in [0, 1).")
     out = []
     for scale in scales:
         side = round(min(height, width) / scale)
@@ -53,10 +53,10 @@ def grid(height: int, width: int, scales: Sequence[float] = SCALES, overlap: flo
 
 
 def _starts(length: int, side: int, overlap: float) -> Int[np.ndarray, " n"]:
-    """Returns where windows begin along an axis, as few as the overlap allows."""
+    """Returns where windows begin along an axis, as few as possible for the overlap."""
     step = max(1, int(side * (1 - overlap) + 1e-9))
     gaps = -(-(length - side) // step)
-    # Whole pixels: no two of them are further apart than gaps of (length - side) / gaps, rounded up, which is <= step.
+    # Whole pixels: neighbours are at most (length - side) / gaps apart, rounded up, which is <= step.
     return np.arange(gaps + 1) * (length - side) // max(1, gaps)
 
 
@@ -71,9 +71,10 @@ def assign(
 ) -> Int[np.ndarray, " m"]:
     """Labels windows P by the boxes B of the objects in their image.
 
-    P is of the class of an object if |P ∩ B| >= 0.2 |P| (it is not too small in it), |P ∩ B| >= 0.6 |B| (most of it is
-    in it), and P meets no other object's box. A window that does all but the last is `REJECTED`, as it shows
-    an object and more; every other one is background, be it empty or showing something too small or cut off.
+    P has the class of an object if |P ∩ B| >= 0.2 |P| (the object is not too small in the window), |P ∩ B| >= 0.6 |B|
+    (most of the object is in the window), and P does not intersect the box of another object. If only the last
+    condition fails, the window is `REJECTED`, because it shows an object and more. All others are background: they are
+    empty, or show an object that is too small or cut off.
 
     Args:
       windows, boxes: ymin xmin ymax xmax in pixels.
@@ -86,7 +87,7 @@ def assign(
     ends = np.minimum(windows[:, None, 2:], boxes[None, :, 2:]) - np.maximum(windows[:, None, :2], boxes[None, :, :2])
     shared = ends.clip(0).prod(2)  # areas (m n)
     sizes, areas = ((x[:, 2:] - x[:, :2]).prod(1) for x in (windows, boxes))
-    # Boxes come as float32 fractions of the image: what is equal but for rounding counts as equal.
+    # Boxes are float32 fractions of the image: values that differ only by rounding count as equal.
     shown = (shared >= of_window * sizes[:, None] * (1 - 1e-5)) & (shared >= of_object * areas * (1 - 1e-5))
     alone = (shared > 1e-3).sum(1) == 1
     label = np.where(alone, classes[shown.argmax(1)], REJECTED)
@@ -94,7 +95,7 @@ def assign(
 
 
 def cut(image: UInt8[np.ndarray, "h w c"], windows: Int[np.ndarray, "m 4"], size: int) -> list[np.ndarray]:
-    """Returns the windows of an image, each resized to uint8 (size size c) as the host operation `resize` does it."""
+    """Returns the windows of an image, each resized to uint8 (size size c) like the host operation `resize`."""
     resize = transform_geometry.resize((size, size))
     return [resize(None, image[top:bottom, left:right]) for top, left, bottom, right in windows.tolist()]
 
@@ -108,31 +109,31 @@ def labelled(
     background: float = 0.1,
     seed: int = 0,
 ) -> Source:
-    """Returns the windows of all images of a source as examples of one class each, the last class being background.
+    """Returns the windows of all images of a source as examples with one class each; the last class is background.
 
     Args:
-      source: of images with `objects`.
-      size: of the windows' images, pixels.
+      source: images with `objects`.
+      size: side of the resized windows, pixels.
       scales, overlap: see `grid`.
-      background: the fraction of the background windows that is kept, as there are so many of them.
-      seed: of their choice.
+      background: the fraction of the background windows that is kept, because there are very many.
+      seed: for their choice.
 
     Raises:
       BadRequest: a source without boxes, a fraction outside [0, 1], or see `grid`.
     """
     _check(source, size)
     if not 0 <= background <= 1:
-        raise BadRequest(f"windows: background is {background}; it lies in [0, 1].")
+        raise BadRequest(f"windows: background is {background}; it must be in [0, 1].")
     rows, labels = [], []
     rng = np.random.default_rng(seed)
     for number, example in _examples(source):
         if "objects" not in example:
-            raise BadRequest(f"{source.name} has no boxes to label windows by: it lacks the feature 'objects/bbox'.")
+            raise BadRequest(f"{source.name} has no boxes to label windows with: it lacks the feature 'objects/bbox'.")
         height, width = example["image"].shape[:2]
         places = grid(height, width, scales, overlap)
         boxes = example["objects"]["bbox"] * np.array((height, width, height, width))
         found = assign(places, boxes, example["objects"]["label"], source.num_classes)
-        # As many draws an image as it has windows: what is kept of one image does not depend on the others' boxes.
+        # One draw per window of an image: the choice in one image does not depend on the boxes of others.
         drawn = rng.random(len(places)) < background
         kept = np.flatnonzero((found != REJECTED) & ((found != source.num_classes) | drawn))
         rows.append(np.column_stack([np.full(len(kept), number), places[kept]]))
@@ -152,7 +153,7 @@ class Every(NamedTuple):
 
     Attributes:
       source: of the windows in the order of the images; a window's `label` is the number of its image.
-      labels: what the images are labelled with, multi-hot float32 (n k).
+      labels: of the images, multi-hot float32 (n k).
     """
 
     source: Source
@@ -160,10 +161,10 @@ class Every(NamedTuple):
 
 
 def every(source: Source, *, size: int, scales: Sequence[float] = SCALES, overlap: float = 0.5) -> Every:
-    """Returns all windows of all images of a source, to score the images by.
+    """Returns all windows of all images of a source, to score the images.
 
     Args:
-      source: of several classes an image; of no boxes.
+      source: images with several classes each; boxes are not needed.
       size, scales, overlap: see `labelled`.
 
     Raises:
@@ -183,9 +184,9 @@ def every(source: Source, *, size: int, scales: Sequence[float] = SCALES, overla
 
 def _check(source: Source, size: int) -> None:
     if not source.multi_label:
-        raise BadRequest(f"windows are of images with several labels each; {source.name} has one class an image.")
+        raise BadRequest(f"windows need images with several labels each; {source.name} has one class per image.")
     if not 1 <= size <= 4096:
-        raise BadRequest(f"windows: size is {size}; it is a number of pixels from 1 to 4,096.")
+        raise BadRequest(f"windows: size is {size}; it must be a number of pixels from 1 to 4,096.")
 
 
 def _examples(source: Source) -> Iterator[tuple[int, Example]]:
@@ -195,7 +196,7 @@ def _examples(source: Source) -> Iterator[tuple[int, Example]]:
 
 
 def _view(source: Source, rows: np.ndarray, labels: np.ndarray, size: int, what: str) -> Source:
-    """Returns a source of windows: rows (n 5) of the image's number and the window."""
+    """Returns a source of windows, given as rows (n 5): number of the image, and window."""
     labels = labels.astype(np.int32)
 
     def read(indices: Indices) -> list[Example]:

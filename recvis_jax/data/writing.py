@@ -1,4 +1,4 @@
-"""Writes data sets in tfds's format, beside their place first, so that one that is in its place is whole."""
+"""Writes data sets in tfds's format; each is moved to its place when complete, so what is there is never partial."""
 
 import contextlib
 import fcntl
@@ -19,12 +19,12 @@ RECORD = "recvis_jax.json"  # what a prepared data set was made from, beside tfd
 
 
 class Split(NamedTuple):
-    """One split to be written.
+    """One split to write.
 
     Attributes:
-      keys: one key an example, as tfds's builder gives them; they decide the order.
-      read: yields the example of each key in turn, None where there is none after all.
-      shards: into how many files it goes.
+      keys: one key per example, the same as tfds's builder uses; they decide the order.
+      read: yields the example of each key in turn, None for an example that is left out.
+      shards: number of files.
     """
 
     keys: Sequence[int] | Sequence[str]
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 def shuffled(keys: Sequence[Any], split: str) -> list[Any]:
-    """Returns `keys` in the order in which tfds stores them: by the md5 of the split's name and the key."""
+    """Returns `keys` in tfds's storage order: by the md5 of the split's name and the key."""
 
     def hashed(key: Any) -> bytes:
         return hashlib.md5(f"{split}{key}".encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
@@ -55,8 +55,8 @@ def write(
     Args:
       stage: see `staging`.
       name, version, description, homepage: for tfds's record.
-      splits: what to write.
-      features: the module tfds -> the features of an example by name.
+      splits: the splits to write.
+      features: function from the module tfds to the features of an example by name.
 
     Raises:
       Failure: the files cannot be written.
@@ -69,7 +69,7 @@ def write(
             if example is not None:
                 yield key, example
 
-    # tfds's GeneratorBasedBuilder shuffles through files, which it writes with TensorFlow, from 1 GB on.
+    # From 1 GB on, tfds's GeneratorBasedBuilder shuffles with temporary files, which it writes with TensorFlow.
     class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[misc, call-arg]
         VERSION = tfds.core.Version(version)
 
@@ -98,7 +98,7 @@ def write(
         builder = Builder(data_dir=str(stage), file_format="array_record")
         try:
             builder.download_and_prepare(download_config=config, file_format="array_record")
-        except RuntimeError as e:  # so array_record says that the disk is full
+        except RuntimeError as e:  # array_record's error for a full disk
             raise errors.Failure(
                 f"writing {name} below {errors.printable(stage.parent)} failed: {errors.printable(e)}"
             ) from e
@@ -106,10 +106,10 @@ def write(
 
 
 def existing(target: Path) -> int | None:
-    """Returns the number of examples of the data set in the directory `target`, None if there is no such directory.
+    """Returns the number of examples of the data set in the directory `target`, None if it does not exist.
 
     Raises:
-      BadRequest: it is there, but is not whole or not in array_record.
+      BadRequest: it exists, but is incomplete or not in array_record.
     """
     if not target.exists():
         return None
@@ -118,11 +118,11 @@ def existing(target: Path) -> int | None:
         info = reading.read_json(target / "dataset_info.json")
         shards = {s["name"]: list(map(int, s["shardLengths"])) for s in info["splits"]}
     except (ValueError, KeyError, TypeError):
-        raise errors.BadRequest(f"{shown} is there but is no data set; use --overwrite to replace it.") from None
+        raise errors.BadRequest(f"{shown} exists but is not a data set; use --overwrite to replace it.") from None
     if info.get("fileFormat") != "array_record":
         raise errors.BadRequest(
             f"{shown} is prepared as {errors.printable(info.get('fileFormat', 'tfrecord'))[:40]}, which cannot be read "
-            "without TensorFlow; use --overwrite to replace it by array_record."
+            "without TensorFlow; use --overwrite to replace it with array_record."
         )
     for split, lengths in shards.items():
         files = [p for p in target.iterdir() if f"-{split}.array_record-" in p.name]
@@ -134,7 +134,7 @@ def existing(target: Path) -> int | None:
 
 
 def make_room(root: Path, size: int) -> None:
-    """Raises `Failure` if the disk of `root` has no room for `size` bytes."""
+    """Raises `Failure` if the disk of `root` has no space for `size` bytes."""
     if (free := shutil.disk_usage(root).free) < 1.1 * size + 1e6:
         raise errors.Failure(
             f"no room in {errors.printable(root)}: about {size / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB free."
@@ -143,7 +143,7 @@ def make_room(root: Path, size: int) -> None:
 
 @contextlib.contextmanager
 def locked(root: Path, say: Say) -> Iterator[None]:
-    """Lets one preparation at a time work in `root`; others wait."""
+    """Allows only one preparation at a time in `root`; others wait."""
     handle = os.open(root, os.O_RDONLY)
     try:
         try:
@@ -151,7 +151,7 @@ def locked(root: Path, say: Say) -> Iterator[None]:
         except BlockingIOError:
             say(f"waiting for another preparation in {errors.printable(root)}")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a network file system without such locks
+        except OSError:  # a network file system without locks
             pass
         yield
     finally:
@@ -160,7 +160,7 @@ def locked(root: Path, say: Say) -> Iterator[None]:
 
 @contextlib.contextmanager
 def staging(root: Path, name: str) -> Iterator[Path]:
-    """Yields a hidden folder in `root`, gone in the end; what a killed preparation left there goes first."""
+    """Yields a hidden folder in `root`, removed at the end; the remains of a killed preparation are removed first."""
     stage = root / f".incomplete-{name}"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir()
@@ -171,7 +171,7 @@ def staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def move(written: Path, target: Path, stage: Path, record: dict[str, Any]) -> Path:
-    """Puts a data set that is whole, with `record`, into its place instead of an older one, and returns `target`."""
+    """Moves a complete data set, with `record`, to its place, which replaces an older one, and returns `target`."""
     (written / RECORD).write_text(json.dumps({**record, "files": _sums(written)}, indent=1) + "\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     old = stage / "old"
@@ -187,7 +187,7 @@ def move(written: Path, target: Path, stage: Path, record: dict[str, Any]) -> Pa
 
 
 def _sums(folder: Path) -> dict[str, int | str]:
-    """Returns file -> sha256, or the size of one that holds examples, which has checksums of its own inside."""
+    """Returns file -> sha256; for files of examples the size, because they have checksums of their own inside."""
     return {
         p.name: p.stat().st_size if ".array_record-" in p.name else hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.iterdir())
@@ -196,17 +196,17 @@ def _sums(folder: Path) -> dict[str, int | str]:
 
 
 def check(target: Path) -> None:
-    """Checks that a prepared data set has regular files alone, and those that were written where it was written by us.
+    """Checks that a prepared data set has only regular files, and, if we wrote it, exactly the files that we wrote.
 
     Raises:
-      BadRequest: a file is damaged or gone; the message names it.
+      BadRequest: a file is damaged or missing; the message names it.
     """
     for path in sorted(target.iterdir()):
         reading.regular(path, "weights bytes", "of a data set")
     expected = recorded(target).get("files", {})
     found = _sums(target) if isinstance(expected, dict) else {}
     if wrong := [name for name, sum_ in expected.items() if found.get(name) != sum_]:
-        what = "not what was written" if wrong[0] in found else "gone"
+        what = "not what was written" if wrong[0] in found else "missing"
         raise errors.BadRequest(
             f"{errors.printable(target / wrong[0])[:300]} is {what}: the data set is damaged. Prepare it again with "
             f"--overwrite; if you changed the file yourself, delete {RECORD} beside it."

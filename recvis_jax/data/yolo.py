@@ -1,4 +1,4 @@
-"""Reads YOLO's text files: a line an object, in fractions of the picture.
+"""Reads YOLO's text files: one line per object, in fractions of the picture.
 
 `CLASS cx cy w h`, or `CLASS x1 y1 x2 y2 ...` (at least three corners: a polygon), or with points
 `CLASS cx cy w h px py [v] ...`; a picture `images/a/b.jpg` has `labels/a/b.txt`.
@@ -22,17 +22,18 @@ def read(
     points: tuple[int, int] | None = None,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> Annotations:
-    """Reads one text file a picture; a missing or empty one means a picture without objects.
+    """Reads one text file per picture; a missing or empty file means a picture without objects.
 
     Args:
-      pictures: (image, label file, (rows, columns)). Without a size, of an image that cannot be read, its objects are
-        left out; whoever reads the image says why.
+      pictures: (image, label file, (rows, columns)). If the size is None, the image cannot be read, and its objects are
+        left out; the reader of the image reports why.
       classes: names; the index is the number in the files.
-      points: (k, 2 or 3): points of an object and whether each has a visibility, YOLO's `kpt_shape`; None for none.
-      pairs: points that exchange places in a mirrored picture.
+      points: (k, 2 or 3): number of points of an object, and 3 if they have a visibility (YOLO's `kpt_shape`); None
+        for none.
+      pairs: points that are swapped in a mirrored picture.
 
     Raises:
-      BadRequest: a line that is of no such form; the message names file and line.
+      BadRequest: a line has another form; the message names file and line.
     """
     found, mended, missing = [], Mended(), Mended()
     for image, labels, size in pictures:
@@ -46,7 +47,7 @@ def read(
                     thing = _thing(line, size, len(classes), points, f"{printable(labels)}, line {k}", mended)
                     things += [thing] if thing else []
         else:
-            missing.add("pictures have no label file and count as empty", printable(image))
+            missing.add("pictures have no label file and are treated as empty", printable(image))
         found.append(Picture(image, size, tuple(things)))
     names = tuple(f"point {k}" for k in range(points[0])) if points else ()
     return Annotations(tuple(classes), tuple(found), names, tuple(pairs), (*mended.notes, *missing.notes))
@@ -61,7 +62,7 @@ def _thing(
         raise BadRequest(f"{where}: {printable(line)[:60]!r} is not numbers.") from None
     values = np.array(rest)
     if not np.isfinite(values).all() or (np.abs(values) > 1e4).any():
-        raise BadRequest(f"{where}: a number is not finite, or no fraction of the picture.")
+        raise BadRequest(f"{where}: a number is not finite, or not a fraction of the picture.")
     if label != int(label) or not 0 <= label < classes:
         raise BadRequest(f"{where}: the class {label:g} is outside 0..{classes - 1}.")
     rows, columns = size
@@ -84,7 +85,7 @@ def _thing(
         box = (*corners.min(0), *corners.max(0))
     else:
         raise BadRequest(
-            f"{where}: {len(values)} numbers behind the class; boxes have 4, polygons an even number of at least 6"
+            f"{where}: {len(values)} numbers after the class; boxes have 4, polygons an even number of at least 6"
             f"{f', boxes with points {4 + points[0] * points[1]}' if points else ''}."
         )
     kept = box_within(box, size, where, mended)

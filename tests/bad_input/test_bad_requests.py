@@ -69,7 +69,7 @@ REQUESTS = {
     "choice": (dict(compile="xla"), r"config\.compile is 'xla'.*one of 'jit', 'pmap'"),
     "cache": (dict(data__cache="disk"), r"config\.data\.cache is 'disk'.*'none', 'host', 'device', 'auto'"),
     "dtype": (dict(dtype="float16"), r"'float16'.*'float32', 'bfloat16'"),
-    "cache and transform": (dict(data__cache="device"), r"data\.cache='device' .* draws random numbers on the host"),
+    "cache and transform": (dict(data__cache="device"), r"data\.cache='device' .* draws random numbers"),
     "both lengths": (dict(epochs=1.0), r"one of config\.epochs and config\.steps"),
     "neither length": (dict(steps=small.GONE), r"one of config\.epochs and config\.steps"),
     "no steps": (dict(steps=0), r"config\.steps is 0; it takes numbers from 1"),

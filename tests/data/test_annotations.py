@@ -131,7 +131,7 @@ WRONG = {
     "runs of another size": (coco_with(segmentation={"size": [2, 2], "counts": [4]}), "size"),
     "runs damaged": (coco_with(segmentation={"size": [20, 40], "counts": "e<~"}), "damaged at character 2"),
     "twice": (lambda p: read_coco(p, images=[COCO["images"][0]] * 2), "image 7 occurs twice"),
-    "outside": (lambda p: read_coco(p, images=[{"id": 7, "file_name": "../../etc/passwd"}]), "not one below"),
+    "outside": (lambda p: read_coco(p, images=[{"id": 7, "file_name": "../../etc/passwd"}]), "not below"),
     "no list": (lambda p: read_coco(p, categories={}), "'categories'"),
     "nothing": (voc_with("annotation", "nothing"), "not <annotation>"),
     "not XML": (lambda p: read_voc(p, "<annotation>"), "not XML"),

@@ -92,6 +92,6 @@ def test_a_pipeline_moves_all_of_an_example_together():
 
 def test_what_boxes_cannot_follow_is_refused():
     for text, what in (("rotate(10)", "rotate"), ("mixup(0.2)", "mixup")):
-        with pytest.raises(errors.BadRequest, match=f"{what} is of images alone: boxes, masks, points, frame, classes"):
+        with pytest.raises(errors.BadRequest, match=f"{what} works on images alone: boxes, masks, points, frame"):
             augment.parse(text, 3, FIELDS)
     augment.parse("rotate(10)", 3, fields.image_and_label((8, 8, 1), 3))

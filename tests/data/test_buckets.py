@@ -122,7 +122,7 @@ def test_the_library_takes_edges():
     assert widths <= {5, 10, 20} and len(widths) > 1
     for edges, message in (
         ({"word": (5,)}, r"no field 'word' varies in length\. Did you mean 'words'\?"),
-        ({"words": (10, 5)}, "words takes rising lengths from 1 to its maximum of 20"),
+        ({"words": (10, 5)}, "words takes increasing lengths from 1 to its maximum of 20"),
         ({"words": (30,)}, "from 1 to its maximum of 20"),
     ):
         with pytest.raises(errors.BadRequest, match=message):

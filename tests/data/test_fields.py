@@ -61,7 +61,7 @@ def test_images_of_several_sizes_need_a_transform():
     "declared, says",
     [
         ([IMAGE, IMAGE], "twice"),
-        ([Field("mask", "map", (4, 4), "uint8")], "batches need"),
+        ([Field("mask", "map", (4, 4), "uint8")], "batches reserve"),
         ([BOXES, Field("boxes_mask", "number", (), "float32")], "twice"),
         ([Field("x", "picture", (), "uint8")], "unknown kind"),
         ([Field("x", "boxes", (None, 5), "float32", most=2)], "shape"),

@@ -216,7 +216,7 @@ def test_other_formats_of_pillow_are_not_read(suffix, tmp_path, monkeypatch):
         path.write_bytes(b"8BPS\0\1" + bytes(40))
     monkeypatch.setattr("subprocess.Popen", None)
     found = load(path.read_bytes(), tmp_path)
-    assert found.data is None and "not an image of a kind that is read" in found.problem
+    assert found.data is None and "not an image in a supported format" in found.problem
     with pytest.raises(errors.BadRequest, match=r"^example 1 does not decode as an image"):
         sources.decode(path.read_bytes(), 3, "example 1")
 

@@ -119,13 +119,13 @@ def test_nothing_moves_that_is_not_declared():
 
 
 def test_declarations_that_contradict_themselves():
-    with pytest.raises(errors.BadRequest, match="'labels' has a row for each of 'boxs', which are no boxes"):
+    with pytest.raises(errors.BadRequest, match="'labels' has a row for each of 'boxs', which must be boxes"):
         fields.check([FIELDS[1], FIELDS[2]._replace(of="boxs")])
-    with pytest.raises(errors.BadRequest, match="has not as many labels as boxes"):
+    with pytest.raises(errors.BadRequest, match="has different numbers of labels and boxes"):
         fields.stack([{**scene(), "labels": [0]}], FIELDS)
     with pytest.raises(errors.BadRequest, match="1 masks beside 2 boxes"):
         geometry.follow({**scene(), "masks": scene()["masks"][:1]}, [geometry.flip(40, 60)], FIELDS)
-    with pytest.raises(errors.BadRequest, match=r"data\.json is damaged: its 'fields' are no declaration"):
+    with pytest.raises(errors.BadRequest, match=r"data\.json is damaged: its 'fields' do not declare fields"):
         fields.of_json([{"name": "image", "kind": "image", "shape": "abc", "dtype": "uint8"}], "data.json")
     assert fields.of_json(fields.as_json(FIELDS), "data.json") == FIELDS
 

@@ -46,7 +46,7 @@ def test_tfds_names_are_read():
 
 def test_more_objects_than_expected():
     declared = objects.there(INSIDE, OUTSIDE)
-    with pytest.raises(errors.BadRequest, match="a picture has 101 objects, and 100 are expected; set data"):
+    with pytest.raises(errors.BadRequest, match="a picture has 101 objects, but 100 are expected at most; set data"):
         objects.reader(declared, False, "coco")(row(101), IMAGE)
     few = objects.choose(declared, (), 2, "coco")
     found = objects.reader(few, True, "coco")(row(5), IMAGE)

@@ -188,7 +188,7 @@ def test_what_cannot_be_batched_is_said():
     target = good._replace(num_classes=0, read=lambda ix: [{**e, "label": float("nan")} for e in good.read(ix)])
     with pytest.raises(errors.BadRequest, match="label holds a number that is not finite"):
         batches(data=target)
-    with pytest.raises(errors.BadRequest, match=r"data.cache='device' keeps images that are ready"):
+    with pytest.raises(errors.BadRequest, match=r"data.cache='device' keeps images after data.transform"):
         pipeline.choose_cache("device", good, random_transform=True)
 
 

@@ -225,7 +225,7 @@ def test_wrong_content_is_named_with_both_hashes(raw_mnist, tmp_path, lines):
         builders.prepare("mnist", tmp_path / "data", source, say=lines.append)
     assert all(part in str(e.value) for part in (str(path), good, sha256(b"something else")))
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(errors.BadRequest, match="not a whole gzip file"):
+    with pytest.raises(errors.BadRequest, match="not a complete gzip file"):
         builders.prepare("mnist", tmp_path / "data", source, say=lines.append)
     assert not (tmp_path / "data" / "mnist").exists()
 
@@ -315,7 +315,7 @@ def test_mirrors_that_are_all_wrong(server, raw_mnist, tmp_path, monkeypatch, li
     files = tuple(f._replace(urls=(f"{address}/{f.name}",)) for f in spec.files)
     monkeypatch.setitem(builders.BUILDERS, "mnist", spec._replace(files=files))
     (served / files[0].name).write_bytes(b"hello")
-    with pytest.raises(errors.Failure, match=f"{files[0].urls[0]} has another content.*{files[0].sha256}"):
+    with pytest.raises(errors.Failure, match=f"{files[0].urls[0]} has the wrong content.*{files[0].sha256}"):
         builders.prepare("mnist", tmp_path / "data", say=lines.append)
     assert list((tmp_path / "data/downloads/raw/mnist").iterdir()) == []
 
@@ -375,7 +375,7 @@ def test_what_is_there_but_cannot_be_read(raw_mnist, tmp_path, lines):
     root = tmp_path / "data"
     directory = root / "mnist" / "3.0.1"
     directory.mkdir(parents=True)
-    with pytest.raises(errors.BadRequest, match="is no data set; use --overwrite"):
+    with pytest.raises(errors.BadRequest, match="is not a data set; use --overwrite"):
         builders.prepare("mnist", root, source, say=lines.append)
     splits = [{"name": "train", "shardLengths": ["60000"]}]
     (directory / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord", "splits": splits}))

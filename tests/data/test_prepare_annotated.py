@@ -40,7 +40,7 @@ def test_every_number_is_the_one_that_was_drawn(prepared, kind):
     _, data_dir, lines = prepared[kind]
     found = builders.summary(data_dir / f"my_{kind}" / "1.0.0")
     assert found.splits == {"train": 8, "validation": 2, "test": 2} and set(found.class_names) == set(drawn.CLASSES)
-    assert any(line == "train: 12 objects in 8 pictures, 1 without any, at most 3 in one" for line in lines), lines
+    assert any(line == "train: 12 objects in 8 pictures, 1 without objects, at most 3 in one" for line in lines), lines
     seen = 0
     for split, numbers in drawn.SPLITS.items():
         source = sources.open_split(f"my_{kind}", split, data_dir=str(data_dir))
@@ -141,7 +141,8 @@ def test_a_maximum_keeps_the_largest_and_says_what_goes(prepared):
     whole = sources.open_split("my_coco", "train", data_dir=str(data_dir))
     source = sources.open_split("my_coco", "train[:100%]", data_dir=str(data_dir), most_objects=1)
     assert source.notes == (
-        "note: train has 4 pictures of more than 1 objects (data.most_objects); 5 objects, crowds and small ones, go",
+        "note: train has 4 pictures with more than 1 objects (data.most_objects); "
+        "5 objects, crowds and small ones, are dropped",
     )
     for all_of, some in zip(whole.read(range(8)), source.read(range(8)), strict=True):
         areas = (all_of["boxes"][:, 2:] - all_of["boxes"][:, :2]).prod(1)
@@ -219,7 +220,7 @@ def renamed(content):
 
 
 BAD = {
-    "missing picture": (lambda f: (f / "train" / "p00.png").unlink(), r"p00.png.*is not there; looked below"),
+    "missing picture": (lambda f: (f / "train" / "p00.png").unlink(), r"p00.png.*is missing; searched below"),
     "missing second picture": (
         lambda f: (f / "train" / "p03.png").unlink(), r"1 of 12 pictures cannot .*p03\.png, image 103 \(No such",
     ),
@@ -235,7 +236,7 @@ BAD = {
         r"1 picture is in more than one split \(such as test/test/p10\.png = train/train/p00\.png",
     ),
     "two files": (
-        lambda f: shutil.copy(train_json(f), f / "annotations" / "instances_train2.json"), "one of these may be meant",
+        lambda f: shutil.copy(train_json(f), f / "annotations" / "instances_train2.json"), "any of these may be meant",
     ),
 }  # fmt: skip
 
@@ -274,7 +275,7 @@ def test_what_is_mended_is_counted(tmp_path):
     text = "\n".join(lines)
     assert "2 boxes that reach beyond their picture were clipped" in text and "annotation" in text
     assert "2 boxes without area were left out" in text
-    assert "1 objects have no mask, and are taken to fill their box, such as" in text
+    assert "1 objects have no mask, and are assumed to fill their box, such as" in text
     assert "train: 10 objects in 8 pictures" in text
 
 
@@ -291,7 +292,7 @@ def test_many_layouts_of_the_same(tmp_path):
     (year / "ImageSets" / "Main" / "test.txt").write_text("p90\np91\n")  # published without annotations
     found = annotated_folder.scan(tmp_path / "b", "voc")
     assert {s: len(p) for s, p in found.splits.items()} == {"train": 8, "validation": 2}
-    assert "left out test.txt: none of its pictures is annotated" in found.notes
+    assert "left out test.txt: none of its pictures are annotated" in found.notes
     beside = tmp_path / "c"
     drawn.voc(beside)
     for path in [*(beside / "Annotations").iterdir(), *(beside / "JPEGImages").iterdir()]:
@@ -318,7 +319,7 @@ def yaml_with(old, new):
 
 
 YOLO_BAD = {
-    "no names": (yaml_with("names:", "nombres:"), "names is no list of class names"),
+    "no names": (yaml_with("names:", "nombres:"), "names is not a list of class names"),
     "not YAML": (lambda f: (f / "data.yaml").write_text("a: [1, 2"), "is not YAML"),
     "code": (lambda f: (f / "data.yaml").write_text("!!python/object/apply:os.system ['true']"), "is not YAML"),
     "outside": (yaml_with("images/train", "../../nowhere"), "train names '../../nowhere', which is not below"),

@@ -75,7 +75,7 @@ def test_folder_with_odd_names(tmp_path, lines):
         close = 0 if name.endswith("png") else 4  # two jpeg decoders may differ a little
         np.testing.assert_allclose(read[name]["image"].astype(int), np.asarray(expected).astype(int), atol=close)
         assert read[name]["label"] == ("кошка" in name)
-    assert "ignored 1 images outside of any class folder" in lines[0]
+    assert "ignored 1 images outside any class folder" in lines[0]
     assert "ignored 1 files that are not images" in lines[1] and "notes.txt" in lines[1]
     assert lines[2] == "ignored 2 hidden files"
 
@@ -124,7 +124,7 @@ def test_unusual_images_read_as_three_channels_of_eight_bits(tmp_path, lines):
     read = examples(tmp_path / "data", "mine")
     count = len(UNUSUAL) + 6
     assert len(read) == count
-    assert f"{count} images were stored as png, being no 8-bit grey or RGB jpeg or png" in lines
+    assert f"{count} images were stored as png, not being 8-bit grey or RGB jpeg/png" in lines
     high = (SIXTEEN >> 8).astype(np.uint8)
     for name, example in read.items():
         if name in ("a/sixteen.png", "a/sixteen.tif"):
@@ -173,7 +173,7 @@ def test_photographs_stand_upright(orientation, tmp_path, lines):
             upright = np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
         assert upright.shape == ((8, 6, 3) if orientation > 4 else (6, 8, 3))
         np.testing.assert_array_equal(example["image"], upright, err_msg=name)
-    turned = [x for x in lines if x.startswith("5 images were turned as their EXIF orientation says")]
+    turned = [x for x in lines if x.startswith("5 images were turned by their EXIF orientation")]
     assert len(turned) == (orientation > 1)
     kept = [image_file.load(tmp_path / "set" / name).data == data for name, data in raw.items()]
     assert kept == ([True, True, False, False, False] if orientation == 1 else [False] * 5)
@@ -207,7 +207,7 @@ def test_bad_images_fail_all_named_and_leave_nothing(damaged, tmp_path, lines):
     text = str(e.value)
     assert text.startswith("8 of 20 images cannot be read") and "--on_error=skip" in text
     assert all(str(source / b) in text for b in bad) and "zero bytes" in text and "No such file" in text
-    assert "phone.heic (HEIC, not an image of a kind that is read" in text and "; export it as jpeg)" in text
+    assert "phone.heic (HEIC, not an image in a supported format" in text and "; export it as jpeg)" in text
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -228,7 +228,7 @@ def test_many_bad_images_are_counted(tmp_path, lines):
     with pytest.raises(errors.BadRequest, match=r"^30 of 30 .*19.jpg \(zero bytes\) and 10 more"):
         builders.prepare("folder", tmp_path / "data", tmp_path / "set", folder_name="mine", say=lines.append)
     picture(tmp_path / "set" / "b" / "good.png")
-    with pytest.raises(errors.BadRequest, match="classes of which no image can be read: a"):
+    with pytest.raises(errors.BadRequest, match="classes without a readable image: a"):
         builders.prepare(
             "folder", tmp_path / "data", tmp_path / "set", folder_name="mine", on_error="skip", say=lines.append
         )
@@ -272,7 +272,7 @@ def make(tmp_path: Path, *paths: str) -> Path:
     ("paths", "message"),
     [
         ((), "no class folders"),
-        (("a.png", "b.png"), "no class folders, the images lie in it directly"),
+        (("a.png", "b.png"), "no class folders, its images are directly in it"),
         (("a/1.png", "b/"), "classes without images: b"),
         (("a/", "b/"), "holds no images"),
         (("train/a/1.png", "val/"), "beside them val"),
@@ -294,13 +294,13 @@ def test_requests_that_will_not_do(tmp_path, lines):
         ({"name": "folder", "source": tmp_path / "none"}, "does not exist"),
         ({"name": "folder", "source": tmp_path / "set" / "a" / "1.png"}, "is not a folder"),
         ({"name": "folder"}, "needs --source"),
-        ({"name": "folder", "source": tmp_path / "set", "folder_name": "My set"}, "--name=My set will not do"),
+        ({"name": "folder", "source": tmp_path / "set", "folder_name": "My set"}, "--name=My set is not a valid name"),
         ({"name": "folder", "source": tmp_path / "set", "folder_name": "mnist"}, "is a data set of tfds"),
         ({"name": "folder", "source": tmp_path / "set", "folder_name": "imagenette"}, "such as my_imagenette"),
         ({"name": "fashon_mnist"}, "Did you mean 'fashion_mnist'"),
         ({"name": "mnist", "folder_name": "x"}, "--name is for --dataset=folder"),
         ({"name": "mnist", "on_error": "ignore"}, "--on_error"),
-        ({"name": "mnist", "data_dir": "gs://bucket/data"}, "no local folder"),
+        ({"name": "mnist", "data_dir": "gs://bucket/data"}, "not a local folder"),
     ]:
         with pytest.raises(errors.BadRequest, match=message):
             builders.prepare(**{"data_dir": tmp_path / "data", "say": lines.append, **arguments})
@@ -410,7 +410,7 @@ def test_what_is_no_image_starts_nothing(canary, program, tmp_path, lines):
     assert set(said) == {
         "cat.jpg", "cat.png", "doc.jpeg", "pipe.jpg", "zero.png", "null.png", "self.png", "huge.png",
     }  # fmt: skip
-    assert "PostScript, not an image of a kind that is read: jpeg, png" in said["cat.jpg"]
+    assert "PostScript, not an image in a supported format: jpeg, png" in said["cat.jpg"]
     assert "a named pipe, not a regular file" in said["pipe.jpg"]
     assert "a device, not a regular file" in said["zero.png"]
     assert "1,099,511,627,776 bytes; at most" in said["huge.png"]
@@ -422,7 +422,7 @@ def test_what_is_no_image_starts_nothing(canary, program, tmp_path, lines):
 
 @pytest.mark.parametrize("source", ["/proc", "/proc/self/fd", "/sys", "/sys/class", "/dev/fd"])
 def test_what_the_kernel_makes_up_is_not_read(source, tmp_path, lines):
-    with pytest.raises(errors.BadRequest, match=r"is of the kernel \((proc|sysfs)\), not a folder of images"):
+    with pytest.raises(errors.BadRequest, match=r"belongs to the kernel \((proc|sysfs)\), not a folder of images"):
         builders.prepare("folder", tmp_path, source, folder_name="mine", say=lines.append)
 
 
@@ -430,7 +430,7 @@ def test_limits_of_a_folder(tmp_path, monkeypatch):
     source = make(tmp_path, "a/1.png", "b/c/d/e/1.png")
     with monkeypatch.context() as m:
         m.setitem(reading.LIMITS, "depth", 2)
-        with pytest.raises(errors.BadRequest, match="set/b holds folders in folders, more than 2 deep"):
+        with pytest.raises(errors.BadRequest, match="set/b holds folders nested more than 2 deep"):
             folder.scan(source)
     monkeypatch.setitem(reading.LIMITS, "entries", 2)
     with pytest.raises(errors.BadRequest, match="set/b holds more than 2 files and folders"):
@@ -464,7 +464,7 @@ def test_one_class_written_in_two_forms(tmp_path, lines):
 def test_classes_of_almost_one_name_are_said(tmp_path):
     source = make(tmp_path, "Cat/1.png", "cat/2.png", "\uff23at/3.png", "dog/4.png")
     (note,) = folder.scan(source).notes
-    assert note == "note: Cat and cat and \uff23at are two classes, though almost one name"
+    assert note == "note: Cat and cat and \uff23at are two classes with similar names"
     source = make(tmp_path / "other", "train/Cat/1.png", "test/cat/1.png")
     with pytest.raises(errors.BadRequest, match=r"that train does not have: cat\. Did you mean 'Cat'"):
         folder.scan(source)
@@ -542,7 +542,7 @@ def test_the_same_picture_under_two_classes(tmp_path, lines):
 def test_a_class_of_copies_alone(tmp_path, lines):
     source = make(tmp_path, "train/a/0.png", "train/b/0.png", "test/a/1.png", "test/b/1.png")
     shutil.copy(source / "test/a/1.png", source / "train/a/0.png")
-    with pytest.raises(errors.BadRequest, match="train has classes of which all images are copies of others: a"):
+    with pytest.raises(errors.BadRequest, match="train has classes whose images are all copies of others: a"):
         builders.prepare("folder", tmp_path, source, folder_name="mine", on_duplicate="drop", say=lines.append)
 
 
@@ -611,7 +611,7 @@ def test_a_folder_of_one_class(program, tmp_path):
     """Said when it is prepared, as pretraining may want it; refused where a classifier is to be trained on it."""
     source = make(tmp_path, *(f"only/{i}.png" for i in range(12)))
     words, text = prepared(program, source, tmp_path / "data", "--name=mine")
-    assert "note: there is one class only, only: a classifier has nothing to tell apart" in text
+    assert "note: there is only one class, only: a classifier has nothing to distinguish" in text
     assert "  1 class: only" in text
     got = program(
         "train",
@@ -620,7 +620,7 @@ def test_a_folder_of_one_class(program, tmp_path):
         RECVIS_DATA_DIR=str(tmp_path / "data"),
         JAX_PLATFORMS="cpu",
     )
-    assert got.code == 2 and "mine has one class only, only: a classifier has nothing to tell apart" in got.err
+    assert got.code == 2 and "mine has only one class, only: a classifier has nothing to distinguish" in got.err
     assert not (tmp_path / "run").exists()
 
 
@@ -645,7 +645,7 @@ def test_a_data_set_imports_nothing_of_its_own_choice(tmp_path, monkeypatch, lin
     assert kind in text
     (directory / "features.json").write_text(text.replace(kind, "evil_module.Image"))
     (directory / "recvis_jax.json").unlink()  # whose checksums would tell
-    with pytest.raises(errors.BadRequest, match=r"names a feature of another library than tfds, 'evil_module\.Image'"):
+    with pytest.raises(errors.BadRequest, match=r"names a feature of a library other than tfds, 'evil_module\.Image'"):
         sources.open_split("mine", "train", data_dir=str(tmp_path / "data"))
     for broken in ("{", "[]", '{"a": NaN}'):
         (directory / "features.json").write_text(broken)

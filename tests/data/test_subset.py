@@ -65,5 +65,5 @@ def test_refusals(digits, kw, words):
 
 
 def test_labels_that_are_no_classes_are_refused(digits):
-    with pytest.raises(BadRequest, match="one class an image"):
+    with pytest.raises(BadRequest, match="one class per image"):
         subset(digits._replace(num_classes=0), per_class=3)
