@@ -107,7 +107,7 @@ def test_what_is_reported_is_unseen_and_named_by_one_flag(run, program, tmp_path
         ("--protocols=", "--protocols is empty"),
         ("--layers=features,", "--layers is empty"),
         ("--splits=train", "--splits takes two or three"),
-        ("--classes=3", "probes need classes, one an image of two or more"),
+        ("--classes=3", "probes need at least two classes"),
     ):
         ended = program(*args, flag)
         assert ended.code == 2 and text in ended.err and ended.err.count("\n") == 1, ended
@@ -151,11 +151,11 @@ def test_too_few_examples_are_said_by_the_name_of_the_class():
     ):
         with pytest.raises(errors.BadRequest, match=text):
             probes.check(protocols, labels, ("ä", "b"), 2, per_class)
-    without = r"class 'c\\\\x1b' has no training example, .*; linear,knn,svm,kernel_svm,forest do without"
+    without = r"class 'c\\\\x1b' has no training example, .*; linear,knn,svm,kernel_svm,forest do not"
     with pytest.raises(errors.BadRequest, match=without):
         probes.check(["fewshot"], labels, ("a", "b", "c\x1b"), 3)
     probes.check(["linear", "knn"], labels, ("a", "b", "c"), 3)
-    with pytest.raises(errors.BadRequest, match="one an image of two or more"):
+    with pytest.raises(errors.BadRequest, match="need at least two classes"):
         probes.check(["knn"], labels.astype(float), (), 2)
 
 
@@ -261,8 +261,8 @@ def test_images_of_several_classes_get_a_mean_average_precision(program, tmp_pat
     assert [r["name"] for r in results] == ["linear", "svm"]
     assert all(0 < r["mean_average_precision"] <= 1 and "accuracy" not in r for r in results)
     for flags, text in (
-        (("--protocols=knn,svm",), "knn takes one class an image; of several classes each take linear, svm"),
-        (("--protocols=svm", "--per_class=5"), "examples of each class are drawn where an image has one class"),
+        (("--protocols=knn,svm",), "knn needs one class per image; linear, svm allow several"),
+        (("--protocols=svm", "--per_class=5"), "examples per class can only be drawn if an image has one class"),
     ):
         ended = program(*args, *flags)
         assert ended.code == 2 and text in ended.err and ended.err.count("\n") == 1, ended

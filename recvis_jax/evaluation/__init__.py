@@ -1,1 +1,1 @@
-"""Metrics, and one file a protocol that measures a model with them."""
+"""Metrics, and one file per protocol that measures a model with them."""

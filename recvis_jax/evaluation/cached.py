@@ -1,4 +1,4 @@
-"""Cached features as the protocols on them take them: checked once, then read in blocks of float32."""
+"""Cached features for the protocols: checked once, then read in blocks of float32."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, Int, Num
 
 from recvis_jax.errors import BadRequest
 
-# (n d) and (n). Lengths are compared by `check`, whose sentence is what a user is to see: hence no letters for them.
+# (n d) and (n). No letters for the lengths: `check` compares them, so that users see its message.
 Features = Float[jax.Array | np.ndarray, "_ _"]
 Labels = Int[jax.Array | np.ndarray, " _"]
-Targets = Int[jax.Array | np.ndarray, " _"] | Num[jax.Array | np.ndarray, "_ _"]  # classes, or several an example
+Targets = Int[jax.Array | np.ndarray, " _"] | Num[jax.Array | np.ndarray, "_ _"]  # one class per example, or several
 
-Progress = Callable[[int, int], None]  # is told how much is done, and how much there is in all
+Progress = Callable[[int, int], None]  # called with what is done and the total
 
-_ROWS = 8192  # read at a time on the host
+_ROWS = 8192  # rows read at a time on the host
 
 
 def silent(done: int, total: int) -> None:
@@ -27,21 +27,21 @@ def silent(done: int, total: int) -> None:
 def check(
     features: Any, labels: Any, num_classes: int, what: str = "training", width: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns features (n d) and labels (n) as `check_features` and `check_labels` do."""
+    """Returns features (n d) and labels (n), see `check_features` and `check_labels`."""
     features = check_features(features, what, width)
     return features, check_labels(labels, len(features), num_classes, what)
 
 
 def check_features(features: Any, what: str, width: int | None = None) -> np.ndarray:
-    """Returns features as a numpy array (a memmap stays one), if they are what a protocol can work with.
+    """Returns features as a numpy array (a memmap stays one), after checking that a protocol can use them.
 
     Args:
       features: (n d), floats.
-      what: whose they are, for the message.
-      width: d, where it is known already.
+      what: where they come from, for the message.
+      width: d, if already known.
 
     Raises:
-      BadRequest: another shape or type, no numbers at all, or some that are not finite in float32.
+      BadRequest: wrong shape or type, no features at all, or numbers that are not finite in float32.
     """
     features = np.asanyarray(features)
     if features.ndim != 2 or not jnp.issubdtype(features.dtype, jnp.floating):
@@ -56,13 +56,13 @@ def check_features(features: Any, what: str, width: int | None = None) -> np.nda
         finite = np.isfinite(block(features, start, _ROWS)).all(axis=1)
         if not finite.all():
             raise BadRequest(
-                f"{what} features of example {start + int(np.argmin(finite))} are not all finite numbers of float32."
+                f"{what} features of example {start + int(np.argmin(finite))} are not all finite in float32."
             )
     return features
 
 
 def check_labels(labels: Any, n: int, num_classes: int, what: str) -> np.ndarray:
-    """Returns labels as int32, if they are n integers in [0, num_classes); raises `BadRequest` otherwise."""
+    """Returns labels as int32 if they are n integers in [0, num_classes); otherwise raises `BadRequest`."""
     labels = np.asarray(labels)
     if num_classes < 1:
         raise BadRequest(f"num_classes is {num_classes}; there must be at least one.")
@@ -72,23 +72,23 @@ def check_labels(labels: Any, n: int, num_classes: int, what: str) -> np.ndarray
         raise BadRequest(f"there are {n} {what} features, but {len(labels)} {what} labels.")
     if len(wrong := np.flatnonzero((labels < 0) | (labels >= num_classes))):
         raise BadRequest(
-            f"{what} label {labels[wrong[0]]} of example {wrong[0]} is none of the {num_classes} classes from 0 to "
-            f"{num_classes - 1}; there are {len(wrong)} such."
+            f"{what} label {labels[wrong[0]]} of example {wrong[0]} is not one of the {num_classes} classes from 0 to "
+            f"{num_classes - 1}; {len(wrong)} labels are wrong."
         )
     return labels.astype(np.int32)
 
 
 def check_targets(labels: Any, n: int, num_classes: int, what: str) -> Int[np.ndarray, "n k"]:
-    """Returns for every class 1 for its examples, -1 for others and 0 for those that it ignores, as int8.
+    """Returns for every class 1 for its examples, -1 for others and 0 for ignored ones, as int8.
 
     Args:
-      labels: classes (n), or (n k) of 1, 0 and, for entries that are ignored, -1 or NaN.
-      n: how many there must be.
+      labels: classes (n), or (n k) of 1, 0 and, for ignored entries, -1 or NaN.
+      n: the number of examples.
       num_classes: k.
-      what: whose they are, for the message.
+      what: where they come from, for the message.
 
     Raises:
-      BadRequest: labels of another shape, or that are none of these.
+      BadRequest: labels of another shape, or with other values.
 
     Example:
       >>> check_targets(np.array([1, 0]), 2, 2, "training")
@@ -102,7 +102,7 @@ def check_targets(labels: Any, n: int, num_classes: int, what: str) -> Int[np.nd
         classes = check_labels(labels, n, num_classes, what)
         return np.where(classes[:, None] == np.arange(num_classes), 1, -1).astype(np.int8)
     if labels.shape != (n, num_classes):
-        raise BadRequest(f"{what} labels have the shape {labels.shape}; of several classes it is {(n, num_classes)}.")
+        raise BadRequest(f"{what} labels have shape {labels.shape}; for several classes it must be {(n, num_classes)}.")
     wrong = ~(np.isin(labels, (-1, 0, 1)) | np.isnan(labels)).all(axis=1)
     if wrong.any():
         raise BadRequest(f"{what} labels of example {int(np.argmax(wrong))} are not made of 1, 0 and -1 (ignored).")
@@ -110,7 +110,7 @@ def check_targets(labels: Any, n: int, num_classes: int, what: str) -> Int[np.nd
 
 
 def block(x: np.ndarray, start: int, size: int, fill: float = 0, *, pad: bool = False) -> np.ndarray:
-    """Reads rows from `start` on, at most `size`; features as float32. With `pad`, as many, the missing ones `fill`."""
+    """Reads at most `size` rows from `start` on; features as float32. `pad` fills up to `size` rows with `fill`."""
     part = x[start : start + size]
     with np.errstate(over="ignore"):  # becomes inf, which `check` reports
         part = np.asarray(part, np.int32 if np.issubdtype(x.dtype, np.integer) else np.float32)
@@ -120,7 +120,7 @@ def block(x: np.ndarray, start: int, size: int, fill: float = 0, *, pad: bool = 
 
 
 def moments(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and standard deviation (divided by n) of every column (d) of all parts, float64, in two passes."""
+    """Returns mean and standard deviation (division by n) of every column (d) of all parts, float64, in two passes."""
     n = sum(len(x) for x in parts)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -148,7 +148,7 @@ def length(parts: Sequence[np.ndarray]) -> float:
 def outputs(
     kernel: Float[np.ndarray, "d k"], bias: Float[np.ndarray, " k"], features: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, "n k"]:
-    """Returns features @ kernel + bias in float32, a part of the features at a time."""
+    """Returns features @ kernel + bias in float32, computed in parts."""
     size = min(_ROWS, len(features))
     weights, offset = jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
     parts = (block(features, at, size, pad=True) for at in range(0, len(features), size))
@@ -156,7 +156,7 @@ def outputs(
 
 
 def accuracy(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
-    """Returns the fraction of examples whose largest score is that of their class; of equals the lowest counts."""
+    """Returns the fraction of examples with the largest score for their class; in ties the lowest class counts."""
     return float(np.mean(np.argmax(scores, axis=1) == labels))
 
 

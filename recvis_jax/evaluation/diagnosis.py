@@ -1,8 +1,8 @@
-"""What is wrong with a training, in words: from its curves, what its model says of single examples, and its images.
+"""Diagnoses a training in words, from its curves, its model's predictions of single examples, and its images.
 
-Every rule is a function of the evidence that returns a finding or nothing; `RULES` lists them with what matters most
-first, which then is the headline. What a rule would need and nobody has measured, it leaves out: a run whose data are
-gone is still diagnosed by its curves. Thresholds are meant for the usual mistakes, not for a point of accuracy.
+Every rule is a function of the evidence that returns a finding or None. `RULES` lists them, the most important first;
+the first finding is the headline. A rule ignores evidence that was not measured, so a run without its data is still
+diagnosed by its curves. The thresholds are meant for common mistakes, not for differences of a point of accuracy.
 """
 
 import math
@@ -16,12 +16,12 @@ Level = Literal["problem", "caution", "fine"]
 
 
 class Curve(NamedTuple):
-    """What was recorded of a split during training, at growing steps.
+    """The records of a split during training, at increasing steps.
 
     Attributes:
       steps: (n) of the records.
-      loss: (n), NaN where a record has none.
-      accuracy: (n) in [0, 1], NaN likewise.
+      loss: (n), NaN in records without a loss.
+      accuracy: (n) in [0, 1], NaN in records without an accuracy.
     """
 
     steps: Int[np.ndarray, " _"]
@@ -33,11 +33,11 @@ NO_CURVE = Curve(np.zeros(0, int), np.zeros(0), np.zeros(0))
 
 
 class Measured(NamedTuple):
-    """Accuracy of a checkpoint on a split, in evaluation: without augmentation and dropout.
+    """Accuracy of a checkpoint on a split in evaluation mode: without augmentation and dropout.
 
     Attributes:
       accuracy: in [0, 1].
-      examples: how many were measured.
+      examples: number of examples measured.
     """
 
     accuracy: float
@@ -45,17 +45,17 @@ class Measured(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What a look at the images themselves told, without any model.
+    """What was found in the images themselves, without any model.
 
     Attributes:
-      compared: training and validation images that were compared.
-      copies: share of validation images of which the very pixels are among the training images compared.
-      near: share of those that are copies or nearly.
-      expected: share of all training images that were compared; so much of the sharing is seen.
-      vote: share of validation images whose five nearest training images name their class.
-      own_vote: the same of training images among the others; None where it was not measured.
-      further: probability that a validation image lies further from the training images than one of these does.
-      darker, flatter: by how many standard deviations the images' mean and contrast differ from those of training.
+      compared: numbers of training and validation images that were compared.
+      copies: share of validation images with exactly the same pixels as a compared training image.
+      near: share of validation images that are copies or near copies.
+      expected: share of the training images that were compared; only this share of all copies can be seen.
+      vote: share of validation images whose class is that of most of their five nearest training images.
+      own_vote: the same for training images among the other training images; None if not measured.
+      further: probability that a validation image is further away from the training images than a training image is.
+      darker, flatter: difference from the training images in mean and in contrast, in standard deviations.
     """
 
     compared: tuple[int, int]
@@ -70,19 +70,19 @@ class Pictures(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """All that is known of a training.
+    """Everything known about a training.
 
     Attributes:
       train, val: curves; `NO_CURVE` for no validation.
-      steps: made, and planned.
-      failed: the sentence with which it ended, if it did.
+      steps: (made, planned).
+      failed: the message that it failed with, if it did.
       classes: number of classes; 0 for other objectives.
-      chance_loss: loss of a model that gives each class its share; NaN where that is not known.
-      rates: learning rates of the training records; empty where they are not recorded.
+      chance_loss: loss of a model that predicts the frequencies of the classes; NaN if unknown.
+      rates: learning rates of the training records; empty if they are not recorded.
       train_examples, val_examples: sizes of the splits.
-      train_counts, val_counts: examples of each class (k) in what was read of the splits; None where nothing was.
-      clean_train, clean_val, test: accuracies of the checkpoint that is kept.
-      pictures: None where the images are not there.
+      train_counts, val_counts: examples of each class (k) in the part of the splits that was read; None if none was.
+      clean_train, clean_val, test: accuracies of the kept checkpoint.
+      pictures: None if the images are not available.
       ended: "done", "early stop", "interrupted" or "" for a run that has not ended.
     """
 
@@ -105,13 +105,13 @@ class Evidence(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One thing that was found.
+    """One result of the diagnosis.
 
     Attributes:
-      name: of the rule, as "overfitting".
+      name: of the rule, such as "overfitting".
       level: "problem", "caution", or "fine".
-      title: the sentence that says what it is.
-      why: the numbers that say so.
+      title: one sentence that states it.
+      why: the numbers behind it.
       advice: what to try.
     """
 
@@ -123,7 +123,7 @@ class Finding(NamedTuple):
 
 
 def diagnose(evidence: Evidence) -> list[Finding]:
-    """Returns what is found, what matters most first; "fine" alone where nothing is.
+    """Returns the findings, the most important first; only "fine" if there are none.
 
     Example:
       >>> steps = np.arange(1, 9) * 100
@@ -141,7 +141,7 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     return found or [_fine(evidence)]
 
 
-# --- what the rules ask of the evidence ---
+# --- quantities that the rules derive from the evidence ---
 
 
 def half_width(accuracy: float, examples: int) -> float:
@@ -164,18 +164,18 @@ def _last(curve: Curve, name: str = "loss") -> float:
 
 
 def _finite(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and losses that are numbers."""
+    """Steps and values of the finite losses."""
     known = np.isfinite(curve.loss)
     return curve.steps[known], curve.loss[known]
 
 
 def _smooth(loss: np.ndarray) -> np.ndarray:
-    """A running median of up to five values; fewer at the ends."""
+    """A running median of five values; of fewer at the ends."""
     return np.array([np.median(loss[max(0, i - 2) : i + 3]) for i in range(len(loss))])
 
 
 def _train(e: Evidence) -> Measured | None:
-    """Training accuracy: measured in evaluation if possible, else what training recorded at its end."""
+    """Training accuracy: measured in evaluation mode if possible, else the last one that training recorded."""
     if e.clean_train:
         return e.clean_train
     known = e.train.accuracy[np.isfinite(e.train.accuracy)]
@@ -183,7 +183,7 @@ def _train(e: Evidence) -> Measured | None:
 
 
 def _val(e: Evidence) -> Measured | None:
-    """Validation accuracy of the checkpoint that is kept, else the best that was recorded."""
+    """Validation accuracy of the kept checkpoint, else the best that was recorded."""
     if e.clean_val:
         return e.clean_val
     known = e.val.accuracy[np.isfinite(e.val.accuracy)]
@@ -191,21 +191,21 @@ def _val(e: Evidence) -> Measured | None:
 
 
 def _chance(e: Evidence) -> float:
-    """Accuracy of always naming the most frequent class, or of guessing."""
+    """Accuracy of always predicting the most frequent class, or of guessing."""
     counts = e.val_counts if e.val_counts is not None else e.train_counts
     return float(counts.max() / counts.sum()) if counts is not None and counts.sum() else 1 / max(1, e.classes)
 
 
 def _by_chance(share: float, chance: float, examples: int) -> bool:
-    """Whether a share of right answers is no more than guessing gives, by three standard errors."""
+    """Whether a share of right answers is within three standard errors of guessing, or lower."""
     return share <= chance + 3 * math.sqrt(chance * (1 - chance) / max(1, examples))
 
 
 def _falling(e: Evidence) -> tuple[float, float] | None:
-    """How much of its whole fall a loss fell at the end, and relative to what is left; None where it cannot be told.
+    """The fall of a loss at the end, relative to its whole fall and to what is left; None if it cannot be determined.
 
-    The end is the last quarter, or the last tenth where the learning rate had gone to nearly nothing: then the quarter
-    before falls because of the rate.
+    The end is the last quarter, or the last tenth if the learning rate had fallen to almost zero: then the loss fell in
+    the last quarter because of the rate.
     """
     steps, loss = _finite(e.val)
     curve = e.val
@@ -219,17 +219,17 @@ def _falling(e: Evidence) -> tuple[float, float] | None:
     at = steps[0] + (0.9 if decayed else 0.75) * (steps[-1] - steps[0])
     before, end, first = float(np.interp(at, steps, loss)), float(loss[-1]), float(loss[0])
     if not math.isnan(e.chance_loss):
-        first = max(first, e.chance_loss)  # the first evaluation may come when most is learnt
+        first = max(first, e.chance_loss)  # the first evaluation may come late in learning
     if first <= end:
         return 0.0, 0.0
     return (before - end) / (first - end), (before - end) / max(end, 1e-12)
 
 
 def _restless(e: Evidence) -> float:
-    """How much the loss goes up and down in the last half, beside its trend: standard deviation of its logarithm.
+    """How much the loss fluctuates around its trend in the last half: standard deviation of its logarithm.
 
-    The validation loss is of the same examples every time; that of training has the noise of its batches, too, and
-    is asked for only where there are not enough of the others.
+    The validation loss is always measured on the same examples; that of training also has the noise of its batches, so
+    it is used only if there are too few validation losses.
     """
     loss = _finite(e.val)[1]
     if len(loss) < 6 or 0 < e.val_examples < 100:
@@ -237,7 +237,7 @@ def _restless(e: Evidence) -> float:
     half = np.log(np.maximum(loss[len(loss) // 2 :], 1e-12))
     if len(half) < 4:
         return 0.0
-    return float(np.median(np.abs(np.diff(half))) / 0.954)  # of normal noise the median step is 0.954 deviations
+    return float(np.median(np.abs(np.diff(half))) / 0.954)  # the median step of normal noise is 0.954 deviations
 
 
 def _percent(share: float) -> str:
@@ -248,24 +248,24 @@ def _percent(share: float) -> str:
 
 
 def _diverged(e: Evidence) -> Finding | None:
-    advice = "Take a lower learning rate (a tenth first), a warm-up, or optim.clip_norm."
+    advice = "Try a lower learning rate (first a tenth), a warm-up, or optim.clip_norm."
     if e.failed:
         return Finding("diverged", "problem", "The training diverged.", e.failed, advice)
     _, loss = _finite(e.train)
     broken = len(e.train.loss) > len(loss) and not np.isfinite(e.train.loss[-1])
     end = _last(e.train)
     if broken:
-        why = f"The training loss is no number at step {int(e.train.steps[-1]):,}."
+        why = f"The training loss is not a number at step {int(e.train.steps[-1]):,}."
         return Finding("diverged", "problem", "The training diverged.", why, advice)
     reference = np.fmax(loss[0], e.chance_loss) if len(loss) else math.nan
     if len(loss) >= 3 and end > 3 * reference:
-        why = f"The training loss ended at {end:.4g}, far above the {reference:.4g} of its beginning."
+        why = f"The training loss ended at {end:.4g}, far above the initial {reference:.4g}."
         return Finding("diverged", "problem", "The training diverged.", why, advice)
     return None
 
 
 def _shuffled(e: Evidence) -> Finding | None:
-    """Neither the model nor the nearest images can tell a class."""
+    """Neither the model nor the nearest images can predict the class."""
     train, val = _train(e), _val(e)
     if not e.classes or not val or not train or not _by_chance(val.accuracy, _chance(e), val.examples):
         return None
@@ -275,36 +275,36 @@ def _shuffled(e: Evidence) -> Finding | None:
     learnt = train.accuracy > 2 * _chance(e) + 0.2
     if not (told if p else learnt):
         return None
-    numbers = f"Validation accuracy {_percent(val.accuracy)} is what guessing gives ({_percent(_chance(e))})"
+    numbers = f"Validation accuracy {_percent(val.accuracy)} is no better than guessing ({_percent(_chance(e))})"
     if p:
-        numbers += f", and the nearest training images name the class of {_percent(p.vote)} only"
+        numbers += f", and the nearest training images predict only {_percent(p.vote)} correctly"
     if learnt:
-        numbers += f"; training images are predicted with {_percent(train.accuracy)}: they were learnt by heart"
+        numbers += f"; training images are predicted with {_percent(train.accuracy)}: they were memorised"
     if own is not None and p and not _by_chance(own, _chance(e), p.compared[0]):
-        numbers += f". Among training images alone, neighbours do name the class ({_percent(own)})"
+        numbers += f". Among training images alone, neighbours do predict the class ({_percent(own)})"
         title = "The labels of the validation images do not belong to them."
     else:
         title = "The labels do not belong to the images: they look shuffled."
     advice = (
         "Look at the pictures below with their labels. The usual causes: images and labels were sorted or shuffled "
-        "apart, or an index is off by one. If the labels are right, the images do not show what they name."
+        "separately, or an index is off by one. If the labels are right, the images do not show their classes."
     )
     return Finding("labels shuffled", "problem", title, f"{numbers}.", advice)
 
 
 def _shared(e: Evidence) -> Finding | None:
-    """Near copies are sometimes no copies, so a few of them say nothing; two copies do."""
+    """A few near copies prove nothing, because some are different pictures; two exact copies do."""
     p = e.pictures
     if p is None or (p.copies * p.compared[1] < 2 and p.near * p.compared[1] < max(3, 0.006 * p.compared[1])):
         return None
     share = min(1.0, p.near / p.expected)
     if share < 0.01:
         return None
-    what = f"{_percent(p.copies)} of the validation images are among the training images pixel by pixel"
+    what = f"{_percent(p.copies)} of the validation images are exact copies of training images"
     if p.near > p.copies:
-        what += f", {_percent(p.near)} with those that are nearly the same"
+        what += f", {_percent(p.near)} including near copies"
     if p.expected < 0.999:
-        what += f", of which {_percent(p.expected)} were compared: among all of them there may be {_percent(share)}"
+        what += f", of which {_percent(p.expected)} were compared: with all of them it may be {_percent(share)}"
     return Finding(
         "shared images",
         "problem" if share >= 0.02 else "caution",
@@ -316,37 +316,35 @@ def _shared(e: Evidence) -> Finding | None:
 
 
 def _rate(e: Evidence) -> Finding | None:
-    """The loss blew up on its way, or never comes to rest."""
+    """The loss exploded during training, or never settles."""
     _, loss = _finite(e.train)
     ends = (f"Validation accuracy ended at {_percent(_last(e.val, 'accuracy'))}." if len(e.val.steps) else "").strip()
-    advice = "Take a third or a tenth of the rate, a warm-up, or a schedule that ends near zero."
+    advice = "Try a third or a tenth of the rate, a warm-up, or a schedule that ends near zero."
     late = (
         loss[1:] if len(e.train.steps) and e.train.steps[0] < 5 else loss
     )  # one of the first steps is the initial loss
     if len(late) and not math.isnan(e.chance_loss) and late.max() > 2 * e.chance_loss:
-        why = (
-            f"The training loss went up to {late.max():.4g}, where a model that guesses has {e.chance_loss:.3g}. {ends}"
-        )
-        title = "The learning rate is too high: the first steps threw the weights far away."
+        why = f"The training loss rose to {late.max():.4g}; guessing gives {e.chance_loss:.3g}. {ends}"
+        title = "The learning rate is too high: the first steps moved the weights far away."
         return Finding("rate too high", "problem", title, why.strip(), advice)
     train, restless = _train(e), _restless(e)
-    learnt = train is not None and train.accuracy > 0.98  # what is left of the loss is of single images
+    learnt = train is not None and train.accuracy > 0.98  # the remaining loss comes from single images
     if restless > 0.2 and not learnt:
         why = (
             f"In the second half the validation loss still jumps by {100 * math.expm1(restless):.0f} % from one "
             f"evaluation to the next. {ends}"
         )
-        title = "The learning rate is too high: the training does not come to rest."
+        title = "The learning rate is too high: the training does not settle."
         return Finding("rate too high", "problem", title, why.strip(), advice)
     p = e.pictures
     if e.classes and train and p and _by_chance(train.accuracy, _chance(e), train.examples):
         stays = len(loss) >= 3 and not (_falling(e) or (0, 0))[0] > 0.06
         if stays and not _by_chance(p.vote, _chance(e), p.compared[1]):
             why = (
-                f"Training accuracy {_percent(train.accuracy)} is that of guessing, though the nearest images name "
-                f"the class of {_percent(p.vote)}: the labels are not to blame."
+                f"Training accuracy {_percent(train.accuracy)} is that of guessing, but the nearest images predict "
+                f"the class of {_percent(p.vote)}: the labels are not the cause."
             )
-            title = "The model learns nothing: its units died, as under too high a learning rate, or none reach it."
+            title = "The model learns nothing: dead units, as from too high a learning rate, or no gradient reaches it."
             return Finding("rate too high", "problem", title, why, advice)
     return None
 
@@ -362,22 +360,22 @@ def _small(e: Evidence) -> Finding | None:
     return Finding(
         "validation too small",
         "problem" if n < 50 or n < 2 * e.classes else "caution",
-        "The validation set is too small to tell models apart.",
+        "The validation set is too small to distinguish models.",
         f"With {n:,} images, an accuracy of {_percent(val.accuracy)} means {_percent(val.accuracy)} ± "
         f"{100 * width:.1f} points.",
-        "Hold out more images, or compare by cross-validation; do not choose by differences smaller than that.",
+        "Hold out more images, or use cross-validation; ignore differences smaller than that.",
     )
 
 
 def _unrepresentative(e: Evidence) -> Finding | None:
-    """Validation images of other classes, or that look otherwise; or test numbers that are far away."""
+    """Validation images with other class frequencies, or a different look; or a very different test accuracy."""
     why = []
     if e.train_counts is not None and e.val_counts is not None and e.train_counts.sum() and e.val_counts.sum():
         n, m = e.train_counts.sum(), e.val_counts.sum()
         p, q = e.train_counts / n, e.val_counts / m
         mean = (e.train_counts + e.val_counts) / (n + m)
         moved = np.abs(p - q).sum() / 2
-        drawn = np.sqrt(mean * (1 - mean) * (1 / n + 1 / m) * 2 / math.pi).sum() / 2  # what a fair draw moves
+        drawn = np.sqrt(mean * (1 - mean) * (1 / n + 1 / m) * 2 / math.pi).sum() / 2  # expected of a fair draw
         if moved > 0.1 + 1.5 * drawn:
             missing = int(((e.val_counts == 0) & (e.train_counts > 0)).sum())
             none = f"; {missing:,} classes have no validation image" if missing else ""
@@ -387,7 +385,7 @@ def _unrepresentative(e: Evidence) -> Finding | None:
         beyond = 4 * 0.29 / math.sqrt(p_.compared[1])
         if p_.further > 0.5 + max(0.2, beyond):
             why.append(
-                f"{_percent(p_.further)} of them lie further from the training images than these from each other"
+                f"{_percent(p_.further)} of them are further away from the training images than these from each other"
             )
         moved = max(abs(p_.darker), abs(p_.flatter))
         if moved > max(0.8, 4 / math.sqrt(p_.compared[1])):
@@ -400,7 +398,7 @@ def _unrepresentative(e: Evidence) -> Finding | None:
         if abs(gap) > max(0.04, 4 * error):
             why.append(
                 f"validation accuracy is {_percent(val.accuracy)}, test accuracy {_percent(e.test.accuracy)}, which is "
-                "more than chance"
+                "more than a random difference"
             )
     if not why:
         return None
@@ -410,8 +408,8 @@ def _unrepresentative(e: Evidence) -> Finding | None:
         "problem",
         "The validation images are not like the training images.",
         f"{text[0].upper()}{text[1:]}.",
-        "Draw validation at random from the same source (of a sorted data set, not its last part), or say that another "
-        "kind of image is what you want to measure." + (" Training accuracy says little here." if train else ""),
+        "Draw validation at random from the same source (not the last part of a sorted data set), unless you want to "
+        "measure on a different kind of images." + (" Training accuracy tells little here." if train else ""),
     )
 
 
@@ -424,14 +422,14 @@ def _early(e: Evidence) -> Finding | None:
         return None
     done, planned = e.steps
     if done < planned and e.ended != "done":
-        title = "The run has not come to its end, and is still learning."
-        advice = "Let it go on: the same command resumes it."
+        title = "The run has not ended, and is still learning."
+        advice = "Continue it: the same command resumes it."
     else:
         title = "The training stopped too early: it was still learning."
         advice = "Train longer, or raise the learning rate if the curve is slow and smooth."
     name = "validation" if np.isfinite(e.val.loss).sum() >= 3 else "training"
     why = (
-        f"The {name} loss fell by {_percent(min(share, 1.0))} of its whole way in the last part of the training, to "
+        f"The {name} loss fell by {_percent(min(share, 1.0))} of its total fall in the last part of the training, to "
         f"{_last(e.val if name == 'validation' else e.train):.4g}."
     )
     return Finding("stopped too early", "problem", title, why, advice)
@@ -458,7 +456,7 @@ def _over(e: Evidence) -> Finding | None:
             )
             return Finding("overfitting", "problem", "The model overfits.", why, advice)
         if risen:
-            title = "The validation loss rises again: the model grows too sure of itself."
+            title = "The validation loss rises again: the model becomes overconfident."
             return Finding("overfitting", "caution", title, rise.strip(), advice)
     elif risen:
         return Finding("overfitting", "problem", "The model overfits.", rise.strip(), advice)
@@ -472,13 +470,13 @@ def _under(e: Evidence) -> Finding | None:
     if val and 1 - train.accuracy < 0.6 * (1 - val.accuracy):
         return None
     p = e.pictures
-    beside = f" The nearest training images alone name the class of {_percent(p.vote)}." if p else ""
-    both = f", and no fewer of validation ({_percent(1 - val.accuracy)})" if val else ""
+    beside = f" The nearest training images alone predict the class of {_percent(p.vote)}." if p else ""
+    both = f", and at least as many of validation ({_percent(1 - val.accuracy)})" if val else ""
     return Finding(
         "underfitting",
         "problem",
-        "The model underfits: it is wrong about the images that it was trained on.",
-        f"At its end {_percent(1 - train.accuracy)} of the training images are predicted wrongly{both}, and the loss "
+        "The model underfits: it is wrong even on its training images.",
+        f"At the end {_percent(1 - train.accuracy)} of the training images are predicted wrongly{both}, and the loss "
         f"no longer falls.{beside}",
         "A longer training, a larger model, or less regularisation (weight decay, dropout, augmentation).",
     )
@@ -493,17 +491,17 @@ def _fine(e: Evidence) -> Finding:
     if not len(e.train.steps) and not val:
         return Finding("fine", "caution", "There is nothing to diagnose: the run has no records.", "", "")
     if not val and not len(e.val.steps):
-        why = f"{', '.join(told)}; without validation data, nobody can tell overfitting."
+        why = f"{', '.join(told)}; without validation data, overfitting cannot be detected."
         return Finding("fine", "fine", "Nothing in the training curve stands out.", why[0].upper() + why[1:], "")
     text = ", ".join(told)
     return Finding("fine", "fine", "Nothing stands out.", f"{text[:1].upper()}{text[1:]}.", "")
 
 
-# What matters most comes first.
+# The most important rules come first.
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     _diverged, _shuffled, _shared, _rate, _small, _unrepresentative, _early, _over, _under,
 )  # fmt: skip
-# What a finding explains is not said again: a model that learns wrong labels by heart overfits, of course.
+# Findings that another one explains are left out: a model that memorises wrong labels of course overfits.
 _EXPLAINS = {
     "diverged": ("rate too high", "stopped too early", "overfitting", "underfitting", "labels shuffled"),
     "labels shuffled": ("rate too high", "stopped too early", "overfitting", "underfitting"),

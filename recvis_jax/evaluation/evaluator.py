@@ -1,4 +1,4 @@
-"""Evaluation of a task's predictions on a whole split: classification and regression alike."""
+"""Evaluation of a task's predictions on a whole split, for all tasks."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from recvis_jax.training import processes
 
 
 def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, metrics.Metric]:
-    """Builds metrics by name: a name of `metrics.METRICS`, or `top_3`, `top_5`, ...
+    """Builds metrics by name: a name in `metrics.METRICS`, or `top_3`, `top_5`, ...
 
     Args:
       names: which metrics.
-      num_classes: k, for the metrics that report by class.
+      num_classes: k, for metrics with a value per class.
     """
     by_class = ("per_class_accuracy", "confusion_matrix", "mean_average_precision")
     out = {}
@@ -27,14 +27,14 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, metrics.M
                 least = errors.printable(name[4:])[:12]
                 raise errors.BadRequest(f"metric {name[:16]} needs at least {least} classes; there are {num_classes}.")
             if int(name[4:]) < 1:
-                raise errors.BadRequest(f"metric {name}: the true class is among the first 1 or more, as top_1.")
+                raise errors.BadRequest(f"metric {name}: the number must be at least 1, as in top_1.")
             out[name] = metrics.top_k(int(name[4:]), name=name)
         else:
             make = errors.choose(
                 {k: v for k, v in metrics.METRICS.items() if k not in ("loss", "top_k")}, name, "metric"
             )
             if name in by_class and not num_classes:
-                raise errors.BadRequest(f"metric {name} is of classes; the labels of these data are numbers.")
+                raise errors.BadRequest(f"metric {name} needs classes; the labels of these data are numbers.")
             out[name] = make(num_classes) if name in by_class else make()
     return out
 
@@ -47,13 +47,13 @@ def make_evaluate(
 ) -> Callable[..., dict[str, Any] | None]:
     """Returns `evaluate(params, model_state, batches, stop=...) -> {metric: value}`.
 
-    Exact under any batching, on any number of devices and hosts: metrics are sums over the examples that the mask
-    keeps. Returns None as soon as `stop()` is true.
+    Exact for any batching, on any number of devices and hosts: metrics are sums over the examples that the mask keeps.
+    Returns None as soon as `stop()` is true.
 
     Args:
       predict: of a `Task`.
-      measured: metrics by name, those of the task among them.
-      preprocess: batch -> batch as the model takes it, without augmentation.
+      measured: metrics by name, including those of the task.
+      preprocess: batch -> input of the model, without augmentation.
       mesh: devices; the sums are replicated over it.
     """
 
@@ -64,7 +64,7 @@ def make_evaluate(
         return {name: metric.update(outputs, batch) for name, metric in measured.items()}
 
     compiled = processes.compiled_together(jax.jit(update, out_shardings=NamedSharding(mesh, PartitionSpec())))
-    # Sums over devices that are dispatched together may block each other on CPUs.
+    # On CPUs, sums over devices that are dispatched at the same time may block each other.
     serial = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
     def evaluate(
@@ -88,7 +88,7 @@ def make_evaluate(
 
 
 class _Stopped(Exception):
-    """Leaves an evaluation half-way."""
+    """Ends an evaluation early."""
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:

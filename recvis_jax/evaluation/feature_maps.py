@@ -1,8 +1,8 @@
-"""Explicit feature maps: what makes a linear classifier one of an additive kernel, about, at the cost of a linear one.
+"""Explicit feature maps: with them a linear classifier approximates one with an additive kernel, at linear cost.
 
-An additive homogeneous kernel is a sum over dimensions of k(x, y) = sqrt(x y) K(log(y / x)) of numbers from 0 on. The
-Fourier transform of its signature K, the spectrum, is sampled at 0, L, 2 L, ...: each sample but the first gives a
-cosine and a sine of log x. Numbers below 0 take the map of their size with its sign changed.
+An additive homogeneous kernel is a sum over dimensions of k(x, y) = sqrt(x y) K(log(y / x)) for numbers >= 0. The
+Fourier transform of its signature K, the spectrum, is sampled at 0, L, 2 L, ...: each sample except the first gives a
+cosine and a sine of log x. Negative numbers get the map of their absolute value with its sign changed.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ SPECTRA: dict[str, Callable[[Array], Array]] = {
     "intersection": lambda f: 2 / (jnp.pi * (1 + 4 * f**2)),  # min(x, y)
     "js": lambda f: 2 / jnp.log(4.0) / ((1 + 4 * f**2) * jnp.cosh(jnp.pi * f)),  # Jensen-Shannon
 }
-# By order from 1 on: those of the least mean squared error, relative to sqrt(x y), where x / y is at most 1,000.
+# By order, from 1 on: the intervals of least mean squared error relative to sqrt(x y), for x / y of at most 1,000.
 INTERVALS = {"chi2": (0.51, 0.42, 0.38), "intersection": (0.57, 0.48, 0.49), "js": (0.39, 0.34, 0.29)}
 
 
 def hellinger(x: Float[Array | np.ndarray, "*axes"]) -> Float[Array, "*axes"]:
-    """Returns sign(x) sqrt(|x|), under which inner products are Hellinger's kernel Σ sqrt(x y).
+    """Returns sign(x) sqrt(|x|); inner products of the result are Hellinger's kernel Σ sqrt(x y).
 
     Args:
-      x: histograms, or any numbers; those that sum to 1 get length 1.
+      x: histograms, or any numbers; vectors that sum to 1 get length 1.
 
     Example:
       >>> np.asarray(hellinger(jnp.array([0.25, 0.75, -4.0])), float).round(3).tolist()
@@ -42,16 +42,16 @@ def hellinger(x: Float[Array | np.ndarray, "*axes"]) -> Float[Array, "*axes"]:
 def homogeneous(
     x: Float[Array | np.ndarray, "*axes d"], kernel: str = "chi2", *, order: int = 1, interval: float | None = None
 ) -> Float[Array, "*axes e"]:
-    """Returns a map under which inner products are about a homogeneous kernel, summed over dimensions.
+    """Returns a map whose inner products approximate a homogeneous kernel, summed over dimensions.
 
     Args:
       x: histograms (..., d), or any numbers.
       kernel: 'chi2', Σ 2 x y / (x + y); 'intersection', Σ min(x, y); or 'js', Jensen-Shannon's.
-      order: how many samples of the spectrum besides that at 0; the map has 2 order + 1 numbers a dimension.
-      interval: between the samples, above 0; None for one that suits orders up to 3, `INTERVALS`.
+      order: number of samples of the spectrum besides that at 0; the map has 2 order + 1 numbers per dimension.
+      interval: between the samples, above 0; None for the best one for orders up to 3, `INTERVALS`.
 
     Returns:
-      (..., (2 order + 1) d): of all dimensions the sample at 0, then the cosines of the next, its sines, and so on.
+      (..., (2 order + 1) d): the samples at 0 of all dimensions, then the cosines of the next, its sines, and so on.
 
     Raises:
       BadRequest: an unknown kernel, an order below 0 or an interval not above 0.

@@ -1,8 +1,8 @@
-"""Features on disk: computed once, memory-mapped, and refused where they are damaged or of another model or data.
+"""Features on disk: computed once, memory-mapped, and refused if they are damaged or from another model or data.
 
-Of every layer there are three files in the folder `features/` of a run: `NAME.npy` (n d) float32, `NAME.labels.npy`
-(n) or (n k), and `NAME.json` with what they were computed from, written last. The JSON also holds types, shapes and
-checksums of the other two, and a checksum of itself; all are compared whenever features are read.
+Every layer has three files in the folder `features/` of a run: `NAME.npy` (n d) float32, `NAME.labels.npy` (n) or (n
+k), and `NAME.json`, written last, with their origin. The JSON also holds types, shapes and checksums of the other two
+files, and a checksum of itself; all are verified whenever features are read.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from recvis_jax.training import processes
 
 _CHUNK = 16 * 2**20  # bytes read at a time while files are checked
 _REMEDY = "give --overwrite to compute them again"
-_LEFT = 3600  # seconds after which a part that nobody writes to is what is left of a process that was killed
+_LEFT = 3600  # seconds without a write after which a partial file must come from a killed process
 
-Progress = Callable[[int, int], None]  # (done, in all)
+Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Features(NamedTuple):
@@ -48,11 +48,11 @@ class Features(NamedTuple):
 def make_extract(
     layers_of: Callable[[Any, dict], Mapping[str, jax.Array]], preprocess: Callable[[dict], dict], mesh: Mesh
 ) -> Callable[[Any, dict], Mapping[str, jax.Array]]:
-    """Returns the compiled `extract(variables, batch) -> {layer: (b d)}`, whole on every host.
+    """Returns the compiled `extract(variables, batch) -> {layer: (b d)}`, complete on every host.
 
     Args:
       layers_of: (variables, batch) -> {layer: (b d)}, in evaluation mode.
-      preprocess: batch -> batch as the model takes it.
+      preprocess: batch -> input of the model.
       mesh: devices.
     """
     whole = NamedSharding(mesh, PartitionSpec())
@@ -61,10 +61,10 @@ def make_extract(
 
 
 def path_of(folder: Path, split: str, layer: str, pool: str, weights: str) -> Path:
-    """Returns the `.npy` file of a layer's features, named by what a user chose."""
+    """Returns the `.npy` file of a layer's features, named after the user's choices."""
     name = "-".join([split, layer, pool, weights])
     short = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    if len(short.encode()) > 150:  # file systems take 255 bytes, of which the parts of a file need some
+    if len(short.encode()) > 150:  # file systems allow 255 bytes, and partial files need some of them
         short = f"{short.encode()[:120].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"
     return folder / "features" / f"{short}.npy"
 
@@ -74,17 +74,17 @@ def rows_of(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Yields (labels, {layer: features}) of each batch, in numpy and without padding, the same on every host.
 
-    Labels are -1 where examples have none.
+    The label of an example without one is -1.
 
     Args:
-      batches: of a split, in its order; `mask` says where the last one is padded.
+      batches: of a split, in its order; `mask` is false on the padding of the last one.
       extract: batch -> {layer: (b d)}.
     """
     whole: Any = None
     for batch in batches:
         keep = batch["mask"]
         label = batch["label"] if "label" in batch else jnp.where(keep, -1, -1)
-        if jax.process_count() > 1:  # they are split over the hosts
+        if jax.process_count() > 1:  # labels are split over the hosts
             whole = whole or jax.jit(lambda x: x, out_shardings=NamedSharding(keep.sharding.mesh, PartitionSpec()))
             label, keep = whole((label, keep))
         label, keep, found = jax.device_get((label, keep, dict(extract(batch))))
@@ -106,16 +106,16 @@ def write(
     length: int,
     say: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Writes the features of a whole split, several layers in one pass; the first host does.
+    """Writes the features of a whole split, several layers in one pass, on the first host.
 
-    A process that is killed meanwhile leaves the old features or none, never parts of new ones.
+    A process that is killed meanwhile leaves the old features or none, never parts of the new ones.
 
     Args:
-      paths: layer -> `.npy` file; what is there is replaced when the new one is whole.
+      paths: layer -> `.npy` file; an existing file is replaced when the new one is complete.
       origins: layer -> what the features are computed from, for the JSON.
-      rows: what `rows_of` yields.
+      rows: the output of `rows_of`.
       length: number of examples.
-      say: is told how many examples are done, after each batch.
+      say: called with the number of examples done, after each batch.
 
     Raises:
       Failure: features that are not finite, fewer or more examples than `length`, or files that cannot be written.
@@ -134,7 +134,7 @@ def write(
             done += len(label)
             say(done)
         if done != length:
-            raise errors.Failure(f"{done} examples were read where {length} were expected.")
+            raise errors.Failure(f"{done} examples were read, but {length} were expected.")
         for layer, path in paths.items() if jax.process_index() == 0 else ():
             _replace(path, files[layer], np.concatenate(labels), origins[layer])
     except OSError as e:
@@ -143,7 +143,7 @@ def write(
     finally:
         for file in files.values():
             file.discard()
-    processes.barrier("features")  # the others read them next
+    processes.barrier("features")  # the other hosts read them next
 
 
 def read(
@@ -153,19 +153,19 @@ def read(
     say: Progress = lambda done, total: None,
     note: Callable[[str], None] = print,
 ) -> Features | None:
-    """Opens features, memory-mapped, after all their bytes were compared with checksums; None where there are none.
+    """Opens features, memory-mapped, after verifying the checksums of all their bytes; None if there are none.
 
-    Features without checksums, as earlier versions wrote them, count as none, which is said.
+    Features without checksums, as written by earlier versions, are ignored with a note.
 
     Args:
       path: the `.npy` file.
       origin: what they should have been computed from.
-      num_classes: labels (n) are classes below it; 0 for targets that are no classes.
-      say: is told (bytes checked, bytes in all).
+      num_classes: labels (n) are classes below it; 0 for targets that are not classes.
+      say: called with (bytes checked, total bytes).
       note: prints a line for the user.
 
     Raises:
-      BadRequest: they are damaged, or stale: computed from something else, which the message names.
+      BadRequest: they are damaged, or stale: computed from something else, and the message says what differs.
     """
     record, where = path.with_suffix(".json"), errors.printable(path)
     if not os.path.lexists(record):
@@ -173,10 +173,10 @@ def read(
     try:
         found = reading.read_json(record, "of features")
         if "checksum" not in found and "files" not in found and "layer" in found:
-            note(f"note: {where} has no checksums, as it was written by an earlier version; it is computed again.")
+            note(f"note: {where} has no checksums, because an earlier version wrote it; it is computed again.")
             return None
         if found.pop("checksum", None) != _checksum(found):
-            raise errors.BadRequest(f"{errors.printable(record)} is damaged: it is not as it was written.")
+            raise errors.BadRequest(f"{errors.printable(record)} is damaged: it differs from what was written.")
         about = found.pop("files")
         if differs := _differences(found, json.loads(json.dumps(origin))):
             raise errors.BadRequest(f"the features in {where} are stale ({'; '.join(differs[:4])}).")
@@ -196,7 +196,7 @@ def _both(path: Path) -> dict[str, Path]:
 
 
 class _Part:
-    """A `.npy` file that grows beside the one that it is to replace."""
+    """A partial `.npy` file beside the one that it will replace."""
 
     def __init__(self, path: Path):
         self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -204,7 +204,7 @@ class _Part:
         self._file: BinaryIO | None = None
 
     def add(self, rows: np.ndarray, length: int) -> None:
-        """Appends rows of an array that is to have `length` of them."""
+        """Appends rows of an array that will have `length` rows."""
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for old in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.part"):
@@ -220,7 +220,7 @@ class _Part:
         self.about["checksum"] = zlib.crc32(rows.data, self.about["checksum"])
 
     def finish(self) -> None:
-        """Puts it on the disk, and in the place of the old file."""
+        """Flushes it to the disk, and replaces the old file."""
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -228,7 +228,7 @@ class _Part:
         self.part.replace(self.path)
 
     def discard(self) -> None:
-        """Removes what is not finished."""
+        """Removes an unfinished file."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -236,10 +236,10 @@ class _Part:
 
 
 def _replace(path: Path, values: _Part, labels: np.ndarray, origin: dict[str, Any]) -> None:
-    """Replaces the three files of features, so that at no instant new ones vouch for old ones."""
+    """Replaces the three files of features in an order in which a new record never goes with old arrays."""
     for what in _both(path).values():
         if what.is_dir():
-            raise errors.Failure(f"{errors.printable(what)} is a folder, where features are to go; remove it.")
+            raise errors.Failure(f"{errors.printable(what)} is a folder in the place of a features file; remove it.")
     record, part = path.with_suffix(".json"), _Part(path.with_suffix(".labels.npy"))
     try:
         part.add(np.ascontiguousarray(labels), len(labels))
@@ -266,7 +266,7 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def _open(path: Path, about: dict[str, Any]) -> np.ndarray:
-    """Memory-maps a `.npy` file that is what `about` says, before anything of its size is read or allotted."""
+    """Memory-maps a `.npy` file after checking it against `about`, before anything of its size is read or allocated."""
     size = reading.regular(path, "features bytes").st_size
     where, kind, wanted = errors.printable(path), np.dtype(about["dtype"]), tuple(about["shape"])
     try:
@@ -276,8 +276,8 @@ def _open(path: Path, about: dict[str, Any]) -> np.ndarray:
             start = f.tell()
     except OSError as e:
         raise errors.BadRequest(f"{where} cannot be read: {e.strerror or e}.") from None
-    except Exception:  # numpy parses the header as Python's literals, which may fail in many ways
-        raise errors.BadRequest(f"{where} is damaged: it is no .npy file.") from None
+    except Exception:  # numpy parses the header as Python literals, which may fail in many ways
+        raise errors.BadRequest(f"{where} is damaged: it is not a .npy file.") from None
     if fortran or (dtype, shape) != (kind, wanted):
         found = f"{str(dtype)[:40]} of shape {str(shape)[:60]}"
         raise errors.BadRequest(f"{where} is damaged: it holds {found}, not {kind} of shape {wanted}.")
@@ -288,7 +288,7 @@ def _open(path: Path, about: dict[str, Any]) -> np.ndarray:
 
 
 def _verify(path: Path, values: np.ndarray, checksum: int, say: Progress) -> None:
-    """Compares the values with their checksum, and refuses those that are not finite."""
+    """Verifies the checksum of the values, and refuses values that are not finite."""
     found, step = 0, max(1, _CHUNK // max(1, values[:1].nbytes))
     for start in range(0, len(values), step):
         part = np.ascontiguousarray(values[start : start + step])
@@ -297,7 +297,7 @@ def _verify(path: Path, values: np.ndarray, checksum: int, say: Progress) -> Non
             raise errors.BadRequest(f"{errors.printable(path)} holds numbers that are not finite.")
         say(min(start + step, len(values)) * values[:1].nbytes, values.nbytes)
     if found != checksum:
-        raise errors.BadRequest(f"{errors.printable(path)} is damaged: its checksum is not that of what was written.")
+        raise errors.BadRequest(f"{errors.printable(path)} is damaged: its checksum differs from the recorded one.")
 
 
 def _check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
@@ -309,7 +309,7 @@ def _check_labels(path: Path, labels: np.ndarray, num_classes: int) -> None:
         wrong = labels[:0] if not num_classes else labels[:1]
     if len(wrong):
         raise errors.BadRequest(
-            f"{errors.printable(path)} holds the label {str(wrong[0])[:60]}, which is none of {num_classes} classes."
+            f"{errors.printable(path)} holds the label {str(wrong[0])[:60]}, which is not one of {num_classes} classes."
         )
 
 

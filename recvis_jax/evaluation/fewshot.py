@@ -1,4 +1,4 @@
-"""Few-shot accuracy: ridge regression in closed form on a handful of examples a class."""
+"""Few-shot accuracy: ridge regression in closed form on a few examples per class."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,27 +30,26 @@ def fewshot(
     val: tuple[Features, Labels] | None = None,
     say: cached.Progress = cached.silent,
 ) -> dict[int, list[float]]:
-    """Returns the test accuracy of ridge regression on few examples a class, for numbers of them and random draws.
+    """Returns the test accuracy of ridge regression on few examples per class, for several numbers and random draws.
 
-    The few are scaled to mean 0 and standard deviation 1, by their own moments, since more would not be known. Of the
-    targets, 1 for the class and -1 for the others, Σ ||y - x kernel - bias||² + l2 ||kernel||² is minimised over the
-    sum of the few; the bias is not penalised. The largest output is the predicted class. Computed in float32:
-    an l2 below about 1e-6 of the largest eigenvalue of the few's Gram matrix is lost in rounding.
+    The drawn examples are scaled to mean 0 and standard deviation 1 by their own moments, because no others would be
+    known. With targets of 1 for the class and -1 for the others, Σ ||y - x kernel - bias||² + l2 ||kernel||² over the
+    drawn examples is minimised; the bias is not penalised. The largest output is the predicted class. Computed in
+    float32: an l2 below about 1e-6 of the largest eigenvalue of the drawn examples' Gram matrix is lost in rounding.
 
     Args:
-      train: features to draw the few from (n d), floats; may be a memory map, of which only the few are read whole.
+      train: features to draw from (n d), floats; may be a memory map.
       train_labels: their classes (n).
       test, test_labels: what to measure on (m d), (m).
       num_classes: k.
-      shots: numbers of examples a class.
-      seeds: of the draws; a number stands for 0, 1, ... below it. See `draw`.
-      l2: above 0; of several the one with the best accuracy on `val` is taken, for every draw anew, of equals the
-        strongest.
+      shots: numbers of examples per class.
+      seeds: of the draws; a single number n means 0, ..., n - 1. See `draw`.
+      l2: above 0; if several are given, each draw uses the one with the best accuracy on `val`, in ties the strongest.
       val: features and labels to choose l2 on.
-      say: is told how many draws are done, and how many there are.
+      say: called with the number of draws done, and the total.
 
     Returns:
-      Accuracies in the order of the seeds, by number of shots.
+      Number of shots -> accuracies in the order of the seeds.
 
     Raises:
       BadRequest: a class with fewer examples than shots, several l2 without `val`, and what the checks of features and
@@ -76,7 +75,7 @@ def fewshot(
     chosen_on = None if val is None else cached.check(*val, num_classes, "validation", width)
     seeds = range(seeds) if isinstance(seeds, int) else tuple(seeds)
     if not len(seeds) or not len(shots):
-        raise BadRequest(f"seeds is {seeds} and shots is {shots}; there must be at least one of either.")
+        raise BadRequest(f"seeds is {seeds} and shots is {shots}; there must be at least one of each.")
 
     out: dict[int, list[float]] = {}
     say(0, len(shots) * len(seeds))
@@ -97,8 +96,8 @@ def fewshot(
 def draw(labels: Labels, shots: int, seed: int, *, num_classes: int) -> Int[np.ndarray, " few"]:
     """Draws `shots` examples of every class: their indices, class by class.
 
-    The same labels and seed give the same order of each class's examples, of which the first are taken: what is drawn
-    for more shots contains what is drawn for fewer.
+    The same labels and seed give the same order of each class's examples, and the first ones are taken: a draw with
+    more shots contains one with fewer.
 
     Raises:
       BadRequest: a class has fewer examples, or shots below 1 or seed below 0.
@@ -115,7 +114,7 @@ def draw(labels: Labels, shots: int, seed: int, *, num_classes: int) -> Int[np.n
         raise BadRequest(f"class {rarest} has {counts[rarest]} training examples; {shots} shots need as many of each.")
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.cumsum(counts)[:-1])
-    # A generator a class, so that a class's order does not depend on how many examples the classes before it have.
+    # One generator per class: the order of a class does not depend on the sizes of the classes before it.
     return np.concatenate([np.random.default_rng((seed, c)).permutation(g)[:shots] for c, g in enumerate(groups)])
 
 
@@ -123,18 +122,18 @@ def draw(labels: Labels, shots: int, seed: int, *, num_classes: int) -> Int[np.n
 def ridge(
     x: Float[Array, "n d"], labels: Int[Array, " n"], l2s: Float[Array, " l"], num_classes: int
 ) -> tuple[Float[Array, "l d k"], Float[Array, "l k"]]:
-    """Solves ridge regression for every l2 from one eigendecomposition: kernels and biases for features as they come.
+    """Solves ridge regression for every l2 from one eigendecomposition: kernels and biases for unscaled features.
 
-    Args and objective: as in `fewshot`. The matrix decomposed is that of features (d d) or of examples (n n), whichever
-    is smaller.
+    Args and objective: see `fewshot`. The decomposed matrix is that of features (d d) or of examples (n n), the smaller
+    one.
     """
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     mean, std = x.mean(axis=0), x.std(axis=0)
-    # What is constant among the few says nothing; its kernel is to be 0, not the rounding of its mean blown up.
+    # A constant feature gets a kernel of 0; otherwise rounding errors of its mean would be scaled up.
     scale = jnp.where(std > 1e-6 * jnp.abs(mean), std, jnp.inf)
     x = (x - mean) / scale
     y = 2 * jax.nn.one_hot(labels, num_classes) - 1
-    middle = y.mean(axis=0)  # with centred features this is the bias of least squares
+    middle = y.mean(axis=0)  # with centred features this is the least-squares bias
     y = y - middle
     if len(x) < x.shape[1]:  # kernel = xᵀ (x xᵀ + l2)⁻¹ y
         eigenvalues, vectors = jnp.linalg.eigh(dot(x, x.T))
@@ -148,7 +147,7 @@ def ridge(
 
 
 def _accuracies(kernels: Array, biases: Array, features: np.ndarray, labels: np.ndarray) -> Float[np.ndarray, " l"]:
-    """Returns the accuracy of every one of several classifiers."""
+    """Returns the accuracies of several classifiers."""
     size = min(_ROWS, len(features))
     starts = range(0, len(features), size)
     right = np.zeros(len(kernels), np.int64)

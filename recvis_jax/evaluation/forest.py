@@ -1,4 +1,4 @@
-"""Random forests, by scikit-learn; how many features a split looks at is chosen on validation data."""
+"""Random forests, by scikit-learn; the number of features that a split considers is chosen on validation data."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from recvis_jax import errors
 from recvis_jax.evaluation import cached
 from recvis_jax.evaluation.cached import Features, Labels
 
-FRACTIONS = (0.5, 1.0, 2.0)  # of the root of the number of features
+FRACTIONS = (0.5, 1.0, 2.0)  # times the square root of the number of features
 TREES = 100
 
 LARGEST = 2**32  # bytes of training features, which are in memory
 
-_TOGETHER = 20  # trees grown before the progress is told
+_TOGETHER = 20  # trees grown between two reports of progress
 
 
 class Chosen(NamedTuple):
@@ -23,8 +23,8 @@ class Chosen(NamedTuple):
 
     Attributes:
       forest: scikit-learn's.
-      looked_at: how many features a split looks at.
-      val_accuracy: by that number, of forests that did not see the validation data.
+      looked_at: number of features that a split considers.
+      val_accuracy: by that number, for forests that did not see the validation data.
     """
 
     forest: Any
@@ -45,20 +45,20 @@ def fit(
     seed: int = 0,
     say: cached.Progress = cached.silent,
 ) -> Chosen:
-    """Grows forests whose splits look at few or many features, and picks the best on validation data.
+    """Grows forests whose splits consider few or many features, and picks the best on validation data.
 
-    Trees are grown until leaves are pure, on draws with replacement; the same seed gives the same forest on any number
+    Trees are grown until their leaves are pure, on bootstrap samples; the same seed gives the same forest on any number
     of cores.
 
     Args:
       features, labels: to fit on (n d), (n); in memory, float32.
       val_features, val_labels: to choose on.
       num_classes: k.
-      trees: of every forest.
-      fractions: how many features a split looks at, relative to the root of d.
+      trees: number of trees of each forest.
+      fractions: numbers of features that a split considers, relative to the square root of d.
       refit: grows the chosen forest again on training and validation data together.
-      seed: of the draws.
-      say: is told how many trees are grown, and how many there are.
+      seed: for the draws.
+      say: called with the number of trees grown, and the total.
 
     Raises:
       BadRequest: scikit-learn is missing, numbers out of range, and what the checks of features and labels refuse.
@@ -69,7 +69,7 @@ def fit(
     try:
         from sklearn.ensemble import RandomForestClassifier
     except ImportError as e:
-        raise errors.BadRequest("forest is scikit-learn's: pip install 'recvis_jax[classifiers]'.") from e
+        raise errors.BadRequest("forest needs scikit-learn: pip install 'recvis_jax[classifiers]'.") from e
     features, labels = cached.check(features, labels, num_classes)
     val = cached.check(val_features, val_labels, num_classes, "validation", features.shape[1])
     if trees < 1 or not fractions or not all(np.isfinite(f) and f > 0 for f in fractions):
@@ -78,7 +78,7 @@ def fit(
     if (size := 4 * len(features) * width) > LARGEST:
         raise errors.BadRequest(
             f"a forest takes training features of up to {LARGEST >> 20:,} MB; {len(features):,} of {width:,} numbers "
-            f"are {size >> 20:,} MB. Fewer examples (--per_class) or a narrower layer would do."
+            f"are {size >> 20:,} MB. Use fewer examples (--per_class) or a narrower layer."
         )
     numbers = sorted({min(width, max(1, round(f * width**0.5))) for f in fractions})
     total, done = (len(numbers) + refit) * trees, 0

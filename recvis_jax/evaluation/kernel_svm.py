@@ -1,7 +1,7 @@
-"""Kernel support vector machines: kernels of features by JAX, the machine by scikit-learn (LIBSVM, one against one).
+"""Kernel support vector machines: JAX computes the kernels, scikit-learn fits the machine (LIBSVM, one against one).
 
-A kernel of n examples has n² numbers. Beyond `LARGEST` examples it is approximated (Nyström): features are described by
-their kernel with a few examples, the landmarks, and a linear machine is fitted to that.
+The kernel matrix of n examples has n² numbers. Beyond `LARGEST` examples it is approximated (Nyström): an example is
+described by its kernel values with some examples, the landmarks, and a linear machine is fitted to these.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +17,24 @@ from recvis_jax import errors
 from recvis_jax.evaluation import cached, svm
 from recvis_jax.evaluation.cached import Features, Labels
 
-LARGEST = 8000  # examples of a whole kernel: 512 MB in float64
+LARGEST = 8000  # examples of a full kernel matrix: 512 MB in float64
 LANDMARKS = 2000
 CS = (0.1, 1.0, 10.0, 100.0)
 
-_TILE = 256  # examples a side of the part of a kernel that is computed at a time
-_SAMPLE = 1000  # examples whose distances give the width
+_TILE = 256  # rows and columns of a kernel matrix computed at a time
+_SAMPLE = 1000  # examples whose distances determine the width
 
 
 class Machine(NamedTuple):
-    """What classifies: a kernel with given examples, and a machine on it: scikit-learn's, or a map and a linear layer.
+    """A classifier: a kernel with given examples and a machine on it, scikit-learn's or a map and a linear layer.
 
     Attributes:
       kernel: name in `KERNELS`.
-      gamma: 1 / the mean distance of training examples; 1 / their mean similarity with themselves for intersection.
+      gamma: 1 / the mean distance of training examples; for intersection, 1 / their mean similarity with themselves.
       examples: (m d) that features are compared with.
-      svc: scikit-learn's machine, of a whole kernel; else None.
-      turn: of an approximation (m m), what makes features of kernels with landmarks.
-      linear: machine on these features.
+      svc: scikit-learn's machine on a full kernel; None for an approximation.
+      turn: (m m), maps kernel values with the landmarks to features; only for an approximation.
+      linear: the machine on these features.
     """
 
     kernel: str
@@ -49,10 +49,10 @@ class Chosen(NamedTuple):
     """What `fit_path` chose.
 
     Attributes:
-      machine: of the kernel and c with the best accuracy on validation data.
-      kernel, c: these.
-      val_accuracy: by (kernel, c), of machines that did not see the validation data.
-      landmarks: how many examples stand for all in an approximation; 0 where the kernel is whole.
+      machine: that of the kernel and c with the best accuracy on validation data.
+      kernel, c: the chosen ones.
+      val_accuracy: by (kernel, c), for machines that did not see the validation data.
+      landmarks: number of examples that represent all in an approximation; 0 for a full kernel.
     """
 
     machine: Machine
@@ -63,10 +63,10 @@ class Chosen(NamedTuple):
 
 
 def distances(x: Features, y: Features, kernel: str) -> Float[np.ndarray, "n m"]:
-    """Returns Σ (x-y)² of all pairs for 'rbf', Σ (x-y)² / (x+y) for 'chi2', Σ min(x, y), a similarity, else.
+    """Returns for all pairs Σ (x-y)² ('rbf'), Σ (x-y)² / (x+y) ('chi2') or the similarity Σ min(x, y) ('intersection').
 
     Args:
-      x, y: features (n d), (m d); from 0 on but for 'rbf'.
+      x, y: features (n d), (m d); >= 0 except for 'rbf'.
       kernel: name in `KERNELS`.
 
     Example:
@@ -113,33 +113,33 @@ def fit_path(
     """Fits machines of several kernels and c, and picks the best on validation data.
 
     Args:
-      features, labels: to fit on (n d), (n).
-      val_features, val_labels: to choose on.
+      features, labels: training data (n d), (n).
+      val_features, val_labels: validation data, to choose on.
       num_classes: k.
-      kernels: names in `KERNELS`; None for all that the features allow: chi2 and intersection take numbers from 0 on.
-      cs: weights of the losses; None for `CS`, or `svm.CS` of an approximation.
+      kernels: names in `KERNELS`; None for all that the features allow: chi2 and intersection need numbers >= 0.
+      cs: weights of the losses; None for `CS`, or `svm.CS` for an approximation.
       refit: fits the chosen machine again on training and validation data together.
-      landmarks: how many examples, drawn by `seed`, stand for all where there are more than `LARGEST`.
-      seed: of that draw.
-      say: is told how many machines are fitted, and how many there are.
+      landmarks: number of examples, drawn with `seed`, that represent all if there are more than `LARGEST`.
+      seed: for that draw.
+      say: called with the number of machines fitted, and the total.
 
     Raises:
       BadRequest: scikit-learn is missing, an unknown kernel or one that the features do not allow, fewer than two
         classes among the labels, numbers out of range, and what the checks of features and labels refuse.
 
     Reference:
-      Zhang et al., 2007, "Local features and kernels for classification of texture and object categories", whose width
-      it is. Williams and Seeger, 2000, "Using the Nyström method to speed up kernel machines".
+      Zhang et al., 2007, "Local features and kernels for classification of texture and object categories", for the
+      width. Williams and Seeger, 2000, "Using the Nyström method to speed up kernel machines".
     """
     features, labels = cached.check(features, labels, num_classes)
     val = cached.check(val_features, val_labels, num_classes, "validation", features.shape[1])
     if len(np.unique(labels)) < 2:
-        raise errors.BadRequest("all training examples are of one class; kernel_svm needs two.")
+        raise errors.BadRequest("all training examples have the same class; kernel_svm needs two.")
     allowed = [k for k in KERNELS if k == "rbf" or min(_least(features), _least(val[0])) >= 0]
     for name in kernels or ():
         errors.choose(KERNELS, name, "kernel")
         if name not in allowed:
-            raise errors.BadRequest(f"the kernel {name} takes features from 0 on; some are below. rbf takes any.")
+            raise errors.BadRequest(f"the kernel {name} needs features >= 0, but some are negative. rbf takes any.")
     names = list(kernels or allowed)
     whole = len(features) + (len(val[0]) if refit else 0) <= LARGEST
     grid = sorted(set(map(float, cs or (CS if whole else svm.CS))))
@@ -187,11 +187,11 @@ Part = tuple[np.ndarray, np.ndarray]
 def _whole(
     name: str, cs: Sequence[float], train: Sequence[Part], val: Part, num_classes: int, say: cached.Progress
 ) -> tuple[dict[float, float], float, Machine]:
-    """Fits scikit-learn's machine for every c to one kernel; returns accuracies on validation data, and the best."""
+    """Fits scikit-learn's machine to one kernel for every c; returns accuracies on validation data, and the best."""
     try:
         from sklearn.svm import SVC
     except ImportError as e:
-        raise errors.BadRequest("kernel_svm is scikit-learn's: pip install 'recvis_jax[classifiers]'.") from e
+        raise errors.BadRequest("kernel_svm needs scikit-learn: pip install 'recvis_jax[classifiers]'.") from e
     x, y = np.concatenate([cached.block(x, 0, len(x)) for x, _ in train]), np.concatenate([y for _, y in train])
     gamma = _gamma(x, name)
     seen = gram(x, x, name, gamma).astype(np.float64)
@@ -202,7 +202,7 @@ def _whole(
         machines[c] = Machine(name, gamma, x, svc)
         scores[c] = float(np.mean(svc.predict(unseen) == val[1]))
         say(i + 1, len(cs))
-    best = max(scores, key=lambda c: scores[c])  # of equals the smallest
+    best = max(scores, key=lambda c: scores[c])  # in ties the smallest
     return scores, best, machines[best]
 
 
@@ -217,12 +217,12 @@ def _approximated(
     landmarks: int,
     seed: int,
 ) -> tuple[dict[float, float], float, Machine]:
-    """The same of linear machines on kernels with landmarks, which are of the first part."""
+    """The same with linear machines on kernel values with landmarks, taken from the first part."""
     rows = np.sort(np.random.default_rng(seed).permutation(len(train[0][0]))[:landmarks])
     marks = np.asarray(train[0][0][rows], np.float32)
     gamma = _gamma(marks, name)
     values, vectors = np.linalg.eigh(gram(marks, marks, name, gamma).astype(np.float64))
-    # With this map inner products of landmarks are their kernel; what is rounding is left out.
+    # After this map, inner products of landmarks equal their kernel; directions of rounding errors are left out.
     kept = values > 1e-7 * values[-1]
     turn = (vectors[:, kept] / np.sqrt(values[kept]) @ vectors[:, kept].T).astype(np.float32)
     seen = np.concatenate([gram(x, marks, name, gamma) @ turn for x, _ in train])
@@ -233,7 +233,7 @@ def _approximated(
 
 
 def _gamma(x: np.ndarray, kernel: str) -> float:
-    """Returns the scale of a kernel; 1 where all examples are equal, or zeros."""
+    """Returns the scale of a kernel; 1 if all examples are equal, or zero."""
     few = x[np.sort(np.random.default_rng(0).permutation(len(x))[:_SAMPLE])]
     mean = float(np.mean(few.sum(axis=1))) if kernel == "intersection" else float(distances(few, few, kernel).mean())
     return 1 / mean if mean > 0 else 1.0
@@ -245,7 +245,7 @@ def _least(x: np.ndarray) -> float:
 
 @partial(jax.jit, static_argnames="pair")
 def _tile(pair: Callable[[Array, Array], Array], x: Float[Array, "a d"], y: Float[Array, "b d"]) -> Float[Array, "a b"]:
-    """Sums over dimensions one after the other: all pairs of a tile stay in the cache."""
+    """Sums over dimensions one by one, so that all pairs of a tile stay in the cache."""
 
     def add(total: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
         return total + pair(column[0][:, None], column[1][None]), None

@@ -1,4 +1,4 @@
-"""Nearest neighbours: how far the classes lie apart in features as they are, with nothing trained on them."""
+"""Nearest neighbours: how well features separate the classes without any training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,28 +31,27 @@ def classify(
     chunk: int = 1024,
     say: cached.Progress = cached.silent,
 ) -> dict[int, np.ndarray]:
-    """Predicts the class for which the k nearest training examples vote, for every k of `ks`.
+    """Predicts the class by votes of the k nearest training examples, for every k in `ks`.
 
-    A neighbour of cosine similarity s votes with weight exp(s / temperature). Of neighbours equally near the one that
-    comes first in `train` is taken, of classes with equal votes that of the lowest index. An example of zeros has
-    similarity 0 with all. Everything is float32: neighbours whose similarities differ by less than about 1e-7 may
-    change places. Memory is that of chunk x 8192 similarities and of max(ks) neighbours a test example, whatever the
-    number of training examples.
+    A neighbour with cosine similarity s votes with weight exp(s / temperature). Among equally near neighbours the first
+    in `train` wins, among classes with equal votes the lowest index. An example of zeros has similarity 0 with all.
+    Everything is float32: neighbours whose similarities differ by less than about 1e-7 may be swapped. Memory is needed
+    for chunk x 8192 similarities and max(ks) neighbours per test example, for any number of training examples.
 
     Args:
-      train: features to look for neighbours in (n d), of any length; arrays may be memory maps.
+      train: features in which neighbours are searched (n d), of any norm; arrays may be memory maps.
       train_labels: their classes (n).
       test: features to classify (m d).
-      num_classes: how many classes there are.
-      ks: numbers of neighbours, all answered by one search for the largest.
-      temperature: above 0; None lets all neighbours vote alike.
-      metric: 'cosine', or 'l2', where a neighbour at the distance r votes with exp(-r² / temperature): a temperature
-        of the scale of the features then. On features of length 1, 'l2' at 2 T is 'cosine' at T.
+      num_classes: number of classes.
+      ks: numbers of neighbours; one search for the largest serves all.
+      temperature: above 0; None gives all neighbours equal votes.
+      metric: 'cosine', or 'l2', with which a neighbour at distance r votes with exp(-r² / temperature), so the
+        temperature depends on the scale of the features. For features of norm 1, 'l2' at 2 T equals 'cosine' at T.
       chunk: test examples at a time.
-      say: is told how many pairs of examples are compared, and how many there are.
+      say: called with the number of pairs compared, and the total.
 
     Returns:
-      Predicted classes (m) by k.
+      k -> predicted classes (m).
 
     Raises:
       BadRequest: labels outside the classes, lengths or widths that do not fit, features that are not finite, a k
@@ -79,7 +78,7 @@ def classify(
         raise BadRequest(f"chunk is {chunk}; it takes a number of test examples of at least 1.")
 
     chunk, size, most = min(chunk, len(test)), min(_BLOCK, len(train)), ks[-1]
-    # Distances do not depend on the origin; near the data's middle their squares lose least to rounding.
+    # Distances do not depend on the origin; at the data's mean, their squares have the smallest rounding errors.
     origin = cached.block(train, 0, size).mean(axis=0) if metric == "l2" else np.zeros(train.shape[1], np.float32)
     starts = range(0, len(test), chunk)
     nobody = (jnp.full((chunk, most), -jnp.inf), jnp.zeros((chunk, most), jnp.int32))
@@ -110,9 +109,9 @@ def choose(
     chunk: int = 1024,
     say: cached.Progress = cached.silent,
 ) -> dict[int, float]:
-    """Returns the accuracy of every k on validation data, so that k need not be chosen on the test data.
+    """Returns the accuracy of every k on validation data, to choose k without the test data.
 
-    Args and errors: as those of `classify`, with the classes (m) of the validation examples.
+    Args and errors: see `classify`; also takes the classes (m) of the validation examples.
 
     Example:
       >>> train, labels = np.eye(3, dtype=np.float32), np.arange(3)
@@ -139,7 +138,7 @@ def _nearer(
     origin: Float[Array, " d"],
     metric: str,
 ) -> Neighbours:
-    """Looks for nearer neighbours than those found so far; an example of class -1 is padding."""
+    """Searches neighbours nearer than those found so far; an example with class -1 is padding."""
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     if metric == "cosine":
         scores = dot(_unit(here), _unit(there).T)
@@ -149,7 +148,7 @@ def _nearer(
     scores = jnp.where(classes >= 0, scores, -jnp.inf)
     most = found[0].shape[1]
     best, where = jax.lax.top_k(scores, min(most, len(there)))
-    # Of equal scores top_k keeps the order, so that earlier training examples stay before later ones.
+    # top_k keeps the order of equal scores, so earlier training examples stay before later ones.
     best, which = jax.lax.top_k(jnp.concatenate([found[0], best], axis=1), most)
     return best, jnp.take_along_axis(jnp.concatenate([found[1], classes[where]], axis=1), which, axis=1)
 
@@ -162,8 +161,8 @@ def _vote(
     num_classes: int,
     ks: tuple[int, ...],
 ) -> dict[int, Int[Array, " b"]]:
-    """Returns the class with most votes among the first k neighbours, for every k."""
-    # Relative to the nearest: the same winner, and no exponential overflows.
+    """Returns the class with the most votes among the first k neighbours, for every k."""
+    # Relative to the nearest: the winner is the same, and no exponential overflows.
     weights = jnp.ones_like(scores) if temperature is None else jnp.exp((scores - scores[:, :1]) / temperature)
     rows = jnp.arange(len(scores))[:, None]
     votes, winners, counted = jnp.zeros((len(scores), num_classes)), {}, 0
@@ -174,6 +173,6 @@ def _vote(
 
 
 def _unit(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    """Scales rows to length 1; rows of zeros stay."""
+    """Scales rows to norm 1; rows of zeros stay zero."""
     length = jnp.linalg.norm(x, axis=1, keepdims=True)
     return x / jnp.where(length > 0, length, 1)

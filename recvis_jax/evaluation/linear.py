@@ -1,4 +1,4 @@
-"""Linear probe in closed protocol: logistic regression on cached features, its penalty chosen on validation data."""
+"""Linear probe: logistic regression on cached features, with a penalty chosen on validation data."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,20 +12,19 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import cached, paths, softmax_regression
 from recvis_jax.evaluation.cached import Features, Labels
 
-L2S = tuple(10.0**i for i in range(1, -7, -1))  # strongest first: from nearly no use of the features to nearly free
+L2S = tuple(10.0**i for i in range(1, -7, -1))  # strongest first: from almost no use of the features to almost free
 
 
 class Classifier(NamedTuple):
-    """A linear layer on features as they come, and how the fit went; logits are features @ kernel + bias.
+    """A linear layer on unscaled features, and facts about its fit; logits are features @ kernel + bias.
 
     Attributes:
-      kernel, bias: float32, standardisation folded in; over the classes they sum to 0 unless the fit was started
-        elsewhere.
+      kernel, bias: float32, with the standardisation folded in; they sum to 0 over the classes unless `init` did not.
       l2: of the penalty.
       loss: the objective at the end.
-      gradient: largest absolute derivative of the objective by a parameter of the standardised features.
+      gradient: largest absolute derivative of the objective with respect to a parameter, for standardised features.
       iterations: steps of L-BFGS.
-      warning: empty where the gradient is within the tolerance, else one line.
+      warning: empty if the gradient is within the tolerance, else one line.
     """
 
     kernel: Float[np.ndarray, "d k"]
@@ -41,11 +40,11 @@ class Chosen(NamedTuple):
     """What `fit_path` chose.
 
     Attributes:
-      classifier: of the chosen penalty.
-      l2: the penalty of the best accuracy on validation data; of equals the strongest.
-      val_accuracy: by l2, in the order of fitting, of classifiers that did not see the validation data.
+      classifier: the one with the chosen penalty.
+      l2: the penalty with the best accuracy on validation data; in ties the strongest.
+      val_accuracy: by l2, in the order of fitting, for classifiers that did not see the validation data.
       iterations: by l2.
-      warning: one line for all that is to be known of the path, or empty.
+      warning: one line with all warnings of the path, or empty.
     """
 
     classifier: Classifier
@@ -66,30 +65,30 @@ def fit(
     max_iter: int = 1000,
     tol: float = 1e-6,
 ) -> Classifier:
-    """Minimises mean cross-entropy + l2 / 2 ||kernel||² of the softmax of a linear layer; the bias goes free.
+    """Minimises mean cross-entropy + l2 / 2 ||kernel||² of the softmax of a linear layer; the bias is not penalised.
 
-    With `standardise`, the kernel in the penalty is that of features of mean 0 and standard deviation 1 in this data:
-    Σ (std_j kernel_jc)² in terms of the kernel returned, so that the result does not depend on the scale of features.
-    Without, it is the kernel returned. In scikit-learn's terms C = 1 / (l2 n).
+    With `standardise`, the kernel in the penalty is that of features with mean 0 and standard deviation 1 in this data:
+    Σ (std_j kernel_jc)² in terms of the returned kernel, so the result does not depend on the scale of features.
+    Without it, it is the returned kernel. In scikit-learn's terms, C = 1 / (l2 n).
 
-    Features are on the device whole, in float32. The end is where derivatives g are at most tol: the kernel is then
-    known up to about ||g|| / l2 and the loss up to ||g||² / (2 l2), so that a very weak l2 asks for a smaller tol.
+    All features are on the device, in float32. The fit ends when all derivatives g are at most tol: then the error of
+    the kernel is about ||g|| / l2 and that of the loss ||g||² / (2 l2), so a very weak l2 needs a smaller tol.
     float32 allows about 1e-7.
 
     Args:
       features: (n d), floats; may be a memory map.
       labels: (n), classes.
       num_classes: k; classes without examples are allowed.
-      l2: strength of the penalty, >= 0. At 0, classes that a plane separates have no minimum: see `warning`.
-      standardise: see above. A feature that is constant is left out, its kernel 0.
-      init: where to start, such as the fit of a neighbouring l2; zeros otherwise.
-      max_iter: steps at most.
-      tol: for the largest absolute derivative, by parameters of features whose scale is 1: each by itself, or, without
-        `standardise`, all together.
+      l2: strength of the penalty, >= 0. At 0 there is no minimum if a plane separates the classes: see `warning`.
+      standardise: see above. A constant feature is left out; its kernel is 0.
+      init: start of the fit, such as the result of a neighbouring l2; None starts at zeros.
+      max_iter: maximum number of steps.
+      tol: for the largest absolute derivative, with features scaled to 1: each by itself, or, without `standardise`,
+        all together.
 
     Raises:
-      BadRequest: labels outside the classes, other lengths or shapes, features that are not finite, a number out of
-        range.
+      BadRequest: labels outside the classes, lengths or shapes that do not fit, features that are not finite, a number
+        out of range.
 
     Example:
       >>> x = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
@@ -121,22 +120,22 @@ def fit_path(
     tol: float = 1e-5,
     say: cached.Progress = cached.silent,
 ) -> Chosen:
-    """Fits along a path of penalties, each from the one before, and picks the best on validation data.
+    """Fits a path of penalties, each fit starting from the one before, and picks the best on validation data.
 
     Args:
-      features, labels: to fit on.
-      val_features, val_labels: to choose on.
+      features, labels: training data.
+      val_features, val_labels: validation data, to choose on.
       num_classes: k.
       l2s: the penalties, fitted from the strongest on; None for `L2S`, 10 to 1e-6.
-      standardise: as in `fit`, by the moments of the training features.
+      standardise: see `fit`; uses the moments of the training features.
       refit: fits the chosen penalty again on training and validation data together.
-      patience: ends the path when so many penalties in a row were worse than the best so far, because the weakest
-        take the longest; None fits all.
+      patience: ends the path after this number of penalties in a row that were worse than the best so far, because the
+        weakest take the longest; None fits all.
       max_iter, tol: of every fit.
-      say: is told how many penalties are fitted, and how many there are.
+      say: called with the number of penalties fitted, and the total.
 
     Raises:
-      BadRequest: as `fit`, for either data.
+      BadRequest: see `fit`, for both data sets.
 
     Example:
       >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([0, 0, 1, 1])
@@ -171,10 +170,10 @@ def fit_path(
 
 
 def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]:
-    """Returns the class of the largest logit for features (n d); of equals that of the lowest index.
+    """Returns the class of the largest logit for features (n d); in ties the lowest index.
 
     Raises:
-      BadRequest: features of another width than the classifier's, or not finite.
+      BadRequest: features whose width is not the classifier's, or not finite.
 
     Example:
       >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
@@ -187,7 +186,7 @@ def accuracy(classifier: Classifier, features: Features, labels: Labels) -> floa
     """Returns the fraction of features (n d) whose predicted class is the label (n).
 
     Raises:
-      BadRequest: as `predict`, and labels outside the classes.
+      BadRequest: see `predict`; or labels outside the classes.
 
     Example:
       >>> accuracy(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([1, 1]))
@@ -197,12 +196,12 @@ def accuracy(classifier: Classifier, features: Features, labels: Labels) -> floa
 
 
 class _Problem:
-    """Examples on the device with the standardisation that leads to them and back."""
+    """Examples on the device, with the standardisation to them and back."""
 
     def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]], num_classes: int, standardise: bool):
         self.mean, std = cached.moments([x for x, _ in parts])
-        # A constant feature becomes 0, but for the rounding of its mean, which no scale is to blow up. Without
-        # standardisation one scale for all keeps the problem as it is, and tolerances meaningful.
+        # A constant feature becomes 0 except for rounding errors of its mean, which must not be scaled up. Without
+        # standardisation, one scale for all features keeps the problem the same and tolerances meaningful.
         std = np.where(std > 1e-6 * np.abs(self.mean), std, 0)
         scale = std if standardise else np.full_like(std, np.sqrt(np.mean(std**2)))
         self.scale = np.where(scale > 0, scale, 1.0)
@@ -227,7 +226,7 @@ class _Problem:
         bias = end.parameters.bias - self.mean @ kernel
         gradient, iterations, warning = float(end.gradient), int(end.iterations), ""
         if not gradient <= tol:
-            why = "the allowed" if iterations >= max_iter else "float32 gave out after"
+            why = "the allowed" if iterations >= max_iter else "float32 allowed no progress after"
             warning = f"{why} {iterations} steps left a gradient of {gradient:.1e}, above the tolerance of {tol:g}"
         return Classifier(
             kernel.astype(np.float32), bias.astype(np.float32), l2, float(end.loss), gradient, iterations, warning

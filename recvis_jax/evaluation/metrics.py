@@ -1,9 +1,9 @@
-"""Metrics that come out the same however the examples are batched: padded, spread over devices, or one at a time.
+"""Metrics whose result does not depend on batching: with padding, over several devices, or one example at a time.
 
-A `Metric` says what to keep of a batch (`update`, to be jitted), how the batches' parts merge (`accumulate` does it on
-the host), and which numbers follow (`compute`). `outputs` holds 'logits' or 'prediction' (b k), `batch` holds 'label'
-and 'mask' (b). A row whose mask is False contributes exactly nothing, be it full of NaN. In a row that counts, a NaN
-score is a wrong answer, and a NaN loss or error makes the mean NaN.
+A `Metric` defines what to keep of a batch (`update`, to be jitted), how the parts of batches are merged (`accumulate`
+does it on the host), and which numbers result (`compute`). `outputs` holds 'logits' or 'prediction' (b k), `batch`
+holds 'label' and 'mask' (b). A row whose mask is False contributes exactly nothing, even if it is full of NaN. In a row
+that counts, a NaN score is a wrong answer, and a NaN loss or error makes the mean NaN.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,11 +21,11 @@ Values = dict[str, float | np.ndarray]
 
 
 class Metric(NamedTuple):
-    """What a metric is: an update for the device, the rule by which updates merge, a computation for the host.
+    """A metric: an update on the device, the rule to merge updates, and a computation on the host.
 
     Attributes:
       update: (outputs, batch) -> pytree of sums over the valid examples, or of rows {'scores', 'labels', 'mask'}.
-      merge: 'sum' adds the pytrees up (counts are integers: exact), 'concat' joins their rows.
+      merge: 'sum' adds the pytrees (counts are integers, so this is exact), 'concat' joins their rows.
       compute: merged pytree -> values by name, floats or numpy arrays, in float64.
     """
 
@@ -39,8 +39,8 @@ def accumulate(metrics: Mapping[str, Metric], states: Iterable[Mapping[str, PyTr
 
     Args:
       metrics: by the name under which each state holds its part.
-      states: one a batch, {name: update's pytree}; may be a generator, which is read one batch ahead so that the
-        device works on the next batch while this one is added up.
+      states: one per batch, {name: update's pytree}; may be a generator, which is read one batch ahead, so the device
+        computes the next batch while this one is added.
 
     Returns:
       The values of all metrics in one dict.
@@ -66,7 +66,7 @@ def accumulate(metrics: Mapping[str, Metric], states: Iterable[Mapping[str, PyTr
             add(previous)
         previous = state
     if previous is None:
-        raise BadRequest("there is nothing to evaluate: the data gave no batch.")
+        raise BadRequest("there is nothing to evaluate: the data have no batches.")
     add(previous)
 
     values: Values = {}
@@ -88,15 +88,15 @@ def accuracy() -> Metric:
 def top_k(k: int = 5, *, name: str | None = None) -> Metric:
     """The fraction of examples whose true class is among the k highest scores.
 
-    Of equal scores the class of the lower index ranks first, as in `jnp.argmax`: a constant output is right
-    about class 0 only. A row with a NaN score is wrong. Soft labels (b k) stand for the class of their argmax.
+    Among equal scores the class of the lower index ranks first, as in `jnp.argmax`: a constant output is right only for
+    class 0. A row with a NaN score is wrong. The class of soft labels (b k) is their argmax.
 
     Args:
-      k: >= 1; with as many classes or fewer the answer is 1.
-      name: what to report it as; 'top_5' for k = 5.
+      k: >= 1; if there are at most k classes, the result is 1.
+      name: name in the report; by default 'top_5' for k = 5.
 
     Returns:
-      A metric of one value in [0, 1], NaN for no examples.
+      A metric of one value in [0, 1], NaN without examples.
 
     Raises:
       BadRequest: a k below 1, shapes that do not fit, labels outside the classes (these on `compute`).
@@ -121,8 +121,8 @@ def per_class_accuracy(num_classes: int) -> Metric:
       num_classes: k, the width of the output.
 
     Returns:
-      A metric of 'per_class_accuracy' (k,), NaN where a class has no examples, and 'mean_per_class_accuracy', the
-      unweighted mean over the classes that have some.
+      A metric of 'per_class_accuracy' (k,), NaN for a class without examples, and 'mean_per_class_accuracy', the
+      unweighted mean over the classes with examples.
 
     Raises:
       BadRequest: an output that is not (b k), shapes that do not fit, labels outside the classes (on `compute`).
@@ -142,14 +142,14 @@ def per_class_accuracy(num_classes: int) -> Metric:
 
 
 def confusion_matrix(num_classes: int) -> Metric:
-    """How many examples of each true class (rows) were taken for each class (columns).
+    """Number of examples of each true class (rows) that were predicted as each class (columns).
 
     Args:
       num_classes: k, the width of the output.
 
     Returns:
-      A metric of 'confusion_matrix' (k k), integers, and 'without_prediction', the number of examples that are not
-      in it because one of their scores is NaN.
+      A metric of 'confusion_matrix' (k k), integers, and 'without_prediction', the number of examples left out because
+      one of their scores is NaN.
 
     Raises:
       BadRequest: an output that is not (b k), shapes that do not fit, labels outside the classes (on `compute`).
@@ -171,22 +171,22 @@ def confusion_matrix(num_classes: int) -> Metric:
 def mean_average_precision(
     num_classes: int, mode: Literal["voc11", "all"] = "voc11", *, name: str = "mean_average_precision"
 ) -> Metric:
-    """The mean over classes of the average precision of ranking all examples by their score for the class.
+    """The mean over classes of the average precision when all examples are ranked by their score for the class.
 
-    Examples of equal score enter the ranking together, so the result does not depend on their order. A NaN score
-    is wrong: a positive is never found, a negative ranks before all others.
+    Examples with equal scores enter the ranking together, so the result does not depend on their order. A NaN score is
+    wrong: a positive is never found, a negative ranks before all others.
 
     Args:
       num_classes: k, the width of the output.
       mode: 'voc11', the mean over recalls 0, 0.1, ..., 1 of the best precision at that recall or beyond (VOC 2007); or
-        'all', Σ_n (R_n - R_{n-1}) P_n over all thresholds, not interpolated (scikit-learn's). Neither is the area
-        under the envelope of VOC 2010-2012.
-      name: what to report the mean as.
+        'all', Σ_n (R_n - R_{n-1}) P_n over all thresholds, not interpolated (as in scikit-learn). Neither is the area
+        under the envelope, as in VOC 2010-2012.
+      name: name of the mean in the report.
 
     Returns:
       A metric of `name` and, as '<name>_per_class', the average precisions (k,): NaN for a class without positives,
-      which the mean leaves out. Labels are multi-hot (b k), where -1 or NaN marks an entry that is
-      ignored (VOC's "difficult"), or classes (b).
+      which the mean leaves out. Labels are classes (b), or multi-hot (b k) with -1 or NaN for ignored entries (VOC's
+      "difficult").
 
     Raises:
       BadRequest: an unknown mode, shapes that do not fit, labels other than 0, 1, -1 and NaN (on `compute`).
@@ -200,7 +200,7 @@ def mean_average_precision(
     def update(outputs: Arrays, batch: Arrays) -> PyTree:
         scores, labels = _scores_and_labels(outputs, batch, num_classes)
         if labels.ndim == 1:
-            # A class out of range would become a row of zeros, a negative everywhere: mark it for `compute` instead.
+            # A class out of range would become a row of zeros, negative for every class: mark it for `compute` instead.
             fits = (labels >= 0) & (labels < num_classes)
             labels = jnp.where(fits[:, None], jax.nn.one_hot(labels, num_classes), -2)
         return {"scores": scores, "labels": labels.astype(jnp.float32), "mask": jnp.asarray(batch["mask"], bool)}
@@ -233,8 +233,8 @@ def loss(fn: Callable[[jax.Array, jax.Array], jax.Array] | None, *, name: str = 
     """The mean over examples of a per-example loss, reported as `name`.
 
     Args:
-      fn: (output, label) -> (b,); None where the outputs hold it as 'loss' (b), as that of an objective without labels.
-      name: what to report it as.
+      fn: (output, label) -> (b,); None if the outputs hold it as 'loss' (b), such as for an objective without labels.
+      name: name in the report.
     """
 
     def update(outputs: Arrays, batch: Arrays) -> PyTree:
@@ -245,7 +245,7 @@ def loss(fn: Callable[[jax.Array, jax.Array], jax.Array] | None, *, name: str = 
 
 
 def mean_of(key: str, name: str) -> Metric:
-    """The mean over examples of what the outputs hold as `key` (b), reported as `name`."""
+    """The mean over examples of the output `key` (b), reported as `name`."""
 
     def update(outputs: Arrays, batch: Arrays) -> PyTree:
         return _mean_state(jnp.asarray(outputs[key], jnp.float32), jnp.asarray(batch["mask"], bool))
@@ -254,14 +254,14 @@ def mean_of(key: str, name: str) -> Metric:
 
 
 def terms(weights: Mapping[str, float], *, name: str = "loss") -> Metric:
-    """The loss of an objective of several terms over a whole split: sum_t weight_t (sum of t) / (what t counts).
+    """The loss of an objective with several terms over a whole split: sum_t weight_t (sum of t) / (count of t).
 
     Args:
-      weights: of the terms; 1 where a term is not named.
-      name: what to report the sum as; a term t is reported as `t_loss`, before its weight.
+      weights: of the terms; 1 for a term that is not named.
+      name: name of the sum in the report; a term t is reported as `t_loss`, without its weight.
 
     Returns:
-      A metric of outputs that hold 'terms' {t: (b,)} and 'counts' {t: (b,)}, see `tasks.Task`.
+      A metric of outputs with 'terms' {t: (b,)} and 'counts' {t: (b,)}, see `tasks.Task`.
     """
 
     def update(outputs: Mapping[str, Any], batch: Arrays) -> PyTree:
@@ -302,12 +302,12 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray, mode: str) -> flo
         return 0.0
     order = np.argsort(-scores, kind="stable")
     scores, found = scores[order], np.cumsum(positive[order])
-    last = np.append(scores[1:] != scores[:-1], True)  # a threshold lies behind the last of equal scores
+    last = np.append(scores[1:] != scores[:-1], True)  # a threshold lies after the last of equal scores
     found, retrieved = found[last], np.arange(1, len(scores) + 1)[last]
     precision = found / retrieved
     if mode == "all":
         return float(np.sum(np.diff(found, prepend=0) * precision) / positives)
-    # Recall >= i / 10 in integers: in floats 3 of 10 found would fall short of 3 * 0.1.
+    # Recall >= i / 10 in integers: in floats, 3 found of 10 would be less than 3 * 0.1.
     return float(np.mean([np.max(precision[10 * found >= i * positives], initial=0.0) for i in range(11)]))
 
 
@@ -319,7 +319,7 @@ def _output(outputs: Arrays) -> jax.Array:
 
 
 def _scores_and_labels(outputs: Arrays, batch: Arrays, num_classes: int | None) -> tuple[jax.Array, jax.Array]:
-    """Returns scores (b k) in float32 beside labels, integers (b) or any type (b k), or raises `BadRequest`."""
+    """Returns scores (b k) in float32 and labels, integers (b) or any type (b k), or raises `BadRequest`."""
     scores, labels = _output(outputs), jnp.asarray(batch["label"])
     if scores.ndim != 2 or num_classes not in (None, scores.shape[1]):
         raise BadRequest(f"the output has shape {scores.shape}; the metric takes (b {num_classes or 'k'}).")
@@ -333,7 +333,7 @@ def _scores_and_labels(outputs: Arrays, batch: Arrays, num_classes: int | None) 
 
 
 def _classes(outputs: Arrays, batch: Arrays, num_classes: int | None = None) -> tuple[jax.Array, ...]:
-    """Returns scores (b k), classes (b) clipped to [0, k), whether they needed no clipping (b), and the mask (b)."""
+    """Returns scores (b k), classes (b) clipped to [0, k), whether they were inside before (b), and the mask (b)."""
     scores, labels = _scores_and_labels(outputs, batch, num_classes)
     if labels.ndim == 2:
         fits, labels = ~jnp.isnan(labels.astype(jnp.float32)).any(axis=1), labels.argmax(axis=1)
@@ -343,7 +343,7 @@ def _classes(outputs: Arrays, batch: Arrays, num_classes: int | None = None) -> 
 
 
 def _predicted(scores: jax.Array) -> jax.Array:
-    """Returns the class of the highest score (b,), or k where a score is NaN."""
+    """Returns the class of the highest score (b,), or k if a score is NaN."""
     return jnp.where(jnp.isnan(scores).any(axis=1), scores.shape[1], scores.argmax(axis=1))
 
 
@@ -366,17 +366,17 @@ def _mean_error(name: str, measure: Callable[[jax.Array], jax.Array]) -> Metric:
 
 
 def _misfits(fits: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Returns how many labels do not fit; on the device nothing can be raised, so `compute` does it."""
+    """Returns the number of labels that do not fit; devices cannot raise errors, so `compute` does."""
     return {"misfits": jnp.sum(mask & ~fits, dtype=jnp.int32)}
 
 
 def _refuse_misfits(state: PyTree) -> None:
     if misfits := int(state.get("misfits", 0)):
-        raise BadRequest(f"the labels of {misfits} examples do not name one of the classes of the output.")
+        raise BadRequest(f"the labels of {misfits} examples are not among the classes of the output.")
 
 
 def _ratio(state: PyTree) -> np.ndarray:
-    """Returns sum / count in float64, NaN where the count is 0."""
+    """Returns sum / count in float64, NaN if the count is 0."""
     _refuse_misfits(state)
     total, count = np.asarray(state["sum"], np.float64), np.asarray(state["count"], np.float64)
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -1,9 +1,9 @@
-"""Linear classifiers, a class against all others each: the minimum of ½ ||w||² + c Σ loss(y (w·x + b)) for every class.
+"""Linear classifiers of each class against all others: the minimum of ½ ||w||² + c Σ loss(y (w·x + b)) for every class.
 
-The problems of the classes do not depend on each other, and are solved together: one pass over the examples multiplies
-them with the vectors of all classes. Newton's method takes few passes, because an exact line search costs none
-(Keerthi and DeCoste), and conjugate gradients on its systems converge in a number of passes that hardly depends on c or
-on the dimensions, when preconditioned by the leading eigenvectors of a sample of the examples (Frangella et al.).
+The problems of the classes are independent, and are solved together: one pass over the examples multiplies them with
+the vectors of all classes. Newton's method takes few passes, because an exact line search needs none (Keerthi and
+DeCoste), and conjugate gradients on its systems converge in a number of passes that hardly depends on c or on the
+dimensions if they are preconditioned by the leading eigenvectors of a sample of the examples (Frangella et al.).
 
 References:
   Keerthi and DeCoste, 2005, "A modified finite Newton method for fast solution of large scale linear SVMs".
@@ -23,10 +23,10 @@ from recvis_jax.evaluation import cached
 
 _CHUNK = 2**26  # numbers multiplied at a time
 _ROWS = 8192  # examples at a time, at most
-_KEPT = 2**33  # bytes of features that stay on the device; of more, parts are read again in every pass
-_EXACT = 1024  # dimensions up to which all eigenvectors are found; of more, those that so many examples span
-_SAMPLE = 8192  # examples whose second moments stand for all, up to that many dimensions
-_STALLED = 3  # steps without a smaller gradient after which float32 has no more to give
+_KEPT = 2**33  # bytes of features that stay on the device; larger data are read again in every pass
+_EXACT = 1024  # dimensions up to which all eigenvectors are computed; beyond, those that so many examples span
+_SAMPLE = 8192  # examples whose second moments represent all, up to that many dimensions
+_STALLED = 3  # steps without a smaller gradient after which float32 allows no progress
 
 _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -52,14 +52,14 @@ LOGISTIC = Loss(
 
 
 class Minimum(NamedTuple):
-    """Where minimisation ended.
+    """The result of minimisation.
 
     Attributes:
       weights: of features with a constant appended (D k).
       value: of the objectives (k).
-      gap: how far the objectives are above their minima, relative to them, as estimated; the largest over the classes.
+      gap: estimated distance of the objectives above their minima, relative to these; the largest over the classes.
       iterations: Newton steps.
-      passes: over the examples, in all.
+      passes: total number of passes over the examples.
     """
 
     weights: Float[Array, "D k"]
@@ -70,14 +70,14 @@ class Minimum(NamedTuple):
 
 
 class Examples:
-    """Features with a constant appended, in chunks on the device, and what every class makes of them.
+    """Features with a constant appended, in chunks on the device, with a target for every class.
 
     Args:
-      parts: pairs of features (n d), perhaps memory-mapped, and targets (n k): 1 for examples of the class, -1 for
+      parts: pairs of features (n d), possibly memory-mapped, and targets (n k): 1 for examples of the class, -1 for
         others, 0 for those that the class ignores.
-      mean, scale: features are taken as (x - mean) / scale; (d) or one number each. A scale of inf leaves one out.
-      bias_scale: the constant. The bias is that times its weight, so that the larger it is, the less is the bias
-        penalised.
+      mean, scale: features are used as (x - mean) / scale; (d) or one number each. A scale of inf leaves a feature out.
+      bias_scale: the constant. The bias is this constant times its weight, so a larger constant means a weaker penalty
+        on the bias.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Examples:
         self._spectrum: tuple[Array, Array] | None = None
 
     def chunks(self) -> Iterator[tuple[slice, Array]]:
-        """Yields (which, features (b D)) of all examples; those that are missing in the last are zeros."""
+        """Yields (slice, features (b D)) of all examples; the last chunk is padded with zeros."""
         for i, at in enumerate(self.starts):
             if self._kept is None:
                 x = jnp.asarray(self._read(np.arange(at, min(at + self.rows, self.n)), self.rows))
@@ -109,7 +109,7 @@ class Examples:
             yield slice(at, at + self.rows), x
 
     def _read(self, rows: np.ndarray, size: int) -> np.ndarray:
-        """Returns features of some examples, in the order of the parts, with the constant; zeros below."""
+        """Returns the features of some examples, in the order of the parts, with the constant; padded with zeros."""
         out = np.zeros((size, self.width), np.float32)
         first = filled = 0
         for features, _ in self.parts:
@@ -128,7 +128,7 @@ class Examples:
         return out
 
     def weights(self, kernel: Float[np.ndarray, "d k"], bias: Float[np.ndarray, " k"]) -> Float[Array, "D k"]:
-        """Returns the weights of a linear layer on features as they came; `layer` is the way back."""
+        """Returns the weights of a linear layer on unscaled features; the inverse of `layer`."""
         kernel = np.asarray(kernel, np.float64)
         shift = np.broadcast_to(self.mean, len(kernel)) @ kernel
         scale = np.where(np.isfinite(self.scale), self.scale, 0)
@@ -136,14 +136,14 @@ class Examples:
         return jnp.asarray(np.vstack([scaled, (bias + shift) / self.bias_scale]), jnp.float32)
 
     def layer(self, weights: Float[Array, "D k"]) -> tuple[Float[np.ndarray, "d k"], Float[np.ndarray, " k"]]:
-        """Returns kernel and bias for features as they came."""
+        """Returns kernel and bias for unscaled features."""
         found = np.asarray(weights, np.float64)
         kernel = found[:-1] / np.broadcast_to(self.scale, len(found) - 1)[:, None]
         bias = self.bias_scale * found[-1] - np.broadcast_to(self.mean, len(kernel)) @ kernel
         return kernel.astype(np.float32), bias.astype(np.float32)
 
     def spectrum(self) -> tuple[Float[Array, " r"], Float[Array, "D r"]]:
-        """Returns the leading eigenvalues and eigenvectors of Σ x xᵀ, as a sample of the examples has them."""
+        """Returns the leading eigenvalues and eigenvectors of Σ x xᵀ, estimated from a sample of the examples."""
         if self._spectrum is None:
             size = min(self.n, _SAMPLE if self.width <= _EXACT else _EXACT)
             rows = np.sort(np.random.default_rng(0).permutation(self.n)[:size])
@@ -164,7 +164,7 @@ class Examples:
     def product(
         self, curvatures: Float[Array, "n k"], s: Float[Array, "D k"]
     ) -> tuple[Float[Array, "n k"], Float[Array, "D k"]]:
-        """Returns the outputs that vectors s give, and the Hessians times s."""
+        """Returns the outputs for vectors s, and the Hessians times s."""
         outputs, total = [], s
         for which, x in self.chunks():
             z, h = _product(x, curvatures[which], s)
@@ -189,10 +189,10 @@ def minimise(
       examples: the x and y.
       loss: SQUARED_HINGE or LOGISTIC.
       c: weight of the losses.
-      start: weights to start from.
-      tol: ends when no class's objective is further above its minimum, relative to it, as the gradient says.
-      max_iter: ends after so many steps.
-      max_products: passes a step, at most.
+      start: initial weights.
+      tol: ends when no objective is further above its minimum, relative to it, estimated from the gradient.
+      max_iter: maximum number of steps.
+      max_products: maximum number of passes per step.
     """
     values, vectors = examples.spectrum()
     weights, best, since, passes, step = start, None, 0, 0, 0
@@ -208,7 +208,7 @@ def minimise(
             best = Minimum(weights, value, worst, step, passes)
         if worst <= tol or since >= _STALLED or step == max_iter:
             break
-        # Early systems are solved roughly, since the next step changes them.
+        # Early systems are solved only roughly, because the next step changes them.
         wanted = jnp.where(gap > tol, jnp.clip(jnp.sqrt(gap), 0.1, 0.3) ** 2 * search.product, jnp.inf)
         for _ in range(max_products):
             z, h = examples.product(curvatures, search.direction)
@@ -223,10 +223,10 @@ def minimise(
 
 
 def warning(end: Minimum, tol: float, max_iter: int) -> str:
-    """Returns a line where minimisation ended above the tolerance, else nothing."""
+    """Returns a line if minimisation ended above the tolerance, else an empty string."""
     if end.gap <= tol:
         return ""
-    why = "the allowed" if end.iterations >= max_iter else "float32 gave out after"
+    why = "the allowed" if end.iterations >= max_iter else "float32 allowed no progress after"
     return f"{why} {end.iterations} steps left the objective {end.gap:.1e} above its minimum, more than {tol:g}"
 
 
@@ -234,10 +234,10 @@ class _Search(NamedTuple):
     """Conjugate gradients on the Newton systems of all classes."""
 
     step: Array  # (D k) found so far
-    outputs: Array  # (n k) that it gives
+    outputs: Array  # (n k) of the step
     remainder: Array  # (D k)
     direction: Array  # (D k)
-    product: Array  # (k) of the remainder with the preconditioned remainder
+    product: Array  # (k) remainder times preconditioned remainder
 
 
 @partial(jax.jit, static_argnames="loss")
@@ -256,7 +256,7 @@ def _product(x: Array, curvatures: Array, s: Array) -> tuple[Array, Array]:
 def _local(
     loss: Loss, y: Array, z: Array, weights: Array, c: float | Array, n: int | Array
 ) -> tuple[Array, Array, Array]:
-    """Returns the objectives (k), the curvatures by every output (n k), and their means (k)."""
+    """Returns the objectives (k), the curvatures with respect to every output (n k), and their means (k)."""
     counts = y != 0
     losses = jnp.where(counts, loss.value(y * z), 0)
     curvatures = jnp.where(counts, c * loss.curvature(y * z), 0)
@@ -270,13 +270,13 @@ def _eigen(x: Float[Array, "m D"], factor: float | Array) -> tuple[Float[Array, 
         values, vectors = jnp.linalg.eigh(_dot(x.T, x))
         return factor * jnp.maximum(values, 0), vectors
     values, vectors = jnp.linalg.eigh(_dot(x, x.T))
-    # What nothing varies along is rounding, and its vectors would not be orthonormal.
+    # Smaller eigenvalues are rounding errors, and their vectors would not be orthonormal.
     kept = values > 1e-5 * values[-1]
     return factor * jnp.where(kept, values, 0), _dot(x.T, jnp.where(kept, vectors / jnp.sqrt(values), 0))
 
 
 def _precondition(values: Array, vectors: Array, r: Array, mean: Array) -> Array:
-    """Returns about (I + mean Σ x xᵀ)⁻¹ r."""
+    """Returns (I + mean Σ x xᵀ)⁻¹ r, approximately."""
     along = _dot(vectors.T, r)
     return r - _dot(vectors, along * (1 - 1 / (1 + values[:, None] * mean)))
 
@@ -312,7 +312,7 @@ def _advance(values: Array, vectors: Array, search: _Search, z: Array, h: Array,
 def _line_search(
     loss: Loss, y: Array, z: Array, weights: Array, q: Array, step: Array, c: float | Array
 ) -> Float[Array, " k"]:
-    """Returns the t >= 0 at which every objective is least along its step; z and q are outputs of weights and step."""
+    """Returns the t >= 0 that minimises each objective along its step; z and q are outputs of weights and step."""
     inner, square = jnp.sum(weights * step, axis=0), jnp.sum(step**2, axis=0)
 
     def derivatives(t: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What a classifier says of each single example: the probability of the true class and of the one it predicts."""
+"""A classifier's outcome for each example: the probabilities of the true class and of the predicted class."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from jaxtyping import Array, Float, Int, Shaped
 
 
 class Outcomes(NamedTuple):
-    """What became of n examples, in the order of their split.
+    """Outcomes of n examples, in the order of their split.
 
     Attributes:
       label: true classes (n).
-      predicted: classes of the highest score (n), of equal ones the first, as `metrics.accuracy` counts.
-      p_true, p_predicted: probabilities of both (n), by softmax.
+      predicted: classes of the highest score (n), in ties the first, like `metrics.accuracy`.
+      p_true, p_predicted: probabilities of these classes (n), by softmax.
     """
 
     label: Int[np.ndarray, " _"]
@@ -25,20 +25,20 @@ class Outcomes(NamedTuple):
 
     @property
     def right(self) -> np.ndarray:
-        """Which examples are predicted right (n), bool."""
+        """Which examples are predicted correctly (n), bool."""
         return self.label == self.predicted
 
     @property
     def accuracy(self) -> float:
-        """The fraction of them."""
+        """The fraction of examples predicted correctly."""
         return float(self.right.mean())
 
 
 def of_scores(scores: Float[Array, "b k"], label: Shaped[Array, "b"]) -> dict[str, Array]:
-    """Returns the outcomes of a batch, to be jitted; a row with a NaN score is a wrong answer of probability 0.
+    """Returns the outcomes of a batch, to be jitted; a row with a NaN score is a wrong answer with probability 0.
 
     Args:
-      scores: logits; the outputs of a model of squared errors are taken for such, too.
+      scores: logits; the outputs of a model trained with squared errors are treated as logits, too.
       label: classes.
 
     Example:
@@ -62,7 +62,7 @@ def collect(parts: Iterable[tuple[Any, Any]]) -> Outcomes:
     """Joins the outcomes of batches.
 
     Args:
-      parts: (outcomes of `of_scores`, mask (b) of the rows that are examples) of each batch.
+      parts: for each batch (outcomes of `of_scores`, mask (b), true on real examples).
     """
     rows = [{k: np.asarray(v)[np.asarray(mask, bool)] for k, v in found.items()} for found, mask in parts]
     joined = {name: np.concatenate([r[name] for r in rows]) for name in Outcomes._fields}
@@ -70,7 +70,7 @@ def collect(parts: Iterable[tuple[Any, Any]]) -> Outcomes:
 
 
 def confusion(found: Outcomes, num_classes: int) -> Int[np.ndarray, "k k"]:
-    """Counts the examples of each true class (row) that were taken for each class (column).
+    """Counts the examples of each true class (row) that were predicted as each class (column).
 
     Example:
       >>> one = np.zeros(2)
@@ -82,16 +82,16 @@ def confusion(found: Outcomes, num_classes: int) -> Int[np.ndarray, "k k"]:
 
 
 def worst(found: Outcomes, count: int) -> list[int]:
-    """Returns the examples of the lowest probability of the true class: the highest loss, right or wrong."""
+    """Returns the examples with the lowest probability of the true class: the highest loss, right or wrong."""
     return np.argsort(found.p_true, kind="stable")[:count].tolist()
 
 
 def confident(found: Outcomes, count: int) -> list[int]:
-    """Returns the wrongly predicted examples of the highest probability of the predicted class."""
+    """Returns the wrongly predicted examples with the highest probability of the predicted class."""
     order = np.argsort(-found.p_predicted, kind="stable")
     return order[~found.right[order]][:count].tolist()
 
 
 def drawn(found: Outcomes, count: int, seed: int = 0) -> list[int]:
-    """Returns examples drawn by a seed."""
+    """Returns randomly drawn examples."""
     return sorted(np.random.default_rng(seed).permutation(len(found.label))[:count].tolist())

@@ -1,4 +1,4 @@
-"""A path of penalties, strongest first: each fit starts from the one before, and validation data choose."""
+"""A path of penalties, strongest first: each fit starts from the one before, and validation data decide."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -24,18 +24,19 @@ def walk(
     last: int = 0,
     say: cached.Progress = cached.silent,
 ) -> tuple[dict[float, Fit], dict[float, float], float]:
-    """Fits along a path.
+    """Fits all penalties of a path.
 
     Args:
       path: the penalties, the strongest first.
       fit: (penalty, the fit before or None) -> a fit.
-      score: of a fit, on validation data; the larger, the better. Of equals the strongest penalty counts.
-      patience: ends the path when so many penalties in a row were worse than the best so far; None fits all.
-      last: how much of the progress is left for what follows.
-      say: is told how many penalties are fitted, and how many there are.
+      score: of a fit, on validation data; larger is better. In ties the strongest penalty wins.
+      patience: ends the path after this number of penalties in a row that were worse than the best so far; None fits
+        all.
+      last: share of the progress that is left for later work.
+      say: called with the number of penalties fitted, and the total.
 
     Returns:
-      The fits and their scores on validation data, by penalty in the order of fitting, and the penalty of the best.
+      The fits and their scores on validation data, by penalty in the order of fitting, and the best penalty.
 
     Example:
       >>> fits, scores, best = walk((1.0, 0.1, 0.01), lambda l2, before: l2, lambda fit: -abs(fit - 0.1))
@@ -50,14 +51,14 @@ def walk(
         fits[penalty] = before = fit(penalty, before)
         scores[penalty] = score(before)
         say(min(i + 1, len(path) - last), len(path))
-        best = max(scores, key=lambda key: scores[key])  # of equals the first, the strongest
+        best = max(scores, key=lambda key: scores[key])  # in ties the first, which is the strongest
         if patience is not None and i - path.index(best) >= patience:
             break
     return fits, scores, best
 
 
 def at_the_end(path: Sequence[float], best: float, name: str) -> list[str]:
-    """Returns a note where the best is at an end of what was tried."""
+    """Returns a note if the best is at an end of the tried range."""
     if len(path) > 1 and best in (path[0], path[-1]):
-        return [f"the best {name}={best:g} is at the end of those tried; a wider range may do better"]
+        return [f"the best {name}={best:g} is at the end of the tried range; a wider range may be better"]
     return []

@@ -1,7 +1,7 @@
-"""Probes: protocols that say how good features are. `PROTOCOLS` is the table of contents.
+"""Probes: protocols that measure the quality of features. `PROTOCOLS` is the table of contents.
 
-Each is `f(train, val, test, *, num_classes, seed, say) -> [result, ...]` on `Set`s of features. What there is to
-choose, a penalty, a kernel or a number of neighbours, is chosen on validation data; the test data are looked at once.
+Each is `f(train, val, test, *, num_classes, seed, say) -> [result, ...]` on `Set`s of features. Penalties, kernels and
+numbers of neighbours are chosen on validation data; the test data are used only once.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,22 @@ from recvis_jax.evaluation import cached, fewshot, forest, kernel_svm, knn, line
 
 
 class Set(NamedTuple):
-    """Features (n d), perhaps memory-mapped; classes (n), or several an example, (n k) of 1, 0 and -1 (ignored)."""
+    """Features (n d), possibly memory-mapped; classes (n), or several per example, (n k) of 1, 0 and -1 (ignored)."""
 
     values: np.ndarray
     labels: np.ndarray
 
 
 class Result(NamedTuple):
-    """What one protocol found.
+    """The result of one protocol.
 
     Attributes:
       name: of the column: 'linear', 'knn', '5-shot', ...
       score: on the test data, in [0, 1].
-      seed: of the draw of examples; None where nothing was drawn.
-      details: what was chosen, and how well it did on validation data.
-      metric: what the score is: 'accuracy'; of several classes an example 'mean_average_precision', VOC's 11 points.
+      seed: of the draw of examples; None without a draw.
+      details: what was chosen, and its score on validation data.
+      metric: kind of the score: 'accuracy', or 'mean_average_precision' (VOC's 11 points) for several classes per
+        example.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Result(NamedTuple):
     metric: str = "accuracy"
 
     def record(self) -> dict[str, Any]:
-        """Returns it for JSON, the score under the name of its metric.
+        """Returns the result as JSON types, with the score under the name of its metric.
 
         Example:
           >>> Result("knn", 0.5, None, {}).record()
@@ -51,7 +52,7 @@ class Result(NamedTuple):
 def linear_probe(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Logistic regression, its penalty chosen on validation data, refitted on both; of several classes, one a class."""
+    """Logistic regression, refitted on both after validation data chose the penalty; one per class if several."""
     if train.labels.ndim == 2:
         found = several.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, say=say)
         details = {"l2": found.l2, "val_mean_average_precision": found.val_accuracy[found.l2], "warning": found.warning}
@@ -66,7 +67,7 @@ def linear_probe(
 def linear_machine(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Linear support vector machine, its c chosen on validation data, refitted on both."""
+    """Linear support vector machine, refitted on both after validation data chose c."""
     metric = "accuracy" if train.labels.ndim == 1 else "mean_average_precision"
     score = cached.accuracy if metric == "accuracy" else several.mean_average_precision
     found = svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, score=score, say=say)
@@ -77,9 +78,9 @@ def linear_machine(
 def kernel_machine(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Kernel support vector machine, its kernel and c chosen on validation data, refitted on both.
+    """Kernel support vector machine, refitted on both after validation data chose kernel and c.
 
-    Of more than `kernel_svm.LARGEST` examples it is an approximation, which the name of the column says.
+    With more than `kernel_svm.LARGEST` examples it is an approximation, as the name of the column says.
     """
     found = kernel_svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, seed=seed or 0, say=say)
     details = {"kernel": found.kernel, "c": found.c, "gamma": found.machine.gamma, "landmarks": found.landmarks}
@@ -92,7 +93,7 @@ def kernel_machine(
 def random_forest(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Random forest, the number of features that its splits look at chosen on validation data, grown again on both."""
+    """Random forest, grown again on both after validation data chose the number of features that splits consider."""
     found = forest.fit(*train, *val, num_classes=num_classes, refit=seed is None, seed=seed or 0, say=say)
     details = {"looked_at": found.looked_at, "val_accuracy": found.val_accuracy[found.looked_at]}
     return [Result("forest", float(np.mean(forest.predict(found, test.values) == test.labels)), seed, details)]
@@ -101,7 +102,7 @@ def random_forest(
 def nearest_neighbours(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Votes of the nearest training examples, their number chosen on validation data."""
+    """Votes of the nearest training examples; their number is chosen on validation data."""
     ks = [k for k in knn.KS if k <= len(train.values)]
     first = len(train.values) * len(val.values)
     total = first + len(train.values) * len(test.values)
@@ -118,7 +119,7 @@ def nearest_neighbours(
 def few_shot_probe(
     train: Set, val: Set, test: Set, *, num_classes: int, seed: int | None, say: cached.Progress = cached.silent
 ) -> list[Result]:
-    """Ridge regression on 1, 5, 10 and 25 examples a class, as many as there are; three draws."""
+    """Ridge regression on 1, 5, 10 and 25 examples per class, as far as available; three draws."""
     least = np.bincount(train.labels, minlength=num_classes).min()
     shots = [n for n in fewshot.SHOTS if n <= least]
     seeds = range(3) if seed is None else (seed,)
@@ -134,14 +135,14 @@ PROTOCOLS: dict[str, Callable[..., list[Result]]] = {
     "kernel_svm": kernel_machine,
     "forest": random_forest,
 }
-SEVERAL = ("linear", "svm")  # which take several classes an example
+SEVERAL = ("linear", "svm")  # protocols that allow several classes per example
 
 
 def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
-    """Returns most of the examples and a tenth of every class, drawn once, to choose on where nothing else is there.
+    """Splits off a tenth of every class, drawn once, as validation data for runs without any.
 
-    Of classes with fewer than ten examples none are held out, unless that leaves nothing to choose on: then one of
-    every class that has two or more. Of examples of several classes each, it is a tenth of all.
+    Classes with fewer than ten examples are kept whole, unless nothing would be held out: then one example of every
+    class with two or more. If examples have several classes each, it is a tenth of all.
 
     Raises:
       BadRequest: no class has two examples.
@@ -153,14 +154,14 @@ def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
     """
     if data.labels.ndim == 2:
         if len(data.labels) < 2:
-            raise errors.BadRequest("there is one training example: there is nothing to choose a penalty on.")
+            raise errors.BadRequest("there is only one training example: no validation data to choose a penalty on.")
         out = np.zeros(len(data.labels), bool)
         out[np.random.default_rng(0).permutation(len(out))[: max(1, len(out) // 10)]] = True
         return Set(data.values[~out], data.labels[~out]), Set(data.values[out], data.labels[out])
     counts = np.bincount(data.labels, minlength=num_classes)
     taken = counts // 10 if (counts >= 10).any() else np.minimum(counts // 2, 1)
     if not taken.any():
-        raise errors.BadRequest("no class has two training examples: there is nothing to choose a penalty or k on.")
+        raise errors.BadRequest("no class has two training examples: no validation data to choose a penalty or k on.")
     order = np.split(np.argsort(data.labels, kind="stable"), np.cumsum(counts)[:-1])
     rows = [np.random.default_rng((0, c)).permutation(g)[:n] for c, (g, n) in enumerate(zip(order, taken, strict=True))]
     out = np.zeros(len(data.labels), bool)
@@ -171,27 +172,27 @@ def hold_out(data: Set, num_classes: int) -> tuple[Set, Set]:
 def check(
     protocols: Sequence[str], labels: np.ndarray, names: Sequence[str], num_classes: int, per_class: int = 0
 ) -> None:
-    """Refuses what could only fail later: unknown protocols, and classes with too few training examples.
+    """Refuses early what would fail later: unknown protocols, and classes with too few training examples.
 
     Args:
       protocols: names of `PROTOCOLS`.
       labels: of the training examples (n), or (n k).
       names: of the classes, for messages; may be empty.
       num_classes: k.
-      per_class: the largest number of examples of each class that is asked for.
+      per_class: the largest requested number of examples of each class.
     """
     for name in protocols:
         errors.choose(PROTOCOLS, name, "protocol")
     if labels.ndim == 2:
         if refused := [p for p in protocols if p not in SEVERAL]:
             raise errors.BadRequest(
-                f"{', '.join(refused)} takes one class an image; of several classes each take {', '.join(SEVERAL)}."
+                f"{', '.join(refused)} needs one class per image; {', '.join(SEVERAL)} allow several."
             )
         if per_class:
-            raise errors.BadRequest("examples of each class are drawn where an image has one class, not several.")
+            raise errors.BadRequest("examples per class can only be drawn if an image has one class, not several.")
         return
     if num_classes < 2 or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise errors.BadRequest("probes need classes, one an image of two or more, or several an image.")
+        raise errors.BadRequest("probes need at least two classes, with one or several per image.")
     counts = np.bincount(labels, minlength=num_classes)
     least = int(np.argmin(counts))
     rarest = f"class {errors.printable(names[least] if least < len(names) else least)[:60]!r}"
@@ -201,7 +202,7 @@ def check(
         )
     if "fewshot" in protocols and not counts[least]:
         rest = ",".join(p for p in PROTOCOLS if p != "fewshot")
-        raise errors.BadRequest(f"{rarest} has no training example, which fewshot needs; {rest} do without.")
+        raise errors.BadRequest(f"{rarest} has no training example, but fewshot needs one; {rest} do not.")
 
 
 def run(
@@ -221,12 +222,12 @@ def run(
       protocols: names of `PROTOCOLS`.
       train, val, test: features and classes.
       num_classes: k.
-      per_class: how many training examples of each class are used, drawn anew for every seed; 0 for all, once.
+      per_class: number of training examples of each class, drawn again for every seed; 0 for all, once.
       seeds: number of draws.
-      say: is told (name of the protocol, what is done, what there is to do).
+      say: called with (name of the protocol, done, total).
 
     Raises:
-      BadRequest: an unknown protocol, too few examples of a class, or labels that are not one class an image.
+      BadRequest: an unknown protocol, too few examples of a class, or labels other than one class per image.
     """
     check(protocols, train.labels, (), num_classes, per_class)
     out = []

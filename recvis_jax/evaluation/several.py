@@ -1,4 +1,4 @@
-"""Examples of several classes each: logistic regression a class, and mean average precision."""
+"""Examples with several classes each: one logistic regression per class, and mean average precision."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from jaxtyping import Float, Num
 from recvis_jax.evaluation import cached, linear, metrics, one_vs_rest, paths
 from recvis_jax.evaluation.cached import Features
 
-_BIAS = 100.0  # the bias hardly counts in the penalty, so that rare classes get theirs
+_BIAS = 100.0  # makes the penalty on the bias negligible, so that rare classes get a suitable bias
 
-Several = Num[np.ndarray, "_ _"]  # labels (n k) of 1, 0 and, for entries that are ignored, -1 or NaN
+Several = Num[np.ndarray, "_ _"]  # labels (n k) of 1, 0 and, for ignored entries, -1 or NaN
 
 
 def mean_average_precision(scores: Float[np.ndarray, "n k"], labels: Several) -> float:
-    """Returns the mean over classes of VOC 2007's average precision (11 points) of ranking the examples.
+    """Returns the mean over classes of VOC 2007's average precision (11 points) of the ranked examples.
 
     Args:
-      scores: the larger, the more likely the class.
-      labels: 1, 0 and, for entries that are ignored, -1 or NaN.
+      scores: larger for more likely classes.
+      labels: 1, 0 and, for ignored entries, -1 or NaN.
 
     Example:
       >>> round(mean_average_precision(np.array([[0.9], [0.8], [0.1]], np.float32), np.array([[1], [0], [1]])), 4)
@@ -44,13 +44,13 @@ def fit_path(
     tol: float = 1e-4,
     say: cached.Progress = cached.silent,
 ) -> linear.Chosen:
-    """Logistic regression of every class on standardised features, its penalty chosen by mean average precision.
+    """Logistic regression of every class on standardised features; the penalty is chosen by mean average precision.
 
     Minimises the mean over examples of log(1 + exp(-y f(x))) plus l2 / 2 ||kernel||² for every class, where the kernel
-    is that of features of mean 0 and standard deviation 1 in the training data.
+    is that of features with mean 0 and standard deviation 1 in the training data.
 
-    Args, returns and errors: as those of `linear.fit_path`, with labels (n k) of 1, 0 and, for entries that are
-    ignored, -1 or NaN; `val_accuracy` holds mean average precisions.
+    Args, returns and errors: see `linear.fit_path`, with labels (n k) of 1, 0 and, for ignored entries, -1 or NaN;
+    `val_accuracy` holds mean average precisions.
 
     Example:
       >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([[1, 0], [1, 1], [0, 1], [0, 1]])
@@ -65,7 +65,7 @@ def fit_path(
     linear.check_numbers(path, max_iter, tol)
     paths.check_patience(patience)
     mean, std = cached.moments([features])
-    std = np.where(std > 1e-6 * np.abs(mean), std, np.inf)  # what is constant is left out
+    std = np.where(std > 1e-6 * np.abs(mean), std, np.inf)  # leaves out constant features
 
     def solve(examples: one_vs_rest.Examples, l2: float, before: linear.Classifier | None) -> linear.Classifier:
         k = num_classes

@@ -1,7 +1,7 @@
-"""Multinomial logistic regression: the data in blocks, the objective in one pass over them, and its minimum.
+"""Multinomial logistic regression: data in blocks, an objective computed in one pass over them, and its minimum.
 
-Coordinates are those of centred, scaled features, with kernel and blocks transposed: few classes times many examples
-is a faster product than the other way round.
+Coordinates are those of centred, scaled features. Kernel and blocks are transposed, because a product of few classes
+with many examples is faster that way.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from jaxtyping import Array, Float, Int
 
 from recvis_jax.evaluation import cached
 
-_BLOCK = 256  # examples a block: with 1,024 numbers each it stays in the cache between its two products
+_BLOCK = 256  # examples per block: with 1,024 numbers each, a block stays in the cache between its two products
 _ROWS = 8192  # examples read at a time
 _MEMORY = 30  # steps that L-BFGS remembers
-_NOTHING = 1e-10  # of the largest eigenvalue, below which one is rounding
-_STALLED = 40  # steps without a better value or gradient after which float32 has no more to give
+_NOTHING = 1e-10  # relative to the largest eigenvalue; smaller ones are rounding errors
+_STALLED = 40  # steps without a better value or gradient after which float32 allows no progress
 
 Scalar = float | Array
 
@@ -28,13 +28,13 @@ _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class Data(NamedTuple):
-    """Examples on the device; m blocks of b, of which the last is padded with zeros and class -1.
+    """Examples on the device; m blocks of b, the last one padded with zeros and class -1.
 
     `variances` and `axes` are the eigenvalues and eigenvectors (columns) of the features' covariance.
 
-    Fewer examples than dimensions D span d = n of them at most. Along all others the features are 0, and at the minimum
-    so is the kernel, by its penalty. `features` are then coordinates in `basis`, orthonormal columns that span the
-    examples; it is None where features are as they came.
+    If there are fewer examples than dimensions D, they span at most d = n dimensions. Along all others the features are
+    0, and at the minimum so is the kernel, because of its penalty. `features` are then coordinates in `basis`,
+    orthonormal columns that span the examples; otherwise `basis` is None.
     """
 
     features: Float[Array, "m d b"]
@@ -46,14 +46,14 @@ class Data(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Of the logits, kernel @ x + bias."""
+    """Parameters of the logits, kernel @ x + bias."""
 
     kernel: Float[Array, "k d"]
     bias: Float[Array, " k"]
 
 
 class Minimum(NamedTuple):
-    """Where minimisation ended: parameters, objective, its largest absolute derivative, steps made."""
+    """Result of minimisation: parameters, objective, its largest absolute derivative, steps made."""
 
     parameters: Parameters
     loss: Float[Array, ""]
@@ -62,7 +62,7 @@ class Minimum(NamedTuple):
 
 
 def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale: np.ndarray) -> Data:
-    """Puts all examples of several pairs (features (n d), labels (n)) on the device, features as (x - mean) / scale.
+    """Copies all examples of several pairs (features (n d), labels (n)) to the device, features as (x - mean) / scale.
 
     Args:
       parts: the pairs.
@@ -96,12 +96,12 @@ def load(parts: Sequence[tuple[np.ndarray, np.ndarray]], mean: np.ndarray, scale
 
 
 def _spanned(x: Float[np.ndarray, "n D"]) -> tuple[Float[np.ndarray, "n n"], Float[Array, " n"], Float[Array, "D n"]]:
-    """Returns coordinates of n < D examples along the principal axes that they span, the variances there, and the axes.
+    """Returns coordinates of n < D examples along the principal axes that they span, their variances, and the axes.
 
-    They follow from the eigenvectors of the (n n) matrix of the examples' products, in float64, so that the axes are
-    orthonormal in float32. Axes along which nothing varies are zeros: of n centred examples that is at least one.
+    They are computed from the eigenvectors of the (n n) matrix of the examples' products, in float64, so the axes are
+    orthonormal in float32. Axes without variance are zeros; n centred examples have at least one.
     """
-    step = max(1, 2**24 // len(x))  # a part of the columns is float64 at a time
+    step = max(1, 2**24 // len(x))  # only some columns are float64 at a time
     products = np.zeros((len(x), len(x)))
     for start in range(0, x.shape[1], step):
         part = x[:, start : start + step].astype(np.float64)
@@ -120,29 +120,29 @@ def _spanned(x: Float[np.ndarray, "n D"]) -> tuple[Float[np.ndarray, "n n"], Flo
 def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: Scalar) -> Minimum:
     """Minimises mean cross-entropy + l2 / 2 ||kernel||² by L-BFGS with a line search for the strong Wolfe conditions.
 
-    The search runs in coordinates in which the Hessian is about the identity. At the start it is nearly the Kronecker
-    product of what the classes' probabilities contribute, mean(diag(p) - p pᵀ), with the features' covariance, plus
-    l2: their eigenvectors are the axes, divided by the roots of the eigenvalues. In plain coordinates the number of
-    steps is several times as large.
+    The search uses coordinates in which the Hessian is approximately the identity. At the start it is nearly the
+    Kronecker product of mean(diag(p) - p pᵀ), with the classes' probabilities p, and the features' covariance, plus l2:
+    the eigenvectors of both give the axes, divided by the square roots of the eigenvalues. In the original coordinates
+    several times as many steps are needed.
 
     Args:
       data: the examples.
-      start: where to start; of its kernel what the examples span.
+      start: initial parameters; of the kernel, the part that the examples span.
       l2: of the penalty, >= 0.
-      tol: ends when no derivative by a parameter is larger.
-      max_iter: ends after so many steps.
+      tol: ends when no derivative with respect to a parameter is larger.
+      max_iter: maximum number of steps.
     """
     if data.basis is not None:
         start = start._replace(kernel=_dot(start.kernel, data.basis))
     spread, mixtures = jnp.linalg.eigh(_class_hessian(data, start))
-    # A direction that hardly curves at the start may do so later: no axis is stretched without bound. The sum of all
-    # classes' parameters does not curve, and no gradient goes there.
+    # A direction with little curvature at the start may have more later, so the stretch of axes is bounded. The
+    # objective has neither curvature nor gradient along the sum of all classes' parameters.
     spread = jnp.maximum(spread, 1e-3 * spread[-1] + 1e-12)
     curvature = spread[:, None] * data.variances + l2
     stretch = Parameters(1 / jnp.sqrt(jnp.maximum(curvature, 1e-7 * curvature.max())), 1 / jnp.sqrt(spread))
 
     def across(p: Parameters, inverse: bool = False) -> Parameters:
-        """Along the axes; or, inversely, along the plain ones."""
+        """To coordinates along the axes, or back."""
         u, v = (mixtures, data.axes.T) if inverse else (mixtures.T, data.axes)
         return Parameters(u @ p.kernel @ v, u @ p.bias)
 
@@ -150,14 +150,14 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
         return across(jax.tree.map(jnp.multiply, p, stretch), inverse=True)
 
     def whole(p: Parameters) -> Parameters:
-        """In as many dimensions as the features had when they came."""
+        """To the original dimensions of the features."""
         return p if data.basis is None else p._replace(kernel=_dot(p.kernel, data.basis.T))
 
     def value_and_grad(p: Parameters) -> tuple[Array, Parameters]:
         value, gradient = _objective(data, plain(p), l2)
         return value, jax.tree.map(jnp.multiply, across(gradient), stretch)
 
-    # One pass gives both; by automatic differentiation it would be two.
+    # One pass gives both; automatic differentiation would need two.
     objective = jax.custom_vjp(lambda p: value_and_grad(p)[0])
     objective.defvjp(value_and_grad, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient),))
     search = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
@@ -180,7 +180,7 @@ def minimise(data: Data, start: Parameters, l2: Scalar, tol: Scalar, max_iter: S
         p = optax.apply_updates(p, updates)
         value, gradient = optax.tree.get(state, "value"), largest(optax.tree.get(state, "grad"))
         here = Minimum(p, value, gradient, iterations + 1)
-        # Close to the minimum float32 does not tell values apart any more, but still gradients.
+        # Close to the minimum, float32 can no longer distinguish values, but it can distinguish gradients.
         better = (value < (1 - 1e-6) * least) | (gradient < best.gradient)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), here, best)
         return p, state, best, jnp.minimum(value, least), iterations + 1
@@ -201,7 +201,7 @@ def _objective(data: Data, p: Parameters, l2: Scalar) -> tuple[Array, Parameters
         true = _one_hot(label, len(p.bias))
         norm = jax.nn.logsumexp(logits, axis=0)
         error = jnp.where(label >= 0, jnp.exp(logits - norm), 0) - true
-        # The difference an example, not of two sums: near the minimum the line search needs all digits of the value.
+        # A difference per example, not of two sums: near the minimum the line search needs all digits of the value.
         loss = jnp.sum(jnp.where(label >= 0, norm - jnp.sum(logits * true, axis=0), 0))
         return Parameters(sums.kernel + error @ x.T, sums.bias + error.sum(axis=1)), loss
 

@@ -1,4 +1,4 @@
-"""Linear support vector machines: squared hinge, a class against all others, c chosen on validation data."""
+"""Linear support vector machines: squared hinge, each class against all others, c chosen on validation data."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,20 +11,20 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import cached, one_vs_rest, paths
 from recvis_jax.evaluation.cached import Features, Targets
 
-CS = tuple(10.0**i for i in range(-2, 4))  # strongest penalty first; of features of length about 1
+CS = tuple(10.0**i for i in range(-2, 4))  # strongest penalty first; for features of norm about 1
 
 
 class Classifier(NamedTuple):
-    """A linear layer on features as they come, and how the fit went; decision values are features @ kernel + bias.
+    """A linear layer on unscaled features, and facts about its fit; decision values are features @ kernel + bias.
 
     Attributes:
       kernel, bias: float32.
-      c: weight of the losses against the penalty.
+      c: weight of the losses relative to the penalty.
       objective: of every class at the end (k).
-      gap: how far the objectives are above their minima at most, relative to them, as the last gradient says.
+      gap: largest distance of an objective above its minimum, relative to it, estimated from the last gradient.
       iterations: steps of Newton's method.
-      passes: over the examples.
-      warning: empty where the gap is within the tolerance, else one line.
+      passes: number of passes over the examples.
+      warning: empty if the gap is within the tolerance, else one line.
     """
 
     kernel: Float[np.ndarray, "d k"]
@@ -41,12 +41,12 @@ class Chosen(NamedTuple):
     """What `fit_path` chose.
 
     Attributes:
-      classifier: of the chosen c.
-      c: that with the best score on validation data; of equals the smallest. Of features divided by `scale`.
-      scale: what features are divided by: the root of their mean squared length.
-      val_score: by c, in the order of fitting, of classifiers that did not see the validation data.
-      passes: over the examples, by c.
-      warning: one line for all that is to be known of the path, or empty.
+      classifier: the one with the chosen c.
+      c: the one with the best score on validation data; in ties the smallest. For features divided by `scale`.
+      scale: divisor of the features: the root of their mean squared norm.
+      val_score: by c, in the order of fitting, for classifiers that did not see the validation data.
+      passes: number of passes over the examples, by c.
+      warning: one line with all warnings of the path, or empty.
     """
 
     classifier: Classifier
@@ -71,24 +71,24 @@ def fit(
     """Minimises ½ (||w||² + (b / bias_scale)²) + c Σ max(0, 1 - y (w·x + b))² for every class against all others.
 
     This is scikit-learn's `LinearSVC(C=c, intercept_scaling=bias_scale)`, and LIBLINEAR's `-s 2 -c C -B bias_scale`:
-    the bias is penalised as the weight of a further feature, the constant `bias_scale`.
+    the bias is penalised like the weight of an additional feature, the constant `bias_scale`.
 
-    Features stay on the device in float32 up to 8 GiB; of more, parts are read again in every pass.
+    Features stay on the device in float32 up to 8 GiB; larger ones are read again, part by part, in every pass.
 
     Args:
       features: (n d), floats; may be a memory map.
-      labels: classes (n), or several of them: (n k) of 1, 0 and, for entries that are ignored, -1 (or NaN).
+      labels: classes (n), or several per example: (n k) of 1, 0 and, for ignored entries, -1 (or NaN).
       num_classes: k; classes without examples are allowed.
       c: weight of the losses, above 0.
       bias_scale: above 0.
-      init: where to start, such as the fit of a smaller c; zeros otherwise.
-      max_iter: steps at most.
-      tol: ends when no objective is further above its minimum, relative to it. The weights are then known up to about
+      init: start of the fit, such as the result of a smaller c; None starts at zeros.
+      max_iter: maximum number of steps.
+      tol: ends when no objective is further above its minimum, relative to it. The error of the weights is then about
         sqrt(2 tol objective).
 
     Raises:
-      BadRequest: labels outside the classes, other lengths or shapes, features that are not finite, a number out of
-        range.
+      BadRequest: labels outside the classes, lengths or shapes that do not fit, features that are not finite, a number
+        out of range.
 
     Example:
       >>> x = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32)
@@ -121,25 +121,25 @@ def fit_path(
     score: Callable[[Float[np.ndarray, "n k"], np.ndarray], float] | None = None,
     say: cached.Progress = cached.silent,
 ) -> Chosen:
-    """Fits along a path of c, each from the one before, and picks the best on validation data.
+    """Fits a path of c, each fit starting from the one before, and picks the best on validation data.
 
-    Features are divided by one number, the root of their mean squared length, so that the same c suit any; their
-    directions, and what a representation's own normalisation did, stay.
+    Features are divided by one number, the root of their mean squared norm, so the same values of c suit all features;
+    their directions, and the effect of a representation's own normalisation, are not changed.
 
     Args:
-      features, labels: to fit on, as in `fit`.
-      val_features, val_labels: to choose on.
+      features, labels: training data, see `fit`.
+      val_features, val_labels: validation data, to choose on.
       num_classes: k.
-      cs: fitted from the smallest on; None for `CS`, 0.01 to 1000.
+      cs: values of c, fitted from the smallest on; None for `CS`, 0.01 to 1000.
       refit: fits the chosen c again on training and validation data together.
-      patience: ends the path when so many c in a row were worse than the best so far, because the largest take the
-        longest; None fits all.
+      patience: ends the path after this number of c in a row that were worse than the best so far, because the largest
+        take the longest; None fits all.
       max_iter, tol: of every fit.
-      score: (decision values, labels) -> what is to be as large as possible; None for the accuracy.
-      say: is told how many c are fitted, and how many there are.
+      score: (decision values, labels) -> a score to maximise; None for the accuracy.
+      say: called with the number of c fitted, and the total.
 
     Raises:
-      BadRequest: as `fit`, for either data.
+      BadRequest: see `fit`, for both data sets.
 
     Example:
       >>> x, labels = np.array([[0.0], [1.0], [2.0], [3.0]], np.float32), np.array([0, 0, 1, 1])
@@ -169,7 +169,7 @@ def fit_path(
     notes += paths.at_the_end(path, best, "c")
     classifier = fits[best]
     if refit:
-        del examples  # its features leave the device
+        del examples  # frees its features on the device
         both = one_vs_rest.Examples([(features, targets), (val_features, val_targets)], 0.0, scale, 1.0)
         classifier = _solve(both, best, classifier, max_iter, tol)
         notes += [f"refit: {classifier.warning}"] if classifier.warning else []
@@ -178,7 +178,7 @@ def fit_path(
 
 
 def decide(classifier: Classifier, features: Features) -> Float[np.ndarray, "n k"]:
-    """Returns the decision values of features (n d): above 0 for the class, below for all others.
+    """Returns the decision values of features (n d): positive for the class, negative for all others.
 
     Example:
       >>> decide(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, -2.0]]))
@@ -189,7 +189,7 @@ def decide(classifier: Classifier, features: Features) -> Float[np.ndarray, "n k
 
 
 def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]:
-    """Returns the class of the largest decision value of features (n d); of equals that of the lowest index.
+    """Returns the class of the largest decision value of features (n d); in ties the lowest index.
 
     Example:
       >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))

@@ -10,10 +10,10 @@ from jaxtyping import Int
 from recvis_jax import errors
 
 _NAME = 24  # characters of a class name that are shown
-_COLUMN = 8  # characters of a class name that heads a column
-_WHOLE = 30  # classes up to which a confusion matrix is printed
-_LINE = 110  # characters of a line of it whose columns are headed by names
-_TOP = 10  # most frequent confusions that are printed of a larger one
+_COLUMN = 8  # characters of a class name as the head of a column
+_WHOLE = 30  # most classes for which a confusion matrix is printed
+_LINE = 110  # most characters of a line with names as heads of the columns
+_TOP = 10  # number of confusions printed for larger ones
 
 
 def show(name: str, value: Any, classes: Sequence[str] = ()) -> str:
@@ -21,9 +21,9 @@ def show(name: str, value: Any, classes: Sequence[str] = ()) -> str:
 
     Args:
       name: of the metric.
-      value: a number; (k,) a number a class, of which NaN is that of a class without examples; or a confusion matrix
-        (k k), whose rows are the true classes.
-      classes: names of the classes; those that are missing are numbers.
+      value: a number; or (k,) one number per class, NaN for a class without examples; or a confusion matrix (k k),
+        whose rows are the true classes.
+      classes: names of the classes; missing names are replaced by numbers.
     """
     value = np.asarray(value)
     if value.ndim == 0:
@@ -38,23 +38,23 @@ def show(name: str, value: Any, classes: Sequence[str] = ()) -> str:
 
 
 def labels(classes: Sequence[str], count: int) -> list[str]:
-    """Returns the names of `count` classes as they may be printed: no control characters, not too long."""
+    """Returns printable names of `count` classes: without control characters, and shortened."""
     names = [errors.printable(c) for c in classes[:count]] + [str(i) for i in range(len(classes), count)]
     return [n if len(n) <= _NAME else n[: _NAME - 1] + "…" for n in names]
 
 
 def matrix(counts: Int[np.ndarray, "k k"], names: Sequence[str]) -> str:
-    """Returns a confusion matrix as text that says what its axes are; of many classes the most frequent confusions.
+    """Returns a confusion matrix as text that explains its axes; for many classes only the most frequent confusions.
 
-    Columns are headed by the classes' names where these are short, else by their numbers, which stand before the names
-    of the rows.
+    Columns are headed by the classes' names if these are short, else by their numbers, which are also shown before the
+    names of the rows.
     """
     if len(names) > _WHOLE:
         wrong = counts - np.diag(np.diag(counts))
         order = np.argsort(-wrong, axis=None, kind="stable")[:_TOP]
         pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
         width = max((len(names[i]) for i, _ in pairs), default=0)
-        rows = [f"    {names[i]:<{width}}  taken for  {names[j]}: {wrong[i, j]:,}" for i, j in pairs]
+        rows = [f"    {names[i]:<{width}}  predicted  {names[j]}: {wrong[i, j]:,}" for i, j in pairs]
         return "\n".join([f"({len(names)} classes; the most frequent confusions, true class first):", *rows])
     numbers = [str(i) for i in range(len(names))]
     cell = len(str(counts.max(initial=0)))

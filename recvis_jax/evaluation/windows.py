@@ -1,4 +1,4 @@
-"""Images scored by their sliding windows, as Oquab et al. 2014 score the photographs of PASCAL VOC.
+"""Scores images by their sliding windows, like Oquab et al. 2014 with the photographs of PASCAL VOC.
 
 Reference: Oquab, Bottou, Laptev and Sivic 2014, "Learning and transferring mid-level image representations using
 convolutional neural networks", section 3.4.
@@ -19,20 +19,21 @@ from recvis_jax.training import processes
 
 POWER = 5.0  # the paper's k, chosen there on the validation images of VOC
 
-_SCALE = 2.0**100  # of powers of probabilities while they are summed in float32, which holds 1e8 times that
+_SCALE = 2.0**100  # of powers of probabilities while they are summed in float32, whose maximum is 1e8 times larger
 
 
 def image_sums(
     scores: Float[Array, "b k"], image: Int[Array, " b"], mask: Bool[Array, " b"], count: int, power: float = POWER
 ) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
-    """Returns Σ_i y(C_k | P_i)^power over the windows i of each image, and their number; the quotient is eq. 3.
+    """Returns Σ_i y(C_k | P_i)^power over the windows i of each image, and the number of windows; see eq. 3.
 
-    Sums and numbers of several batches add up. A high power leaves the word to the windows that score highest.
+    The results of several batches can be added, and their quotient is eq. 3. With a high power, the windows with the
+    highest scores decide.
 
     Args:
       scores: y, the probabilities of the classes in each window.
-      image: which of the images the window is of.
-      mask: false on windows that do not count.
+      image: index of the image that the window belongs to.
+      mask: false for windows that do not count.
       count: number of images, n.
       power: the paper's k.
     """
@@ -44,13 +45,13 @@ def image_sums(
 def score_map(
     scores: Float[Array, "m k"], windows: Int[Array, "m 4"], height: int, width: int, power: float = POWER
 ) -> Float[Array, "h w k"]:
-    """Returns for every pixel the mean of y^power over the windows it lies in, 0 where it lies in none.
+    """Returns for every pixel the mean of y^power over the windows that contain it, 0 if none does.
 
     Args:
       scores: y, the probabilities of the classes in each window of one image.
       windows: ymin xmin ymax xmax in pixels, ends excluded.
       height, width: of the image.
-      power: as in `image_sums`; 1 for the mean of the probabilities.
+      power: see `image_sums`; 1 for the mean of the probabilities.
     """
     y, x, bottom, right = jnp.asarray(windows).T[..., None]
     rows = ((jnp.arange(height) >= y) & (jnp.arange(height) < bottom)).astype(scores.dtype)
@@ -64,27 +65,27 @@ def image_ranking(
 ) -> metrics.Metric:
     """The mean average precision of ranking images by the scores of their windows.
 
-    Of outputs 'logits' (b c) the softmax is taken over all classes; the first k are ranked, so that a further one may
-    be background. A batch's 'label' (b) is the number of the image that the window is of.
+    The softmax of the outputs 'logits' (b c) is over all classes; the first k are ranked, so another one may be
+    background. A batch's 'label' (b) is the index of the image that the window belongs to.
 
     Args:
       labels: of the images, multi-hot.
       power: see `image_sums`.
-      mode: see `metrics.mean_average_precision`, which also says what is reported.
+      mode: see `metrics.mean_average_precision`, also for the reported values.
 
     Raises:
-      BadRequest: a power of 0 or less, or outputs of fewer than k classes.
+      BadRequest: a power of 0 or less, or outputs with fewer than k classes.
     """
     if power <= 0:
-        raise BadRequest(f"windows: the power is {power}; it is a number above 0.")
+        raise BadRequest(f"windows: the power is {power}; it must be above 0.")
     count, num_classes = labels.shape
     ranking = metrics.mean_average_precision(num_classes, mode)
 
     def update(outputs: metrics.Arrays, batch: metrics.Arrays) -> Any:
         logits = jnp.asarray(outputs["logits"], jnp.float32)
         if logits.shape[1] < num_classes:
-            raise BadRequest(f"the model has {logits.shape[1]} outputs; the images are of {num_classes} classes.")
-        # Images where a class is nowhere are ranked too: 1e-9 ** 5 has to be a float32 above 0.
+            raise BadRequest(f"the model has {logits.shape[1]} outputs; the images have {num_classes} classes.")
+        # Images without the class are ranked too: 1e-9 ** 5 must be a float32 above 0.
         scores = jax.nn.softmax(logits)[:, :num_classes] * _SCALE ** (1 / power)
         mask = jnp.asarray(batch["mask"], bool)
         sums, counts = image_sums(scores, jnp.asarray(batch["label"]), mask, count, power)
@@ -112,11 +113,11 @@ def evaluate(
 
     Args:
       predict: of a `Task` whose outputs are logits.
-      metric: of `image_ranking`.
-      preprocess: batch -> batch as the model takes it.
+      metric: from `image_ranking`.
+      preprocess: batch -> input of the model.
       mesh: devices; the sums are replicated over it.
       params, model_state: of the model.
-      batches: of windows, each with its image's number as 'label'.
+      batches: of windows, each with its image's index as 'label'.
     """
 
     def update(params: Any, model_state: Any, batch: dict) -> Any:

@@ -218,7 +218,7 @@ def test_features_of_an_earlier_version_are_computed_again(there):
 
 def test_labels_are_classes(there):
     assert features.read(there, ORIGIN) and features.read(there, ORIGIN, K)
-    with pytest.raises(errors.BadRequest, match="label 3, which is none of 3 classes"):
+    with pytest.raises(errors.BadRequest, match="label 3, which is not one of 3 classes"):
         features.read(there, ORIGIN, 3)
 
 
@@ -250,7 +250,7 @@ def test_a_kill_leaves_the_old_ones_or_none(there, monkeypatch):
         monkeypatch.setattr(type(there), "replace", replace)
     for name, data in before.items():
         (there.parent / name).write_bytes(data)
-    with pytest.raises(errors.Failure, match="10 examples were read where 23"):
+    with pytest.raises(errors.Failure, match="10 examples were read, but 23"):
         features.write({"block3": there}, {"block3": ORIGIN}, [(Y[:10], {"block3": X[0][:10]})], N)
     with pytest.raises(errors.Failure, match="features block3 of example 4 are not all finite"):
         features.write({"block3": there}, {"block3": ORIGIN}, [(Y, {"block3": put(X[0], (4, 1), np.nan)})], N)

@@ -51,7 +51,7 @@ def test_kernels_are_chosen_among_those_that_the_features_allow():
     assert told[0] == (0, 3) and told[-1] == (3, 3) and len(found.machine.examples) == 700
     found = kernel_svm.fit_path(x - 0.1, y, val, val_labels, **kw)
     assert {k for k, _ in found.val_accuracy} == {"rbf"}
-    with pytest.raises(BadRequest, match="chi2 takes features from 0 on"):
+    with pytest.raises(BadRequest, match="chi2 needs features >= 0"):
         kernel_svm.fit_path(x - 0.1, y, val, val_labels, num_classes=10, kernels=["chi2"])
 
 
@@ -76,7 +76,7 @@ def test_many_examples_are_compared_with_landmarks(monkeypatch):
 def test_bad_requests():
     x, y = np.eye(6, dtype=np.float32), np.arange(6) % 2
     for change, message in (
-        ({"labels": 0 * y}, "all training examples are of one class"),
+        ({"labels": 0 * y}, "all training examples have the same class"),
         ({"kernels": ["ch2"]}, "unknown kernel 'ch2'"),
         ({"cs": (0.0,)}, r"c is \[0.0\]"),
         ({"landmarks": 0}, "landmarks is 0"),

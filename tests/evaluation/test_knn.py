@@ -129,7 +129,10 @@ def spoilt(x, value=np.nan):
         ({"test": spoilt(np.ones((9, 3), np.float32), np.inf)}, "test features of example 7"),
         ({"test": np.ones((9, 4), np.float32)}, "test features have 4 numbers each, the training features 3"),
         ({"test": np.ones((0, 3), np.float32)}, "no test features"),
-        ({"train_labels": np.arange(20)}, "label 2 of example 2 is none of the 2 classes from 0 to 1; there are 18"),
+        (
+            {"train_labels": np.arange(20)},
+            "label 2 of example 2 is not one of the 2 classes from 0 to 1; 18 labels",
+        ),
         ({"train_labels": np.full(20, -1)}, "label -1 of example 0"),
         ({"train_labels": np.zeros(19, np.int32)}, "20 training features, but 19 training labels"),
         ({"num_classes": 0}, "num_classes is 0"),

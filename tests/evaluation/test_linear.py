@@ -129,7 +129,7 @@ def test_it_says_when_it_has_not_converged():
     assert got.iterations == 3 and got.gradient > 1e-6
     assert got.warning.startswith("the allowed 3 steps left a gradient of") and "tolerance of 1e-06" in got.warning
     got = linear.fit(x, y, num_classes=10, l2=1e-3, tol=1e-12)
-    assert got.iterations < 1000 and got.gradient < 1e-6 and "float32 gave out" in got.warning
+    assert got.iterations < 1000 and got.gradient < 1e-6 and "float32 allowed no progress" in got.warning
 
 
 def test_path_chooses_on_validation_data():
@@ -160,7 +160,7 @@ def test_path_ends_when_it_gets_worse():
     assert len(every.val_accuracy) == 6 and len(some.val_accuracy) == 3 + list(every.val_accuracy).index(every.l2) < 6
     assert some.l2 == every.l2 and some.classifier.loss == every.classifier.loss
     at_the_end = linear.fit_path(x, y, val, val_labels, num_classes=2, l2s=(every.l2, every.l2 / 10))
-    assert "at the end of those tried" in at_the_end.warning
+    assert "at the end of the tried range" in at_the_end.warning
 
 
 def test_refit_is_the_fit_of_all_data():
@@ -191,7 +191,7 @@ BAD[4, 4] = np.nan
     "change, message",
     [
         ({"features": BAD}, "training features of example 4 are not all finite"),
-        ({"labels": Y + 1}, "label 2 of example 1 is none of the 2 classes"),
+        ({"labels": Y + 1}, "label 2 of example 1 is not one of the 2 classes"),
         ({"labels": Y[1:]}, "6 training features, but 5 training labels"),
         ({"features": X[:0], "labels": Y[:0]}, "no training features"),
         ({"l2": -1.0}, "l2 is -1.0"),

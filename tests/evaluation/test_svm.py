@@ -144,7 +144,7 @@ def test_it_says_when_it_has_not_converged():
     got = svm.fit(x, y, num_classes=10, c=10.0, max_iter=1)
     assert got.iterations == 1 and got.warning.startswith("the allowed 1 steps left the objective")
     got = svm.fit(x, y, num_classes=10, tol=1e-30)
-    assert got.iterations < 100 and "float32 gave out" in got.warning and got.gap < 1e-6
+    assert got.iterations < 100 and "float32 allowed no progress" in got.warning and got.gap < 1e-6
 
 
 X, Y = np.eye(6, dtype=np.float32), np.arange(6) % 2
@@ -156,9 +156,9 @@ BAD[4, 4] = np.nan
     "change, message",
     [
         ({"features": BAD}, "training features of example 4 are not all finite"),
-        ({"labels": Y + 1}, "label 2 of example 1 is none of the 2 classes"),
+        ({"labels": Y + 1}, "label 2 of example 1 is not one of the 2 classes"),
         ({"labels": Y[1:]}, "6 training features, but 5 training labels"),
-        ({"labels": np.eye(6, 3)}, r"shape \(6, 3\); of several classes it is \(6, 2\)"),
+        ({"labels": np.eye(6, 3)}, r"shape \(6, 3\); for several classes it must be \(6, 2\)"),
         ({"labels": np.full((6, 2), 0.5)}, "labels of example 0 are not made of 1, 0 and -1"),
         ({"features": X[:0], "labels": Y[:0]}, "no training features"),
         ({"c": 0.0}, "c is 0.0"),

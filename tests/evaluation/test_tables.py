@@ -31,7 +31,7 @@ def test_of_many_classes_the_most_frequent_confusions_are_shown():
     counts = np.eye(100, dtype=int) * 50
     counts[3, 7], counts[8, 2] = 9, 4
     text = tables.show("confusion_matrix", counts, [f"c{i}" for i in range(100)])
-    assert text.splitlines()[1:] == ["    c3  taken for  c7: 9", "    c8  taken for  c2: 4"]
+    assert text.splitlines()[1:] == ["    c3  predicted  c7: 9", "    c8  predicted  c2: 4"]
     assert "true class first" in text.splitlines()[0]
     assert tables.show("m", np.eye(40, dtype=int)).count("\n") == 0
 

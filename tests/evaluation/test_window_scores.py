@@ -100,7 +100,7 @@ def test_bad_requests():
     labels, logits, image = made_up()
     with pytest.raises(errors.BadRequest, match="power is 0"):
         windows.image_ranking(labels, 0)
-    with pytest.raises(errors.BadRequest, match="2 outputs; the images are of 3 classes"):
+    with pytest.raises(errors.BadRequest, match="2 outputs; the images have 3 classes"):
         ranked(windows.image_ranking(labels), logits[:, :2], image, 84)
     with pytest.raises(errors.BadRequest, match="2 of 12 images have no windows"):
         ranked(windows.image_ranking(labels), logits[:70], image[:70], 70)
