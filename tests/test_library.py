@@ -240,7 +240,7 @@ WRONG = [
     (lambda x, y, d, r: arrays(x.astype(int), y), r"images are int64; give uint8 .*\(images.astype\(np.uint8\)\)"),
     (lambda x, y, d, r: arrays(x.astype(float), y), r"images are float32 from 0 to 255; give uint8"),
     (lambda x, y, d, r: arrays(x.reshape(-1, 64), y), r"images have shape \(1797, 64\); they must be \(n h w c\)"),
-    (lambda x, y, d, r: arrays(x, y[:9]), r"labels have shape \(9,\) beside 1797 images"),
+    (lambda x, y, d, r: arrays(x, y[:9]), r"labels have shape \(9,\) for 1797 images"),
     (lambda x, y, d, r: arrays(x, y.astype(str)), "labels are <U21; they must be integers"),
     (lambda x, y, d, r: arrays(x, y - 1), "labels reach down to -1"),
     (lambda x, y, d, r: arrays(x, y, val=3), "val is 3; it takes a share between 0 and 1"),

@@ -136,8 +136,8 @@ def test_the_same_pictures_prepared_elsewhere_are_the_same_data(program, fruit, 
 
 
 DAMAGE = {
-    "class_names": (["apple"], "1 names of 2 classes"),
-    "num_classes": (-2, "2 names of -2 classes"),
+    "class_names": (["apple"], "1 names for 2 classes"),
+    "num_classes": (-2, "2 names for -2 classes"),
     "image_shape": ([8, 8], "image_shape"),
     "multi_label": (0, "multi_label"),
     "statistics": (None, "statistics"),

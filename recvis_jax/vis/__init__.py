@@ -1,7 +1,7 @@
 """Looking inside: pure functions of `(apply, variables, images, ...)` that return arrays.
 
-`apply` is a network, `(variables, images) -> (output, acts)`: `functools.partial(model.apply, train=False)`, or what a
-trained model has as `run.forward`. Only `plot` draws.
+`apply` is a network, `(variables, images) -> (output, acts)`: `functools.partial(model.apply, train=False)`, or
+`run.forward` of a trained model. Only `plot` draws.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from recvis_jax.vis.targets import Channel, Direction, Unit, fixed, scores
 from recvis_jax.vis.top_patches import crops, top_patches
 from recvis_jax.vis.weights import first_filters, position_similarity, token_mixing
 
-# What speaks for a target, and where: (apply, variables, images, target) -> (b h w c), (b h w), or (b i j) of a layer.
+# Evidence for a target by place: (apply, variables, images, target) -> (b h w c), (b h w), or (b i j) of a layer.
 ATTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "saliency": saliency,
     "gradient_x_input": gradient_x_input,

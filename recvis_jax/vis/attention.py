@@ -1,4 +1,4 @@
-"""What tokens attend to: a network's attention weights, over all blocks, and how far they reach."""
+"""What tokens attend to: the attention weights of all blocks of a network, and their distances."""
 
 import functools
 import re
@@ -16,10 +16,10 @@ _NAME = re.compile(r"block(\d+)/attention")
 
 
 def attention_weights(acts: Mapping[str, Any]) -> list[Float[Array, "b k n n"]]:
-    """Returns the attention weights of all blocks in order, of the intermediates that a network names.
+    """Returns the attention weights of all blocks in order, from a network's named intermediates.
 
     Args:
-      acts: with `block{i}/attention` (b k n n), rows of which sum to 1.
+      acts: with `block{i}/attention` (b k n n), whose rows sum to 1.
 
     Raises:
       BadRequest: a network without attention.
@@ -35,12 +35,12 @@ def attention_weights(acts: Mapping[str, Any]) -> list[Float[Array, "b k n n"]]:
 
 
 def rollout(acts: Mapping[str, Any]) -> Float[Array, "b n n"]:
-    """Returns how much of each token at the end comes from each token at the beginning, by attention and residuals.
+    """Returns how much each final token depends on each initial token, by attention and residuals.
 
     The product over blocks of (A + I) / 2, with A the mean over the heads. Rows sum to 1.
 
     Args:
-      acts: as of `attention_weights`.
+      acts: see `attention_weights`.
 
     Reference: Abnar & Zuidema 2020, "Quantifying attention flow in transformers", section 3.
 
@@ -57,10 +57,10 @@ def rollout(acts: Mapping[str, Any]) -> Float[Array, "b n n"]:
 
 
 def from_class_token(weights: Float[Array, "*b n n"], where: Grid) -> Float[Array, "*b i j"]:
-    """Returns what the class token, or without one the mean of all tokens, attends to, as maps of the patches.
+    """Returns the attention of the class token (of the mean token if there is none) as maps of the patches.
 
     Args:
-      weights: of `attention_weights` (b k n n), or of `rollout` (b n n).
+      weights: from `attention_weights` (b k n n), or from `rollout` (b n n).
       where: the tokens' grid, see `layers.grid`.
 
     Example:
@@ -74,16 +74,16 @@ def from_class_token(weights: Float[Array, "*b n n"], where: Grid) -> Float[Arra
 def attention_distance(
     weights: Float[Array, "b k n n"], where: Grid, patch: tuple[float, float] = (1.0, 1.0)
 ) -> Float[Array, "b k"]:
-    """Returns the mean distance from a patch to what it attends to, of every head.
+    """Returns the mean distance between a patch and what it attends to, for every head.
 
     Args:
-      weights: of one block, see `attention_weights`; other tokens than patches count on neither side.
+      weights: of one block, see `attention_weights`; tokens that are not patches are left out on both sides.
       where: the tokens' grid, see `layers.grid`.
-      patch: rows and columns of a patch in pixels: the unit of the result.
+      patch: rows and columns of a patch in pixels; sets the unit of the result.
 
     Reference: Dosovitskiy et al. 2020, "An image is worth 16x16 words", figure 11.
 
-    Example: of uniform attention on a line of three patches: (1 + 2 + 1 + 0 + 1 + 2 + 1) / 9
+    Example: uniform attention on a line of three patches: (1 + 2 + 1 + 0 + 1 + 2 + 1) / 9
       >>> attention_distance(jnp.full((1, 1, 3, 3), 1 / 3), Grid(0, 1, 3)).round(4)
       Array([[0.8889]], dtype=float32)
     """

@@ -20,19 +20,19 @@ def over(
     points: Float[np.ndarray, "points k 3"] | None = None,
     scale: int = 1,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draws objects over a picture: the outline of each box lies inside it, so that it covers its first and last pixel.
+    """Draws objects over a picture; the outline of a box lies inside it, on its first and last pixels.
 
     Args:
       image: grey or RGB.
       boxes: x0 y0 x1 y1 in pixels.
-      labels: class of each (n), by which its colour is chosen; None gives each box a colour of its own.
-      names: of the classes, written into the boxes' corners where there are any.
+      labels: class of each (n), which sets its colour; None gives each box its own colour.
+      names: of the classes, written into the corners of the boxes if given.
       masks: (n h w), blended over the picture.
-      points: (n k 3), x y in pixels and visibility; hidden ones are drawn as rings, unlabelled ones not.
-      scale: a whole number by which the picture is enlarged first, as lines are a pixel wide.
+      points: (n k 3), x y in pixels and visibility; hidden ones are drawn as rings, unlabelled ones are not drawn.
+      scale: a whole number by which the picture is enlarged first, because lines are one pixel wide.
 
     Raises:
-      BadRequest: masks, labels or points of another number than the boxes, or masks of another size than the image.
+      BadRequest: the number of masks, labels or points is not that of the boxes, or masks do not fit the image.
 
     Example:
       >>> over(np.zeros((8, 8, 3), np.uint8), np.array([[2.0, 3.0, 6.0, 7.0]]))[:, :, 0].astype(bool).astype(int)[3]
@@ -40,7 +40,7 @@ def over(
     """
     for what, rows in (("labels", labels), ("masks", masks), ("points", points)):
         if rows is not None and len(rows) != len(boxes):
-            raise BadRequest(f"{len(rows)} {what} beside {len(boxes)} boxes.")
+            raise BadRequest(f"{len(rows)} {what} for {len(boxes)} boxes.")
     if masks is not None and len(masks) and masks.shape[1:] != image.shape[:2]:
         raise BadRequest(f"masks of {masks.shape[1:]} over an image of {image.shape[:2]} (rows, columns).")
     out = np.repeat(image, 3, 2) if image.shape[2] == 1 else image

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: of predictions made with 80 %, 80 % should be right."""
+"""Calibration of probabilities: of the predictions made with 80 %, 80 % should be right."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Reliability(NamedTuple):
 
     Attributes:
       confidence: mean probability of the predicted class in each bin; NaN in an empty one.
-      accuracy: part of the bin's predictions that are right; likewise.
+      accuracy: fraction of the bin's predictions that are right; NaN in an empty one.
       counts: predictions in each bin.
       error: expected calibration error, the mean over predictions of |accuracy - confidence| of their bin.
     """
@@ -25,7 +25,7 @@ class Reliability(NamedTuple):
 
 
 def reliability(probabilities: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], bins: int = 15) -> Reliability:
-    """Compares the probability of predicted classes with how often they are right, in bins of equal width.
+    """Compares the probability of predicted classes with their frequency of being right, in bins of equal width.
 
     Args:
       probabilities: of the classes.

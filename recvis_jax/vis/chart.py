@@ -1,4 +1,4 @@
-"""Curves as SVG inside a page: lines of a few hundred points, whatever the number of records."""
+"""Curves as SVG inside a page: lines of at most a few hundred points, for any number of records."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from recvis_jax.vis import page
 
 _WIDTH, _HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 8, 10, 30
-_COLUMNS = 150  # of a curve: where there are more points, lowest and highest of each column are drawn
+_COLUMNS = 150  # of a curve: with more points, only the lowest and highest of each column are drawn
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
 
 
@@ -21,9 +21,9 @@ class Line(NamedTuple):
 
     Attributes:
       name: for the legend, any text.
-      x, y: points (n) at growing x; a y that is not finite leaves a gap.
-      colour: a number; 0 and 1 are the colours of training and validation, those after it are for many runs.
-      dots: whether points are marked, as of the few of an evaluation.
+      x, y: points (n) with increasing x; a y that is not finite leaves a gap.
+      colour: a number; 0 and 1 are the colours of training and validation, larger ones are for many runs.
+      dots: whether points are marked, for curves with few points.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 
 def thinned(x: np.ndarray, y: np.ndarray, columns: int = _COLUMNS) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most two points a column, its lowest and its highest, so that no peak is lost.
+    """Returns at most two points per column, the lowest and the highest, so that no peak is lost.
 
     Example:
       >>> x, y = thinned(np.arange(1000), np.where(np.arange(1000) == 500, 9.0, 0.0), 10)
@@ -70,20 +70,20 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def curves(title: str, lines: Sequence[Line], unit: str = "", log: bool = False, x_title: str = "step") -> str:
-    """Returns a figure of curves with axes, grid and legend; empty where there is no point to draw.
+    """Returns a figure of curves with axes, grid and legend; empty if there is no point to draw.
 
     Args:
       title: above it.
-      lines: what is drawn.
-      unit: "%" draws shares as percent.
-      log: logarithmic y axis, of which only positive values are drawn.
+      lines: the curves.
+      unit: "%" draws fractions as percent.
+      log: logarithmic y axis; only positive values are drawn.
       x_title: below the x axis.
     """
     factor = 100.0 if unit == "%" else 1.0
     drawn = []
     for line in lines:
         y = np.where(line.y > 0, line.y, np.nan) if log else line.y
-        x, y = thinned(line.x, factor * np.clip(y, -1e100, 1e100))  # so that differences are numbers, too
+        x, y = thinned(line.x, factor * np.clip(y, -1e100, 1e100))  # so that differences are finite, too
         if len(x):
             drawn.append((line, x.astype(float), np.log10(y) if log else y))
     if not drawn:
@@ -140,7 +140,7 @@ def _short(x: float) -> str:
 
 
 def _colour(number: int, lines: int) -> tuple[str, str]:
-    """The class and the own colour of a line."""
+    """The CSS class and the colour of a line."""
     if lines <= 2:
         return f"s{number % 2}", ""
     return "", _COLOURS[number % len(_COLOURS)]

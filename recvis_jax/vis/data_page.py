@@ -1,4 +1,4 @@
-"""The page of a data set: its splits and classes, pictures of each, copies between and within splits, odd images."""
+"""The page of a data set: its splits and classes, pictures of each, copies across and within splits, unusual images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,30 +8,30 @@ import numpy as np
 from recvis_jax.vis import page
 from recvis_jax.vis.page import text
 
-_FOLDED = 30  # classes from which on their table is folded
+_FOLDED = 30  # number of classes from which their table is folded
 _ROWS = 1000  # classes that are listed
 LIMIT = 2_000_000  # bytes of a page
 
 
 class Shown(NamedTuple):
-    """An image and what stands below it, any text."""
+    """An image with a caption, any text."""
 
     image: np.ndarray
     caption: str
 
 
 class Content(NamedTuple):
-    """What a page shows of a data set; all texts are from outside until the page escapes them.
+    """The content of a data set's page; all texts are untrusted until the page escapes them.
 
     Attributes:
       name: of the data set.
-      findings: (level, title, why, advice), as those of a run.
+      findings: (level, title, why, advice), like those of a run.
       facts: (what, value).
       splits: names.
-      classes: (name, examples of each split that were looked at), those with the fewest first.
-      looked: sentence on how much was looked at.
+      classes: (name, number of inspected examples of each split), the smallest classes first.
+      looked: sentence on how much was inspected.
       samples: (class, images).
-      pairs: (title, explanation, pairs of images that are the same or nearly).
+      pairs: (title, explanation, pairs of equal or nearly equal images).
       odd: (title, explanation, images).
       files: (title, names) of files that were left out or changed.
     """

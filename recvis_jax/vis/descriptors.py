@@ -1,4 +1,4 @@
-"""SIFT descriptors as lines over their image: a grid of bins, and in each a star of how much points where."""
+"""SIFT descriptors as lines over their image: a grid of bins, and in each a star of gradients by direction."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Glyphs(NamedTuple):
 
     Attributes:
       grids: borders of the bins.
-      arms: of the stars in the bins, from the centre of the bin towards the direction of the gradients.
+      arms: of the stars, from the centre of a bin in the direction of the gradients.
     """
 
     grids: Float[np.ndarray, "m 2 2"]
@@ -27,14 +27,14 @@ def glyphs(
     scales: Float[np.ndarray, " n"],
     angles: Float[np.ndarray, " n"] | None = None,
 ) -> Glyphs:
-    """Places the 4 x 4 bins of SIFT descriptors, and arms whose length is that of the bin's eight numbers.
+    """Returns the 4 x 4 bins of SIFT descriptors, and arms whose lengths are the bin's eight numbers.
 
-    The largest number of a descriptor reaches from the centre of its bin to the border. Descriptors of zeros have a
-    grid and no arms.
+    The arm of a descriptor's largest number reaches from the centre of its bin to the border. Descriptors of zeros have
+    a grid but no arms.
 
     Args:
       descriptors: of SIFT, not negative.
-      positions: of their centres, x and y in pixels (`classical.local.pixels`).
+      positions: their centres, x and y in pixels (`classical.local.pixels`).
       scales: sides of a bin in pixels.
       angles: of the descriptors, in radians clockwise; by default they are upright.
 
@@ -55,7 +55,7 @@ def glyphs(
     turn = np.stack([cosine, -sine, sine, cosine], axis=-1).reshape(-1, 1, 1, 2, 2)
 
     def place(lines: np.ndarray) -> np.ndarray:
-        """Takes segments (n m 2 2), in bins from the centre, into the image."""
+        """Maps segments (n m 2 2), in units of bins from the centre, to the image."""
         turned = np.einsum("nmpij,nmpj->nmpi", np.broadcast_to(turn, (*lines.shape[:3], 2, 2)), lines)
         return turned * scales[:, None, None, None] + positions[:, None, None, :]
 

@@ -1,4 +1,4 @@
-"""Deep dream: an image is changed so that a layer is excited more by whatever excites it, from coarse to fine.
+"""Deep dream: changes an image so that a layer's existing activations become stronger, from coarse to fine.
 
 Reference: Mordvintsev, Olah & Tyka 2015, "Inceptionism: going deeper into neural networks".
 """
@@ -30,20 +30,20 @@ def deep_dream(
     jitter: int = 16,
     say: Callable[[int], None] = lambda done: None,
 ) -> Float[Array, "b h w c"]:
-    """Returns images in [0, 1] on which the mean square of a layer is larger.
+    """Returns images in [0, 1] with a larger mean square of a layer.
 
     Args:
-      apply: the network, of images in [0, 1] of any size, as convolutional ones are.
+      apply: the network, for images in [0, 1] of any size, as convolutional networks are.
       variables: its variables.
       images: (b h w c) in [0, 1].
       layer: a name in `acts`, or the path of a module, see `layers.activations`.
-      key: of the jitter; `jax.random.key(0)` by default.
-      octaves: sizes of the image, each `factor` times the one before; the last is the image's own.
+      key: for the jitter; `jax.random.key(0)` by default.
+      octaves: number of sizes of the image, each `factor` times the one before; the last is the image's own size.
       factor: between two octaves.
-      steps: of each octave.
-      rate: mean change of a pixel in a step.
-      jitter: pixels by which the image is rolled at most before a step.
-      say: is told how many octaves are done.
+      steps: per octave.
+      rate: mean change of a pixel per step.
+      jitter: most pixels by which the image is rolled before a step.
+      say: called with the number of octaves done.
 
     Raises:
       BadRequest: an unknown layer, octaves or steps below 1, a factor that is not above 1.

@@ -1,23 +1,23 @@
-"""The filters of a first layer as pictures: what each unit is looking for, where its inputs are pixels."""
+"""The filters of a first layer as pictures: what each unit detects, for layers whose inputs are pixels."""
 
 import numpy as np
 from jaxtyping import Float
 
-_LARGEST = 64  # pixels of a filter's side that are shown
+_LARGEST = 64  # largest side of a filter that is shown, pixels
 
 
 def pictures(
     kernel: Float[np.ndarray, "..."], image_shape: tuple[int, int, int], most: int = 64
 ) -> Float[np.ndarray, "n h w c"] | None:
-    """Returns filters as images in [0, 1], in which 0.5 is a weight of zero; each is scaled by its largest weight.
+    """Returns filters as images in [0, 1], with 0.5 for a weight of zero; each is scaled by its largest weight.
 
     Args:
-      kernel: of the first layer: of a convolution (h w c n), or of a product with all pixels (h*w*c n).
+      kernel: of the first layer: a convolution (h w c n), or a product with all pixels (h*w*c n).
       image_shape: (h, w, c) of the images.
-      most: filters that are returned; of more, those with the largest weights (by the sum of squares), in their order.
+      most: maximum number of filters; those with the largest weights (by the sum of squares) are kept, in their order.
 
     Returns:
-      None where weights are no picture: of 1x1 convolutions, of other channels than images have, of too large images.
+      None if weights cannot be a picture: 1x1 convolutions, channels that differ from the images', too large images.
 
     Example:
       >>> kernel = np.zeros((3, 3, 1, 2), np.float32)

@@ -1,4 +1,4 @@
-"""Grad-CAM, for maps and for tokens alike."""
+"""Grad-CAM, for maps and for tokens."""
 
 from functools import partial
 from typing import Any
@@ -16,21 +16,21 @@ from recvis_jax.vis.targets import Target
 def gradcam(
     apply: Apply, variables: Any, images: Images, target: Target = None, layer: str | None = None
 ) -> Float[Array, "b i j"]:
-    """relu(sum over channels of a layer's maps times the spatial mean of the score's gradient to them).
+    """relu(sum over channels of a layer's maps times the spatial mean of the score's gradient with respect to them).
 
-    Tokens of patches are maps in their places; others, as the class token, are left out. `enlarged` makes the result
-    as large as the images.
+    Tokens of patches are arranged as maps; other tokens, such as the class token, are left out. `enlarged` resizes the
+    result to the size of the images.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`.
+      apply, variables, images, target: see `saliency.gradient`.
       layer: a name in `acts`, or the path of a module, see `layers.activations`; by default `default_layer`.
 
     Returns:
-      Maps of the layer's own rows and columns, 0 where nothing speaks for the target.
+      Maps with the layer's own rows and columns, 0 without evidence for the target.
 
     Raises:
-      BadRequest: a layer without places, or one to whose places the score has no gradient at all: behind the last
-        attention of a network that reads its class token alone, for instance.
+      BadRequest: a layer without places, or one for which the score has no gradient at any place, such as a layer after
+        the last attention of a network that reads only its class token.
 
     Reference: Selvaraju et al. 2016, "Grad-CAM: visual explanations from deep networks", section 3.
 
@@ -46,20 +46,20 @@ def gradcam(
         before = default_layer(apply, variables, images)
         instead = f": take {before!r}" if before != layer else ""
         raise BadRequest(
-            f"the score has no gradient to any place of the layer {layer!r}, so that its map would be blank. Where "
-            "only the class token is read, the patches' tokens matter up to the last block's attention, and no longer "
-            f"behind it{instead}."
+            f"the score has no gradient at any place of the layer {layer!r}, so its map would be blank. If only the "
+            "class token is read, the tokens of patches have an effect up to the last block's attention, but not after "
+            f"it{instead}."
         )
     return found
 
 
 def default_layer(apply: Apply, variables: Any, images: Images) -> str:
-    """Returns the layer that Grad-CAM takes: the last maps; of tokens what the last block's attention or mixing reads.
+    """Returns the default layer: the last maps; for tokens, the input of the last block's attention or mixing.
 
-    Args: as of `gradcam`.
+    Args: see `gradcam`.
 
     Raises:
-      BadRequest: a network without places, as a multi-layer perceptron.
+      BadRequest: a network without places, such as a multi-layer perceptron.
     """
     found = layers.names(apply, variables, images)
     placed = layers.with_places(found)

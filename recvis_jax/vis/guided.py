@@ -1,4 +1,4 @@
-"""Guided backpropagation and the deconvnet: gradients that pass relus by other rules (see `rectifiers`)."""
+"""Guided backpropagation and the deconvnet: gradients with other rules for relus (see `rectifiers`)."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from recvis_jax.vis.targets import Target
 def guided_backpropagation(
     apply: Apply, variables: Any, images: Images, target: Target = None
 ) -> Float[Array, "b h w c"]:
-    """The gradient, of which each relu passes back what is positive where the relu itself is open.
+    """The gradient with a changed rule: each relu passes back only positive gradients, and only if it is open itself.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`.
+      apply, variables, images, target: see `saliency.gradient`.
 
     Raises:
-      BadRequest: a network without relus, of which this would be the plain gradient.
+      BadRequest: a network without relus, for which this would be the plain gradient.
 
-    Reference: Springenberg et al. 2014, "Striving for simplicity: the all convolutional net", section 3.4. It shows
-      what the image has more than what the network looks for: with random weights it hardly changes (Adebayo et al.
+    Reference: Springenberg et al. 2014, "Striving for simplicity: the all convolutional net", section 3.4. It shows the
+      content of the image rather than what the network uses: with random weights it hardly changes (Adebayo et al.
       2018).
 
     Example:
@@ -32,11 +32,11 @@ def guided_backpropagation(
 
 
 def deconvnet(apply: Apply, variables: Any, images: Images, target: Target = None) -> Float[Array, "b h w c"]:
-    """What a score looks like in the image: the network run backwards, with relus on the way and max pools' switches.
+    """The image that corresponds to a score: the network run backwards, with relus and with the switches of max pools.
 
-    Each relu passes back what is positive, wherever the relu itself was open or not. Each window of a max pool puts
-    all of it where its maximum was. For the picture of one unit as in the paper, take `target=Unit(layer, channel)`:
-    all other units are then zero.
+    Each relu passes back what is positive, whether the relu itself was open or not. Each window of a max pool passes
+    everything to the place of its maximum. For the picture of one unit as in the paper, use `target=Unit(layer,
+    channel)`: then all other units are zero.
 
     Args:
       apply, variables, images, target: as of `saliency.gradient`.

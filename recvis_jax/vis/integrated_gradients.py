@@ -1,4 +1,4 @@
-"""Integrated gradients: what each pixel adds to a score on the straight way from a baseline to the image."""
+"""Integrated gradients: what each pixel adds to a score on the straight line from a baseline to the image."""
 
 from functools import partial
 from typing import Any
@@ -25,16 +25,16 @@ def integrated_gradients(
 ) -> Float[Array, "b h w c"]:
     """(x - x0) times the mean of the gradient on the line from x0 to x, by Gauss-Legendre quadrature.
 
-    Their sum is the score of the image minus that of the baseline; `completeness` says how nearly.
+    The attributions sum to the score of the image minus that of the baseline; `completeness` measures the error.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`; the predicted class is that of the image itself.
-      baseline: x0, a number, an image (h w c) or one for each (b h w c), as the network is given them: 0 is the mean
-        image of a network whose images are normalised.
-      points: on the line.
+      apply, variables, images, target: see `saliency.gradient`; the predicted class is that of the image itself.
+      baseline: x0, a number, an image (h w c) or one for each (b h w c), in the form of the network's input: 0 is the
+        mean image if images are normalised.
+      points: number of points on the line.
 
     Raises:
-      BadRequest: less than one point.
+      BadRequest: fewer than one point.
 
     Reference: Sundararajan, Taly & Yan 2017, "Axiomatic attribution for deep networks".
 
@@ -44,7 +44,7 @@ def integrated_gradients(
       ((2, 28, 28, 1), True)
     """
     if points < 1:
-        raise BadRequest(f"points={points}; integrated gradients take at least 1.")
+        raise BadRequest(f"points={points}; integrated gradients need at least 1.")
     target = targets.fixed(apply, variables, images, target)
     images = jnp.asarray(images)
     return _integrated(apply, points, variables, images, target, jnp.asarray(baseline, images.dtype))
@@ -59,11 +59,11 @@ def completeness(
     *,
     baseline: float | Float[Array, "..."] | Float[np.ndarray, "..."] = 0.0,
 ) -> Float[Array, "b"]:
-    """By how much the sum of attributions misses the difference of the scores, as a part of the difference's magnitude.
+    """The error of the attributions' sum compared with the difference of the scores, relative to this difference.
 
     Args:
       apply, variables, images, target, baseline: as given to `integrated_gradients`.
-      attributions: what that returned.
+      attributions: its result.
 
     Returns:
       |sum - (F(x) - F(x0))| / |F(x) - F(x0)| of each image.

@@ -1,4 +1,4 @@
-"""Feature inversion: what a layer has kept of an image, as another image with the same features.
+"""Feature inversion: what a layer keeps of an image, shown by another image with the same features.
 
 Reference: Mahendran & Vedaldi 2014, "Understanding deep image representations by inverting them".
 """
@@ -27,12 +27,12 @@ def invert(
     rate: float = 0.02,
     smooth: float = 1e-2,
 ) -> Float[Array, "b h w c"]:
-    """Returns images in [0, 1], made from noise, of which a layer is as of the given ones.
+    """Returns images in [0, 1], made from noise, with the same values of a layer as the given images.
 
     It minimises |f(x) - f(x0)|^2 / |f(x0)|^2 plus `smooth` times the mean absolute difference of neighbouring pixels.
 
     Args:
-      apply: the network, of images in [0, 1].
+      apply: the network, for images in [0, 1].
       variables: its variables.
       images: (b h w c) in [0, 1].
       layer: a name in `acts`, or the path of a module, see `layers.activations`.

@@ -1,8 +1,8 @@
 """Any layer of any network: its values, and the output as a function of them.
 
-A layer is a name in the network's `acts`, or the path of a module as `python -m recvis_jax.describe` lists them
-("block11/norm1"), whose output it then is. No model is changed: the network's program is evaluated with the layer's
-value moved.
+A layer is a name in the network's `acts`, or the path of a module as listed by `python -m recvis_jax.describe`
+("block11/norm1"), which means its output. No model is changed: the network's program is evaluated with a changed value
+of the layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,16 @@ from recvis_jax.errors import BadRequest, brief, nearest
 from recvis_jax.vis import program
 from recvis_jax.vis.structure import module_path
 
-# (variables, images (b h w c)) -> (output, {layer: activations}), as `functools.partial(model.apply, train=False)`.
+# (variables, images (b h w c)) -> (output, {layer: activations}), such as `functools.partial(model.apply,
+# train=False)`.
 Apply = Callable[[Any, Any], tuple[Any, dict[str, Any]]]
 
-# What networks are given: floats, normalised as the network wants them.
+# The input of networks: floats, normalised as the network expects.
 Images = Float[Array, "b h w c"] | Float[np.ndarray, "b h w c"]
 
 
 class Grid(NamedTuple):
-    """How the tokens of an image lie: `extra` first ones, as the class token, then `rows` x `columns` patches."""
+    """Arrangement of the tokens of an image: `extra` ones, such as the class token, then `rows` x `columns` patches."""
 
     extra: int
     rows: int
@@ -34,7 +35,7 @@ class Grid(NamedTuple):
 
 
 def names(apply: Apply, variables: Any, images: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every layer that the network names, in its order.
+    """Returns the shapes of all layers that the network names, in its order.
 
     Args:
       apply: the network.
@@ -44,7 +45,7 @@ def names(apply: Apply, variables: Any, images: Any) -> dict[str, tuple[int, ...
     found: dict[str, tuple[int, ...]] = {}
 
     def forward(variables: Any, images: Any) -> None:
-        found.update({name: x.shape for name, x in apply(variables, images)[1].items()})  # a dict's order, not a tree's
+        found.update({name: x.shape for name, x in apply(variables, images)[1].items()})  # the dict's order; trees sort
 
     jax.eval_shape(forward, variables, images)
     return found
@@ -57,11 +58,11 @@ def activations(apply: Apply, variables: Any, images: Images, layer: str) -> Arr
     Args:
       apply: the network.
       variables: its variables.
-      images: (b h w c) as the network is given them.
+      images: (b h w c), the network's input.
       layer: a name in `acts`, or the path of a module.
 
     Raises:
-      BadRequest: there is no such layer; those that there are are named.
+      BadRequest: there is no such layer; the message lists the layers.
 
     Example:
       >>> activations(apply, variables, images, "stage1/block1").shape
@@ -78,14 +79,14 @@ def activations(apply: Apply, variables: Any, images: Images, layer: str) -> Arr
 def from_layer(
     apply: Apply, variables: Any, images: Images, layer: str
 ) -> tuple[Array, Callable[[Array], tuple[Any, dict[str, Any]]]]:
-    """Returns a layer's value, and (output, acts) as a function of a number that is added to it.
+    """Returns a layer's value, and (output, acts) as a function of an array that is added to it.
 
-    Args: as of `activations`.
+    Args: see `activations`.
 
     Raises:
       BadRequest: there is no such layer, or nothing is computed from it.
 
-    Example: the gradient of a class's score to a layer
+    Example: the gradient of a class's score with respect to a layer
       >>> value, moved = from_layer(apply, variables, images, "features")
       >>> jax.grad(lambda delta: moved(delta)[0][:, 3].sum())(jnp.zeros_like(value)).shape
       (2, 8)
@@ -93,20 +94,20 @@ def from_layer(
     split = _split(apply, variables, images, layer)
     if not split.read:
         raise BadRequest(
-            f"nothing is computed from the value of {layer!r} that the network names: blocks in a scan are copied out "
-            "of it, for instance. Of a model with scan=True, take models.scan.unstack(variables) and scan=False."
+            f"nothing is computed from the value that the network names {layer!r}; blocks in a scan, for example, only "
+            "copy their values out. For a model with scan=True, use models.scan.unstack(variables) and scan=False."
         )
     value = split.run(variables, images, lambda value: value)[2]
     return value, lambda delta: split.run(variables, images, lambda value: value + delta)[:2]
 
 
 def modules(apply: Apply, variables: Any, images: Any) -> list[str]:
-    """Returns the paths of the network's modules, in their order: further layers, beside those of `names`."""
+    """Returns the paths of the network's modules, in their order: additional layers besides those of `names`."""
     return _modules(program.traced(lambda v, x: apply(v, x), variables, images).closed.jaxpr)
 
 
 class _Split(NamedTuple):
-    """A network's program and the variable in it that is a layer; `read` says whether anything is computed from it."""
+    """A network's program and its variable that is the layer; `read` says whether anything is computed from it."""
 
     program: program.Program
     variable: Any
@@ -139,7 +140,7 @@ def _split(apply: Apply, variables: Any, images: Any, layer: str) -> _Split:
             known = [*names(apply, variables, images), *_modules(jaxpr)]
             raise BadRequest(
                 f"the network has no layer {brief(layer)!r}.{nearest(layer, known)} It names: "
-                f"{', '.join(names(apply, variables, images))}; and it has modules, as describe lists them."
+                f"{', '.join(names(apply, variables, images))}; describe also lists its modules."
             )
     return _Split(traced, found, any(v is found for e in jaxpr.eqns for v in e.invars) or found is jaxpr.outvars[0])
 
@@ -150,7 +151,7 @@ def _modules(jaxpr: Any) -> list[str]:
 
 
 def _of_module(jaxpr: Any, path: str) -> Any:
-    """Returns the last variable of a module that something outside of it reads; None where there is no such module."""
+    """Returns the last variable of a module that is read outside the module; None if there is no such module."""
     inner, outer = [], set()
     for e in jaxpr.eqns:
         where = module_path(None, str(e.source_info.name_stack))
@@ -163,15 +164,15 @@ def _of_module(jaxpr: Any, path: str) -> Any:
 
 
 def grid(layers: dict[str, tuple[int, ...]], tokens: int, image: Sequence[int]) -> Grid:
-    """Returns how the tokens of a network lie in the image.
+    """Returns the arrangement of a network's tokens in the image.
 
     Args:
       layers: shapes of the named layers, see `names`.
-      tokens: number of the tokens of one layer.
+      tokens: number of tokens of one layer.
       image: rows and columns of the image.
 
     Raises:
-      BadRequest: no grid of square patches has so many tokens, beside at most two others.
+      BadRequest: no grid of square patches, with at most two other tokens, has this number of tokens.
 
     Example:
       >>> grid({"stem": (1, 196, 384)}, 197, (224, 224))
@@ -183,11 +184,11 @@ def grid(layers: dict[str, tuple[int, ...]], tokens: int, image: Sequence[int]) 
         rows = round((n * image[0] / image[1]) ** 0.5)
         if rows > 0 and n % rows == 0 and image[0] * (n // rows) == image[1] * rows:
             return Grid(tokens - n, rows, n // rows)
-    raise BadRequest(f"{tokens} tokens are no grid of square patches of {image[0]}x{image[1]} images.")
+    raise BadRequest(f"{tokens} tokens do not form a grid of square patches of {image[0]}x{image[1]} images.")
 
 
 def as_maps(x: Array, layers: dict[str, tuple[int, ...]], image: Sequence[int], layer: str) -> Float[Array, "b i j d"]:
-    """Returns the values of a layer as maps: maps as they are, and the tokens of patches in their places.
+    """Returns the values of a layer as maps: maps are unchanged, and tokens of patches are put in their places.
 
     Args:
       x: maps (b i j d) or tokens (b n d).
@@ -201,7 +202,7 @@ def as_maps(x: Array, layers: dict[str, tuple[int, ...]], image: Sequence[int], 
     if x.ndim == 4:
         return x
     if x.ndim != 3:
-        raise BadRequest(f"{layer!r} of shape {x.shape} has no places; take one of {', '.join(with_places(layers))}.")
+        raise BadRequest(f"{layer!r} of shape {x.shape} has no places; use one of {', '.join(with_places(layers))}.")
     where = grid(layers, x.shape[1], image)
     return x[:, where.extra :].reshape(len(x), where.rows, where.columns, x.shape[-1])
 

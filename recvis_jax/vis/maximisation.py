@@ -1,8 +1,8 @@
-"""Activation maximisation: images that a unit, channel, class or direction likes best, made from noise.
+"""Activation maximisation: images that excite a unit, channel, class or direction most, made from noise.
 
-Units that are silent on noise are woken by letting gradients pass relus that are closed. Three things keep images from
-being noise: an image is its Fourier transform, of which an optimizer's step changes all
-frequencies alike; its colours are decorrelated; and it is moved, turned and scaled a little before each step.
+Gradients pass closed relus, so that units that are silent on noise can be activated. Three things prevent noisy images:
+an image is represented by its Fourier transform, so that a step of the optimizer changes all frequencies equally; its
+colours are decorrelated; and it is shifted, rotated and scaled a little before each step.
 
 Reference: Erhan et al. 2009, "Visualizing higher-layer features of a deep network"; Olah, Mordvintsev & Schubert 2017,
 "Feature visualization".
@@ -25,7 +25,7 @@ from recvis_jax.vis.layers import Apply
 from recvis_jax.vis.rectifiers import with_rule
 from recvis_jax.vis.targets import Target
 
-# Square root of the covariance of photographs' colours; its columns are decorrelated.
+# Square root of the covariance of colours in photographs; its columns are decorrelated.
 _COLOURS = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
 _COLOURS = _COLOURS / np.linalg.norm(_COLOURS, axis=0).max()
 _TOGETHER = 32  # steps between two calls of `say`
@@ -47,17 +47,17 @@ def maximise(
     """Returns images in [0, 1] for which a target's score is high.
 
     Args:
-      apply: the network, of images in [0, 1], as a run's `forward`.
+      apply: the network, for images in [0, 1], such as a run's `forward`.
       variables: its variables.
-      target: a class, or something in a layer, see `vis.targets`; one for each image, or the same for all.
+      target: a class, or a part of a layer, see `vis.targets`; one for each image, or the same for all.
       image_shape: (h, w, c) of the network.
-      key: of the noise that it starts from and of the moves; `jax.random.key(0)` by default.
-      count: b, images from different noise.
+      key: for the initial noise and the moves; `jax.random.key(0)` by default.
+      count: b, number of images, from different noise.
       steps: of Adam.
       rate: its learning rate.
-      moved: how far images are moved before each step: 1 as lucid does with images of 128 pixels, in proportion to the
-        image: shifted by up to 12 pixels, turned by up to 10 degrees, scaled by up to a tenth. 0 leaves them alone.
-      say: is told how many steps are done.
+      moved: strength of the moves before each step. 1 is that of lucid for images of 128 pixels, in proportion to the
+        image: shifts of up to 12 pixels, rotations of up to 10 degrees, scales of up to a tenth. 0 means no moves.
+      say: called with the number of steps done.
 
     Raises:
       BadRequest: no target, or one that the network does not have.
@@ -68,7 +68,7 @@ def maximise(
       ((1, 28, 28, 1), True)
     """
     if target is None:
-        raise BadRequest("there is no image whose predicted class could be meant: name a class, or a unit.")
+        raise BadRequest("there is no image with a predicted class here: name a class, or a unit.")
     if steps < 1 or count < 1:
         raise BadRequest(f"steps={steps} and count={count} must be at least 1.")
     of_noise, of_moves = jax.random.split(jax.random.key(0) if key is None else key)
@@ -86,7 +86,7 @@ def maximise(
 
 
 def picture(spectrum: Float[Array, "b h f c 2"], width: int) -> Float[Array, "b h w c"]:
-    """Returns images in [0, 1] of their Fourier transforms, scaled so that all frequencies have natural strength.
+    """Returns images in [0, 1] from their Fourier transforms, scaled so that all frequencies have natural strength.
 
     Args:
       spectrum: real and imaginary parts of frequencies of rows h and columns f.
@@ -101,12 +101,12 @@ def picture(spectrum: Float[Array, "b h f c 2"], width: int) -> Float[Array, "b 
 
 
 def shaken(key: Array, images: Float[Array, "b h w c"], strength: Float[Array, ""] | float) -> Float[Array, "b h w c"]:
-    """Shifts, turns and scales all images alike, at random; what comes in from outside is grey.
+    """Shifts, rotates and scales all images in the same random way; outside the image is grey.
 
     Args:
-      key: of the move.
+      key: for the move.
       images: (b h w c).
-      strength: 1 for shifts of up to 12 of 128 pixels, turns of 10 degrees and scales of 0.9 to 1.1.
+      strength: 1 for shifts of up to 12 of 128 pixels, rotations of up to 10 degrees and scales of 0.9 to 1.1.
     """
     h, w = images.shape[1:3]
     drawn = jax.random.uniform(key, (4,), minval=-1, maxval=1) * strength

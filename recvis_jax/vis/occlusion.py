@@ -1,4 +1,4 @@
-"""Occlusion: by how much a score falls when a window of the image is covered."""
+"""Occlusion: the decrease of a score when a window of the image is covered."""
 
 import math
 from functools import partial
@@ -26,17 +26,17 @@ def occlusion(
     fill: float = 0.0,
     at_once: int = 16,
 ) -> Float[Array, "b h w"]:
-    """The mean over the windows that cover a pixel of the score of the image minus that of the covered image.
+    """For each pixel the mean decrease of the score over all windows that cover the pixel.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`; the predicted class is that of the image itself.
-      window: rows and columns of the square that is covered; what reaches over the right and bottom is cut off.
+      apply, variables, images, target: see `saliency.gradient`; the predicted class is that of the image itself.
+      window: side of the covered square; it is cut off at the right and bottom edges.
       stride: from one window to the next; half a window by default.
-      fill: what covers, as the network is given images: 0 is the mean of normalised ones.
-      at_once: windows computed together; the memory grows with it, the result stays.
+      fill: value of the covered pixels, in the form of the network's input: 0 is the mean if images are normalised.
+      at_once: number of windows computed together; changes the memory needed, not the result.
 
     Raises:
-      BadRequest: a window that does not fit, or a stride that leaves pixels between windows out.
+      BadRequest: a window that does not fit, or a stride that skips pixels between windows.
 
     Reference: Zeiler & Fergus 2013, "Visualizing and understanding convolutional networks", section 4.2.
 
@@ -49,7 +49,7 @@ def occlusion(
     if not 1 <= window <= min(h, w):
         raise BadRequest(f"a window of {window}x{window} does not fit into {h}x{w} images.")
     if not 1 <= stride <= window:
-        raise BadRequest(f"stride={stride} is outside 1 to the window's {window}: every pixel is to be covered.")
+        raise BadRequest(f"stride={stride} is outside 1 to the window's {window}: every pixel must be covered.")
     starts = [range(0, stride * math.ceil((n - window) / stride) + 1, stride) for n in (h, w)]
     corners = np.array([(i, j) for i in starts[0] for j in starts[1]])
     at_once = min(at_once, len(corners))
@@ -85,12 +85,12 @@ def _occlusion(
 def masked_scores(
     apply: Apply, variables: Any, images: Array, target: Any, visible: Array, fill: float | Array = 0.0
 ) -> Float[Array, "k b"]:
-    """Returns the scores of images of which only a part is visible.
+    """Returns the scores of partly visible images.
 
     Args:
-      apply, variables, images: as of `saliency.gradient`.
-      target: as `targets.fixed` returns it.
-      visible: (k h w), how much of each pixel is seen, in [0, 1]; `fill` is what is seen of the rest.
+      apply, variables, images: see `saliency.gradient`.
+      target: from `targets.fixed`.
+      visible: (k h w), visibility of each pixel in [0, 1]; the rest is `fill`.
     """
     visible = visible[:, None, :, :, None].astype(images.dtype)
     several = images * visible + fill * (1 - visible)

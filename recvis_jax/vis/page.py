@@ -1,7 +1,7 @@
-"""Pages of one file: HTML by a few functions, with all text escaped, no script, and nothing that is fetched.
+"""Pages in one file: HTML from a few functions, with all text escaped, no scripts, and nothing loaded from elsewhere.
 
-What comes from outside (names of classes and files, configs) reaches a page through `text` alone. Colours follow the
-reader's choice of light or dark; nothing is wider than the window, tables scroll in themselves.
+Untrusted text (names of classes and files, configs) enters a page only through `text`. Colours follow the reader's
+light or dark theme; nothing is wider than the window, because wide tables have their own scroll bar.
 """
 
 import base64
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from recvis_jax import errors
 
-_SMALL = 64  # pixels up to which a picture keeps all of them, as PNG
+_SMALL = 64  # largest side of a picture that keeps all its pixels, as PNG
 _SIDE = 96  # of larger ones
 _LONGEST = 120  # characters of a name
 
@@ -59,7 +59,7 @@ summary{cursor:pointer;margin:.4rem 0}
 
 
 def text(value: object, longest: int = _LONGEST) -> str:
-    """Returns a text from outside as HTML: printable, cut where it is too long, escaped.
+    """Returns untrusted text as HTML: printable, shortened, escaped.
 
     Example:
       >>> text("<script>alert('x')</script>")
@@ -75,7 +75,7 @@ def document(title: str, body: Iterable[str]) -> str:
       title: of the window, any text.
       body: HTML.
     """
-    # Should anything that is not ours get in, browsers neither run nor fetch it.
+    # If anything foreign gets in, browsers neither run nor load it.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return "\n".join(
         [
@@ -91,12 +91,12 @@ def document(title: str, body: Iterable[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], numbers: Iterable[int] = ()) -> str:
-    """Returns a table that scrolls in itself where it is wider than the window.
+    """Returns a table, with its own scroll bar if it is wider than the window.
 
     Args:
       head: titles of the columns; all empty for none.
-      rows: cells, any texts; one of type `Html` is taken as it is.
-      numbers: columns of numbers, which stand to the right.
+      rows: cells, any texts; a cell of type `Html` is not escaped.
+      numbers: columns of numbers, which are right-aligned.
     """
     right = set(numbers)
 
@@ -114,23 +114,23 @@ class Html(str):
 
 
 def folded(title: str, inner: str) -> str:
-    """Returns a part of a page that opens when it is touched."""
+    """Returns a part of a page that opens on a click."""
     return f"<details><summary>{text(title)}</summary>{inner}</details>"
 
 
 def finding(level: str, title: str, why: str, advice: str) -> str:
-    """Returns a box with what was found; `level` is "problem", "caution" or "fine"."""
+    """Returns a box with a finding; `level` is "problem", "caution" or "fine"."""
     lines = [f"<b>{text(title, 400)}</b>", text(why, 900)]
     lines += [f"<br><small>{text(advice, 900)}</small>"] if advice else []
     return f'<div class="finding {level}">{"".join(lines)}</div>'
 
 
 def picture(image: np.ndarray, side: int = _SIDE) -> str:
-    """Returns an image as HTML that holds all of it.
+    """Returns an image as HTML that contains its data.
 
     Args:
       image: (h w c), uint8 or float in [0, 1], of 1 or 3 channels, or (h w).
-      side: pixels of its longer side; it is made smaller, never larger.
+      side: pixels of its longer side; images are shrunk, never enlarged.
     """
     import cv2
 
@@ -171,7 +171,7 @@ def pictures(items: Iterable[tuple[np.ndarray, str]], side: int = _SIDE) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share as percent.
+    """Returns a fraction as percent.
 
     Example:
       >>> percent(0.1234)

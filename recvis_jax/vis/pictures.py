@@ -1,20 +1,20 @@
-"""Arrays as pictures: everything here maps numbers to images in [0, 1]; `plot` writes them."""
+"""Arrays as pictures: these functions map numbers to images in [0, 1]; `plot` writes them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-# Anchors of a colour scale that grows evenly brighter: black, blue, violet, orange, yellow, white.
+# Anchors of a colour scale of steadily increasing brightness: black, blue, violet, orange, yellow, white.
 _SCALE = np.array([[0, 0, 0], [0.1, 0.1, 0.55], [0.55, 0.1, 0.6], [0.95, 0.4, 0.2], [1, 0.85, 0.25], [1, 1, 1]])
 
 
 def magnitudes(maps: np.ndarray, most: float = 99.0) -> Float[np.ndarray, "b h w"]:
-    """Returns the magnitude of each map in [0, 1], of colours the largest one's; 1 is a percentile of the map's own.
+    """Returns the magnitude of each map in [0, 1], the largest over channels; 1 is a percentile of the map itself.
 
     Args:
       maps: (b h w) or (b h w c), of any sign.
-      most: percentile that is 1; what lies above is cut off. A map of zeros stays black.
+      most: percentile that becomes 1; larger values are clipped. A map of zeros stays black.
 
     Example:
       >>> magnitudes(np.array([[[0.0, -2.0]]]), 100)
@@ -28,7 +28,7 @@ def magnitudes(maps: np.ndarray, most: float = 99.0) -> Float[np.ndarray, "b h w
 
 
 def around_grey(maps: np.ndarray, most: float = 99.5) -> Float[np.ndarray, "b h w c"]:
-    """Returns images of which zero is grey, and the largest magnitude of each (a percentile) white or black.
+    """Returns images in which zero is grey, and the largest magnitude of each (a percentile) white or black.
 
     Example:
       >>> around_grey(np.array([[[[0.0], [-2.0], [2.0]]]]), 100)[0, 0, :, 0]
@@ -40,7 +40,7 @@ def around_grey(maps: np.ndarray, most: float = 99.5) -> Float[np.ndarray, "b h 
 
 
 def coloured(x: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b 3"]:
-    """Returns numbers in [0, 1] as colours, of which a larger number's is always brighter.
+    """Returns numbers in [0, 1] as colours; larger numbers have brighter colours.
 
     Example:
       >>> coloured(np.array([0.0, 1.0]))
@@ -52,12 +52,12 @@ def coloured(x: Float[np.ndarray, "*b"]) -> Float[np.ndarray, "*b 3"]:
 
 
 def over(images: np.ndarray, maps: np.ndarray, strength: float = 0.6) -> Float[np.ndarray, "b h w 3"]:
-    """Returns the images in grey with maps in colours over them.
+    """Returns the images in grey with maps in colour over them.
 
     Args:
       images: (b h w c) in [0, 1], of 1 or 3 channels.
-      maps: (b h w), only what is positive counts; each map's largest value is brightest.
-      strength: part of the colour, the rest is the image.
+      maps: (b h w), only positive values count; each map's largest value is brightest.
+      strength: share of the colour; the rest is the image.
     """
     grey = np.asarray(images, np.float64).mean(-1, keepdims=True).repeat(3, -1)
     top = np.asarray(maps).max((1, 2), keepdims=True)
@@ -66,7 +66,7 @@ def over(images: np.ndarray, maps: np.ndarray, strength: float = 0.6) -> Float[n
 
 
 def stretched(tiles: np.ndarray) -> Float[np.ndarray, "n h w c"]:
-    """Returns tiles (n h w) or (n h w c) each stretched to [0, 1]; one without contrast is grey."""
+    """Returns tiles (n h w) or (n h w c), each stretched to [0, 1]; a tile without contrast becomes grey."""
     x = np.asarray(tiles, np.float64)
     x = x[..., None] if x.ndim == 3 else x
     low, high = x.min((1, 2, 3), keepdims=True), x.max((1, 2, 3), keepdims=True)
@@ -78,9 +78,9 @@ def mosaic(tiles: np.ndarray, columns: int | None = None, gap: int = 1, zoom: in
 
     Args:
       tiles: (n h w c) in [0, 1].
-      columns: how many in a row; by default so that the whole is about a square.
+      columns: number of tiles per row; by default the result is approximately a square.
       gap: white pixels between two tiles.
-      zoom: pixels for each of a tile's, in rows and columns.
+      zoom: enlargement of the tiles, a whole number.
 
     Example:
       >>> mosaic(np.zeros((3, 2, 2, 1)), columns=2, zoom=2).shape
@@ -98,12 +98,12 @@ def mosaic(tiles: np.ndarray, columns: int | None = None, gap: int = 1, zoom: in
 
 
 def zoom_for(side: int, wanted: int = 64) -> int:
-    """Returns how often to enlarge a tile of `side` pixels to about `wanted`, at least once."""
+    """Returns the factor, at least 1, that enlarges a tile of `side` pixels to about `wanted`."""
     return max(1, round(wanted / side))
 
 
 def groups(crops: np.ndarray, units: Sequence[int], zoom: int = 1) -> Float[np.ndarray, "h w c"]:
-    """Returns the best patches of units, a square of patches for each, on white.
+    """Returns the best patches of units on white, a square of patches for each unit.
 
     Args:
       crops: (d k h w c) in [0, 1].

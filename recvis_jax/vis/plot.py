@@ -20,7 +20,7 @@ def curves(records: list[dict[str, Any]], path: Path) -> bool:
       path: PNG file, replaced atomically.
 
     Returns:
-      False where matplotlib is not installed or there is nothing to draw.
+      False if matplotlib is not installed or there is nothing to draw.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,7 +36,7 @@ def curves(records: list[dict[str, Any]], path: Path) -> bool:
         for split, style in (("train", {"lw": 1}), ("val", {"lw": 1.6, "marker": "o", "ms": 3})):
             points = [(r["step"], r[name]) for r in records if r["split"] == split and name in r]
             if points:
-                shown = style if len(points) > 1 else {**style, "marker": "o", "ms": 3}  # a line of one point is none
+                shown = style if len(points) > 1 else {**style, "marker": "o", "ms": 3}  # one point makes no line
                 axes.plot(*zip(*points, strict=True), label={"train": "training", "val": "validation"}[split], **shown)
         axes.set_xlabel("step")
         axes.set_title(name.replace("_", " "))
@@ -54,7 +54,7 @@ def image_rows(columns: Mapping[str, np.ndarray], path: Path) -> bool:
       path: PNG file, replaced atomically.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -80,12 +80,12 @@ def lines_on_image(image: np.ndarray, lines: Mapping[str, np.ndarray], path: Pat
 
     Args:
       image: (h w c) in [0, 1], of 1 or 3 channels.
-      lines: colour -> segments (m 2 2), each two points (x, y) in pixels; later ones lie above earlier ones.
+      lines: colour -> segments (m 2 2), each two points (x, y) in pixels; later ones are drawn over earlier ones.
       path: PNG file, replaced atomically.
       title: above the image.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -119,7 +119,7 @@ def mosaic(patches: np.ndarray, path: Path, title: str = "") -> bool:
       title: above them.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,7 +128,7 @@ def mosaic(patches: np.ndarray, path: Path, title: str = "") -> bool:
         return False
     rows, columns = patches.shape[:2]
     framed = np.pad(patches, [(0, 0), (0, 0), (0, 2), (0, 2), (0, 0)], constant_values=1)
-    whole = np.clip(np.concatenate(np.concatenate(framed, axis=1), axis=1), 0, 1)  # one picture draws at once
+    whole = np.clip(np.concatenate(np.concatenate(framed, axis=1), axis=1), 0, 1)  # a single picture is drawn quickly
     figure = Figure(figsize=(0.55 * columns + 0.2, 0.55 * rows + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -140,7 +140,7 @@ def mosaic(patches: np.ndarray, path: Path, title: str = "") -> bool:
 
 
 def histograms(images: np.ndarray, values: np.ndarray, path: Path, title: str = "") -> bool:
-    """Draws images, each with its vector beside it as bars.
+    """Draws images, each with its vector as bars beside it.
 
     Args:
       images: (b h w c) in [0, 1], of 1 or 3 channels.
@@ -149,7 +149,7 @@ def histograms(images: np.ndarray, values: np.ndarray, path: Path, title: str = 
       title: above the bars.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -173,19 +173,19 @@ def histograms(images: np.ndarray, values: np.ndarray, path: Path, title: str = 
 
 
 def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> bool:
-    """Draws a confusion matrix: rows are the true classes, a colour says which fraction of a row a cell holds.
+    """Draws a confusion matrix: rows are the true classes, and colours show the fraction of its row in each cell.
 
-    Up to 25 classes a cell also holds its number. Names stand at both axes, shortened; of more than 150 classes, only
+    Up to 25 classes, cells also show their numbers. Both axes show shortened names; for more than 150 classes, only
     some numbers. Characters that the font lacks are drawn as question marks, after the number of the class.
 
     Args:
       counts: (k k) integers.
-      names: of the classes; those that are missing are numbers.
+      names: of the classes; missing names are replaced by numbers.
       path: PNG file, replaced atomically.
       title: above the matrix.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     try:
         from matplotlib import font_manager
@@ -212,7 +212,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str =
         ticks, shown, fontsize=size
     ):
         for label in (text.label1, text.label2):
-            label.set_parse_math(False)  # a name may hold dollar signs
+            label.set_parse_math(False)  # a name may contain dollar signs
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(_drawable(title, known), fontsize=10).set_parse_math(False)
@@ -228,7 +228,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str =
 
 
 def _drawable(text: str, known: Mapping[int, Any]) -> str:
-    """Returns `text` without what the font cannot draw, about which matplotlib would warn."""
+    """Returns `text` without characters that the font lacks, to avoid warnings of matplotlib."""
     return "".join(c if ord(c) in known else "?" for c in errors.printable(text))
 
 
@@ -248,7 +248,7 @@ def png(picture: Float[np.ndarray, "h w c"], path: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Writes a file beside `path` and puts it in its place."""
+    """Writes a file beside `path`, then moves it there."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)

@@ -1,8 +1,8 @@
-"""Functions as JAX's own programs (jaxprs), evaluated again with some of their operations replaced.
+"""Functions as JAX's own programs (jaxprs), evaluated with some of their operations replaced.
 
-A network is a function, and its relus and layers are no objects that one could hook into. Its program has them all:
-`traced` writes it down, `evaluate` runs it, and whoever asks may compute something else in the place of an equation or
-change a value on its way. No model knows of it.
+A network is a function; its relus and layers are not objects with hooks. But its program contains them all: `traced`
+records it, and `evaluate` runs it and can compute something else in place of an equation or change a value. Models do
+not need to support this.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,21 +15,21 @@ from jax import lax
 from recvis_jax.errors import BadRequest
 from recvis_jax.vis.structure import default_branch
 
-# What is computed in the place of an equation: its inputs -> its outputs.
+# A replacement of an equation: its inputs -> its outputs.
 Replacement = Callable[..., Sequence[Any]]
 
-# Equations that only wrap a program: it may be evaluated in their place. The parameter that holds it.
+# Equations that only wrap a program, which may be evaluated in their place -> the parameter that holds it.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr",
           "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "call_jaxpr"}  # fmt: skip
 _REMAT = ("remat", "remat2", "checkpoint")
 
 
 class Program(NamedTuple):
-    """A function at given shapes.
+    """A function for given shapes.
 
     Attributes:
       closed: its closed jaxpr.
-      outputs: structure of what it returns.
+      outputs: structure of its result.
     """
 
     closed: Any
@@ -45,9 +45,9 @@ class Program(NamedTuple):
 
 
 def traced(function: Callable[..., Any], *args: Any) -> Program:
-    """Returns the program of `function` for arguments of these shapes; what only wraps a function is unwrapped.
+    """Returns the program of `function` for arguments of these shapes, without equations that only wrap a function.
 
-    Names of modules stay with the equations.
+    Equations keep the names of their modules.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     program = Program(closed, jax.tree.structure(shapes))
@@ -69,8 +69,8 @@ def evaluate(
     Args:
       closed: a closed jaxpr.
       args: its inputs, as a flat list.
-      replace: equation -> what to compute in its place; None for the equation itself.
-      change: variable -> what becomes of its value before anything reads it.
+      replace: equation -> the function to compute in its place; None for the equation itself.
+      change: variable -> a function applied to its value before anything reads it.
 
     Returns:
       The outputs, as a flat list.
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def own(e: Any) -> Replacement:
-    """Returns what an equation itself computes."""
+    """Returns the function that an equation itself computes."""
 
     def compute(*values: Any) -> Sequence[Any]:
         found = e.primitive.bind(*values, **e.primitive.get_bind_params(e.params))
@@ -105,18 +105,18 @@ def own(e: Any) -> Replacement:
 
 
 def inside(e: Any, rewrite: Callable[[Any], Callable[..., list[Any]]], concerns: Callable[[Any], bool]) -> Any:
-    """Returns the replacement of an equation that has programs of its own, with these rewritten; None where it has not.
+    """Returns the replacement of an equation that contains programs, with these rewritten; None if it has none.
 
-    Own gradients of what is rewritten are lost: it is differentiated as it is written. Of forms for several platforms
-    the one for all platforms counts.
+    Custom gradients of rewritten programs are lost: the rewritten program is differentiated. If there are forms for
+    several platforms, the one for all platforms is used.
 
     Args:
       e: an equation.
       rewrite: closed jaxpr -> function of a flat list of arguments, to be used in its place.
-      concerns: whether a closed jaxpr holds anything to be rewritten; equations of which none does stay.
+      concerns: whether a closed jaxpr contains anything to rewrite; other equations are not changed.
 
     Raises:
-      BadRequest: what is to be rewritten lies in a kind of equation that cannot be rebuilt, as a `while_loop`.
+      BadRequest: something to rewrite is inside a kind of equation that cannot be rebuilt, such as a `while_loop`.
     """
     inner = [closed(p) for p in programs_of(e)]
     if not any(map(concerns, inner)):
@@ -135,7 +135,7 @@ def inside(e: Any, rewrite: Callable[[Any], Callable[..., list[Any]]], concerns:
     if name == "cond":
         branches = [rewrite(branch) for branch in inner]
         return lambda which, *values: lax.switch(which, branches, *values)
-    raise BadRequest(f"the network has what is to be replaced inside of a {name!r}, where it cannot be.")
+    raise BadRequest(f"the network has operations to replace inside a {name!r}, where they cannot be replaced.")
 
 
 def programs_of(e: Any) -> Iterator[Any]:
@@ -147,7 +147,7 @@ def programs_of(e: Any) -> Iterator[Any]:
 
 
 def closed(program: Any) -> Any:
-    """Returns a program as a closed one; one that is open already has no constants."""
+    """Returns a program as a closed jaxpr; an open one has no constants."""
     return program if hasattr(program, "consts") else jax.extend.core.ClosedJaxpr(program, ())
 
 

@@ -1,8 +1,8 @@
-"""Receptive fields: which pixels an entry of an array depends on, followed through the equations of a jaxpr.
+"""Receptive fields: which pixels an entry of an array depends on, traced through the equations of a jaxpr.
 
-An array's field is a pair of `Axis`, of the image's rows and columns: entry i of dimension `dim` depends on pixels
-i `jump` + `low` to i `jump` + `high`, those beyond the edges included. An array without a field does not depend on
-the image. Where the rules lose the place, the field is everything: never too small.
+An array's field is a pair of `Axis`, for the image's rows and columns: entry i of dimension `dim` depends on pixels i
+`jump` + `low` to i `jump` + `high`, including pixels beyond the edges. An array without a field does not depend on the
+image. If the rules cannot follow the place, the field is everything, so it is never too small.
 
 Reference: Araujo et al. 2019, "Computing receptive fields of convolutional neural networks", for the arithmetic.
 """
@@ -14,7 +14,7 @@ EVERYTHING = "everything"
 
 
 class Axis(NamedTuple):
-    """Where the entries of an array lie along one axis of the image; `dim` is None where the dimension is gone."""
+    """Position of the entries of an array along one axis of the image; `dim` is None if the dimension is gone."""
 
     dim: Any
     jump: int = 1
@@ -22,7 +22,7 @@ class Axis(NamedTuple):
     high: int = 0
 
     def window(self, before: int, reach: int, stride: int) -> "Axis":
-        """Returns the axis of windows of `reach` + 1 entries, the first of which begins `before` the first entry."""
+        """Returns the axis of windows of `reach` + 1 entries; the first window begins `before` the first entry."""
         low, high = self.low - before * self.jump, self.high + (reach - before) * self.jump
         return Axis(self.dim, self.jump * stride, low, high)
 
@@ -43,7 +43,7 @@ def follow(equation: Any, given: Sequence[Field]) -> list[Any]:
 
 
 def pools(given: Sequence[Field], found: Field) -> bool:
-    """Whether an equation takes its outputs further apart than its inputs, or makes one of all places."""
+    """Whether an equation increases the distance between entries, or reduces all places to one."""
     if found is None:
         return False
     pairs = [(new, old) for f in given if f is not None for new, old in zip(found, f, strict=True)]
@@ -58,7 +58,7 @@ def _union(fields: Sequence[tuple[Axis, Axis]]) -> tuple[Axis, Axis]:
 
 
 def _each(field: tuple[Axis, Axis], change: Callable[[Axis], Axis | None]) -> Any:
-    """Changes the axes that still have a dimension; EVERYTHING where one cannot be followed."""
+    """Changes the axes that still have a dimension; EVERYTHING if one cannot be followed."""
     axes = [a if a.dim is None else change(a) for a in field]
     return EVERYTHING if None in axes else tuple(axes)
 
@@ -73,7 +73,7 @@ def _alone(given: Sequence[Field]) -> tuple[Axis, Axis] | None:
 
 
 def _elementwise(params: Any, given: Any, shapes: Any, out: tuple[int, ...]) -> Any:
-    """What treats every place alike; any primitive without a rule of its own that keeps the shape counts as such."""
+    """Elementwise operations, including all primitives without their own rule that keep the shape."""
     del params
     fields = [(f, shape) for f, shape in zip(given, shapes, strict=True) if f is not None]
     first = fields[0][0]
@@ -199,6 +199,6 @@ _RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"), _reduce),
     "dot_general": _dot_general,
     "concatenate": _concatenate,
-    # These keep the shape and yet mix places.
+    # These keep the shape but mix places.
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cumlogsumexp", "sort", "rev", "fft", "gather", "scatter"), _mixed),
 }

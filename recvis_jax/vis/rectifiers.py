@@ -1,9 +1,9 @@
-"""Other ways for gradients to pass relus and max pools: guided backpropagation and the deconvnet are made of them.
+"""Other gradients of relus and max pools, used by guided backpropagation and the deconvnet.
 
-`with_rule(function, rule)` computes what `function` does, and every `jax.nn.relu` and `relu6` in it passes gradients
-back by `rule`, wherever they lie: in scanned or recomputed blocks, branches, functions with gradients of their own.
-A maximum of shifted slices, which is how `operations.max_pool` is written, sends its gradient to one element of a
-window, the first of equal ones row by row, as the switches of a deconvnet do.
+`with_rule(function, rule)` computes the same as `function`, but every `jax.nn.relu` and `relu6` in it passes gradients
+back by `rule`, also inside scanned or recomputed blocks, branches, and functions with custom gradients. A maximum of
+shifted slices, which is how `operations.max_pool` is written, passes its gradient to one element of a window (the first
+of equal ones, row by row), like the switches of a deconvnet.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,34 +19,34 @@ from jaxtyping import Array
 from recvis_jax.errors import BadRequest, choose
 from recvis_jax.vis import program
 
-# (slope of the relu: 1 where it is open and 0 elsewhere, gradient to its output) -> gradient to its input.
+# (slope of the relu: 1 if open, else 0; gradient of its output) -> gradient of its input.
 RULES: dict[str, Callable[[Array, Array], Array]] = {
     "plain": lambda slope, g: slope * g,
     "deconvnet": lambda slope, g: jnp.maximum(g, 0),
     "guided": lambda slope, g: slope * jnp.maximum(g, 0),
     "redirected": lambda slope, g: _redirected(slope, g),
 }
-_OF_RELUS = ("deconvnet", "guided")  # which are plain gradients where there is no relu
+_OF_RELUS = ("deconvnet", "guided")  # without relus these are plain gradients
 
 
 def _redirected(slope: Array, g: Array) -> Array:
-    """Lets what is minimised open relus of an example of which no gradient would pass this layer at all."""
+    """Passes gradients that open relus, for examples whose gradient would not pass this layer at all."""
     plain = slope * g
     stuck = (plain == 0).all(tuple(range(1, g.ndim)), keepdims=True)
     return jnp.where(stuck, jnp.minimum(g, 0), plain)
 
 
 def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
-    """Returns `function` with the same values, and gradients that pass relus by a rule and max pools by one switch.
+    """Returns `function` with the same values, but with a rule for relus and one switch per max pool in gradients.
 
     Args:
-      function: of arrays and trees of them, as `model.apply` with the model's variables.
-      rule: 'plain', 'deconvnet', 'guided', or 'redirected', by which what is minimised also opens relus that are closed
-        for all of an example, as lucid does.
+      function: of arrays and trees of them, such as `model.apply` with the model's variables.
+      rule: 'plain', 'deconvnet', 'guided', or 'redirected', which lets minimisation also open relus of a layer that are
+        all closed for an example, like lucid.
 
     Raises:
-      BadRequest: an unknown rule; a function without any relu, when it is called: `jnp.maximum(x, 0)` is none, since
-        it also keeps variances from being negative.
+      BadRequest: an unknown rule; a function without any relu, when it is called: `jnp.maximum(x, 0)` does not count,
+        because it is also used to keep variances from being negative.
 
     Example:
       >>> backward = jax.grad(with_rule(lambda x: jax.nn.relu(x) @ jnp.array([1.0, -1.0, 1.0]), "deconvnet"))
@@ -59,7 +59,7 @@ def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
         traced = program.traced(function, *args)
         if rule in _OF_RELUS and not _holds(traced.closed, _top):
             raise BadRequest(
-                f"the network has no jax.nn.relu for the rule {rule!r} to act on: it would be the plain gradient."
+                f"the network has no jax.nn.relu for the rule {rule!r}: the result would be the plain gradient."
             )
         return jax.tree.unflatten(traced.outputs, _rewritten(traced.closed, rule)(*jax.tree.leaves(args)))
 
@@ -68,7 +68,7 @@ def with_rule(function: Callable[..., Any], rule: str) -> Callable[..., Any]:
 
 def _rewritten(closed: Any, rule: str) -> Callable[..., list[Any]]:
     def run(*args: Any) -> list[Any]:
-        places: dict[Any, Array] = {}  # of each slice's elements in the array that it was cut from
+        places: dict[Any, Array] = {}  # positions of each slice's elements in the array that it was cut from
 
         def replace(e: Any) -> program.Replacement | None:
             if (top := _top(e)) is not None:
@@ -99,7 +99,7 @@ def _concerns(e: Any) -> bool:
 
 
 def _top(e: Any) -> float | None:
-    """Returns the largest output of an equation that is a relu, infinity where there is none; None of all others."""
+    """Returns the largest output of an equation that is a relu, infinity if unlimited; None for all others."""
     if e.primitive.name != "custom_jvp_call":
         return None
     inner = program.closed(e.params["call_jaxpr"]).jaxpr

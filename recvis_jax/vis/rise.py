@@ -1,4 +1,4 @@
-"""RISE: which pixels are visible in the random masks that leave a score high."""
+"""RISE: which pixels are visible in the random masks that keep a score high."""
 
 import math
 from functools import cache, partial
@@ -27,16 +27,16 @@ def rise(
     visible: float = 0.5,
     at_once: int = 16,
 ) -> Float[Array, "b h w"]:
-    """The mean of random masks, weighted by the score of the masked image, over the part that they leave visible.
+    """The mean of random masks, weighted by the score of the masked image, divided by their visible share.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`; the score of a class is its probability here, as in
-        the paper.
-      key: of the masks; `jax.random.key(0)` by default. All images get the same masks.
-      masks: their number, rounded up to whole blocks of `at_once`; a result is as noisy as one over its square root.
-      cells: rows and columns of the grid of which a mask is made.
+      apply, variables, images, target: see `saliency.gradient`; the score of a class is its probability here, as in the
+        paper.
+      key: for the masks; `jax.random.key(0)` by default. All images get the same masks.
+      masks: number of masks, rounded up to a multiple of `at_once`; the noise falls with its square root.
+      cells: rows and columns of the grid that a mask is made from.
       visible: probability that a cell is visible.
-      at_once: masks computed together; the memory grows with it.
+      at_once: number of masks computed together; more need more memory.
 
     Raises:
       BadRequest: no mask, no cell, or a probability outside (0, 1).
@@ -49,7 +49,7 @@ def rise(
     """
     if masks < 1 or cells < 1 or not 0 < visible < 1 or at_once < 1:
         raise BadRequest(
-            f"masks={masks}, cells={cells} and at_once={at_once} are at least 1, visible={visible} in (0, 1)."
+            f"masks={masks}, cells={cells} and at_once={at_once} must be at least 1, visible={visible} in (0, 1)."
         )
     key = jax.random.key(0) if key is None else key
     target = targets.fixed(apply, variables, images, target)
@@ -62,14 +62,14 @@ def rise(
 def masks_of(
     key: Array, count: int, size: tuple[int, int], cells: int, visible: float | Array
 ) -> Float[Array, "k h w"]:
-    """Draws masks: grids of cells that are visible or not, enlarged bilinearly and shifted by a part of a cell.
+    """Draws masks: grids of visible and hidden cells, enlarged bilinearly and shifted by a fraction of a cell.
 
     Args:
-      key: of all masks.
+      key: for all masks.
       count: k.
       size: rows and columns of the image.
-      cells: rows and columns of the grid, of which one more is drawn for the shift.
-      visible: probability of a cell.
+      cells: rows and columns of the grid; one more is drawn for the shift.
+      visible: probability that a cell is visible.
     """
     cell = tuple(math.ceil(n / cells) for n in size)
     whole = tuple((cells + 1) * n for n in cell)

@@ -1,4 +1,4 @@
-"""The page of a run, or of several side by side."""
+"""The page of one run, or of several side by side."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ import numpy as np
 from recvis_jax.vis import chart, page
 from recvis_jax.vis.page import Html, percent, text
 
-_CELLS = 25  # classes up to which a confusion matrix is a table
-_SHOWN = 20  # most frequent confusions of a larger one
+_CELLS = 25  # most classes for which a confusion matrix is a table
+_SHOWN = 20  # number of confusions listed for more classes
 _ROWS = 1000  # classes that are listed, those with the lowest accuracy first
-_FOLDED = 30  # classes from which on the list is folded
+_FOLDED = 30  # number of classes from which the list is folded
 _PIXELS = 250  # of the picture of a large confusion matrix
 _DIFFERENCES = 100  # keys in which configs differ that are listed
 _CONFIG = 20_000  # characters of a config that are shown
@@ -20,11 +20,11 @@ LIMIT = 2_000_000  # bytes of a page
 
 
 class Prediction(NamedTuple):
-    """One example as it is shown.
+    """One example on the page.
 
     Attributes:
       image: (h w c).
-      place: its number in the split.
+      place: its index in the split.
       label, predicted: classes.
       p_true, p_predicted: their probabilities.
     """
@@ -38,24 +38,24 @@ class Prediction(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a page shows of a run; all texts are from outside until the page escapes them.
+    """The content of a run's page; all texts are untrusted until the page escapes them.
 
     Attributes:
       name: of the run.
       facts: (what, value), for the top and for the comparison.
-      numbers: rows of a table of its metrics, of which the first is the head; may be empty.
+      numbers: rows of a table of its metrics; the first is the head; may be empty.
       findings: (level, title, why, advice), see `evaluation.diagnosis`.
       notes: sentences on what is not shown, and why.
       records: of `metrics.jsonl`.
       classes: names.
-      confusion: (k k) counts, rows are true classes; None where nobody counted.
-      confused: of which examples, for its title.
-      train_counts: training examples of each class (k), where they were counted.
+      confusion: (k k) counts, rows are true classes; None if not counted.
+      confused: which examples were counted, for its title.
+      train_counts: training examples of each class (k); None if not counted.
       groups: (title, explanation, predictions).
       images: (title, explanation, images (h w c)) of the run itself, as first filters.
       cost: (what, value).
       origin: (what, value): data, machine, commit.
-      command: with which it was made.
+      command: the command that made it.
       config: as plain dicts.
     """
 
@@ -133,7 +133,7 @@ def _run(run: Content, most: int) -> list[str]:
 
 
 def _lines(shown: str, longest: int) -> str:
-    """Escapes a text of several lines, each cut by itself."""
+    """Escapes a text of several lines and shortens each line."""
     cut = shown[:longest] + ("\n..." if len(shown) > longest else "")
     return "\n".join(text(line, 1000) for line in cut.split("\n"))
 
@@ -169,7 +169,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _wide(lines: Sequence[chart.Line]) -> bool:
-    """Whether values reach over so much that a logarithmic axis shows more."""
+    """Whether the range of values is so large that a logarithmic axis shows more."""
     values = np.concatenate([line.y for line in lines]) if lines else np.zeros(0)
     values = values[np.isfinite(values) & (values > 0)]
     return len(values) > 2 and bool(values.max() > 30 * values.min())
@@ -191,7 +191,7 @@ def _caption(p: Prediction, classes: Sequence[str]) -> str:
 
 def _confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
     k = len(counts)
-    note = "<p><small>Rows are true classes, columns predicted ones; a darker cell holds more of its row.</small></p>"
+    note = "<p><small>Rows are true classes, columns predicted ones; darker cells hold more of their row.</small></p>"
     if k <= _CELLS:
         return note + _matrix(counts, classes)
     wrong = counts - np.diag(np.diag(counts))
@@ -201,7 +201,7 @@ def _confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
         (_name(classes, i), _name(classes, j), f"{wrong[i, j]:,}", percent(wrong[i, j] / counts[i].sum()))
         for i, j in pairs
     ]
-    head = ["true class", "taken for", "times", "of the class"]
+    head = ["true class", "predicted as", "times", "of the class"]
     return note + _matrix_picture(counts) + "<h3>The most frequent</h3>" + page.table(head, rows, (2, 3))
 
 
@@ -225,8 +225,8 @@ def _matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
 
 
 def _matrix_picture(counts: np.ndarray) -> str:
-    """A confusion matrix as a picture, in which a cell of many classes is the largest of theirs."""
-    shares = np.sqrt(_shares(counts))  # so that rare confusions are seen, too
+    """A confusion matrix as a picture; a pixel that covers several classes shows the largest value."""
+    shares = np.sqrt(_shares(counts))  # makes rare confusions visible, too
     cell = -(-len(shares) // _PIXELS)
     side = -(-len(shares) // cell)
     padded = np.zeros((side * cell, side * cell))
@@ -242,7 +242,7 @@ def _by_class(run: Content) -> str:
     assert run.confusion is not None
     counts = run.confusion
     of_class, of_predicted, right = counts.sum(1), counts.sum(0), np.diag(counts)
-    recall = np.where(of_class > 0, right / np.maximum(of_class, 1), np.inf)  # those without examples last
+    recall = np.where(of_class > 0, right / np.maximum(of_class, 1), np.inf)  # classes without examples last
     wrong = counts - np.diag(right)
     rows = []
     for k in np.argsort(recall, kind="stable")[:_ROWS].tolist():
@@ -257,8 +257,8 @@ def _by_class(run: Content) -> str:
                 f"{_name(run.classes, most)} ({int(wrong[k, most]):,})" if wrong[k, most] else "",
             )
         )
-    trained = ["training images looked at"] if run.train_counts is not None else []
-    head = ["class", *trained, "examples", "right", "of those predicted", "most often taken for"]
+    trained = ["training images read"] if run.train_counts is not None else []
+    head = ["class", *trained, "examples", "right", "of those predicted", "most often predicted as"]
     shown = page.table(head, rows, range(1, len(head) - 1))
     if len(counts) <= _FOLDED:
         return shown
@@ -299,7 +299,7 @@ def _differences(runs: Sequence[Content]) -> str:
     keys = sorted({key for f in flat for key in f})
     rows = [(key, *(f.get(key, "") for f in flat)) for key in keys if len({f.get(key, "") for f in flat}) > 1]
     if not rows:
-        return "<h2>Configs</h2><p>They do not differ.</p>"
+        return "<h2>Configs</h2><p>The configs are the same.</p>"
     more = f"<p>and {len(rows) - _DIFFERENCES:,} more</p>" if len(rows) > _DIFFERENCES else ""
     table = page.table(["key", *(run.name for run in runs)], rows[:_DIFFERENCES])
     return f"<h2>What differs in their configs</h2>{table}{more}"

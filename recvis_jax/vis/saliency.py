@@ -1,4 +1,4 @@
-"""The gradient of a score to the image, and what is read off it directly."""
+"""The gradient of a score with respect to the image, and maps computed directly from it."""
 
 from functools import partial
 from typing import Any
@@ -16,15 +16,15 @@ from recvis_jax.vis.targets import Target
 def gradient(
     apply: Apply, variables: Any, images: Images, target: Target = None, *, rule: str | None = None
 ) -> Float[Array, "b h w c"]:
-    """The gradient of each image's score to the image.
+    """The gradient of each image's score with respect to the image.
 
     Args:
-      apply: the network, (variables, images) -> (output, acts), as `functools.partial(model.apply, train=False)`.
-        Each is compiled once: keep it and give it again.
+      apply: the network, (variables, images) -> (output, acts), such as `functools.partial(model.apply, train=False)`.
+        It is compiled once: pass the same object again.
       variables: its variables.
-      images: (b h w c) as the network is given them.
-      target: what the score is, see `vis.targets`: by default the predicted class's output.
-      rule: how gradients pass relus, of `rectifiers.RULES`; None for the network's own gradient.
+      images: (b h w c), the network's input.
+      target: defines the score, see `vis.targets`; by default the output of the predicted class.
+      rule: of gradients through relus, one of `rectifiers.RULES`; None for the network's own gradient.
 
     Raises:
       BadRequest: a target that the network does not have.
@@ -39,7 +39,7 @@ def gradient(
 def saliency(apply: Apply, variables: Any, images: Images, target: Target = None) -> Float[Array, "b h w c"]:
     """The magnitude of the gradient.
 
-    Args: as of `gradient`. For one number a pixel, Simonyan et al. take the maximum over the colours.
+    Args: see `gradient`. For one number per pixel, Simonyan et al. take the maximum over the colours.
 
     Reference: Simonyan, Vedaldi & Zisserman 2013, "Deep inside convolutional networks", section 3.
 
@@ -51,13 +51,13 @@ def saliency(apply: Apply, variables: Any, images: Images, target: Target = None
 
 
 def gradient_x_input(apply: Apply, variables: Any, images: Images, target: Target = None) -> Float[Array, "b h w c"]:
-    """The gradient times the image: what each pixel adds to a network that is linear at this image.
+    """The gradient times the image: what each pixel adds to the score if the network is linear near this image.
 
-    Args: as of `gradient`.
+    Args: see `gradient`.
 
     Reference: Shrikumar et al. 2016, "Not just a black box", section 3.2.
 
-    Example: of a linear network it sums to the output without its bias
+    Example: for a linear network it sums to the output without its bias
       >>> found = gradient_x_input(linear, weights, images, 3)
       >>> bias = weights["params"]["head"]["bias"][3]
       >>> jnp.allclose(found.sum((1, 2, 3)), linear(weights, images)[0][:, 3] - bias, atol=1e-4)

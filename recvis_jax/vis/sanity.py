@@ -1,4 +1,4 @@
-"""Whether an attribution looks at the network at all: its map of the network against its map of a scrambled one."""
+"""Whether an attribution depends on the network at all: compares its maps of a network and of a scrambled network."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from recvis_jax.vis.targets import Target
 
 
 def scrambled(key: Array, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns variables of which every array of parameters has its own numbers in another order.
+    """Returns variables in which every array of parameters has its numbers in a different order.
 
     Args:
-      key: of the orders.
-      variables: with "params"; the other collections stay.
+      key: for the orders.
+      variables: with "params"; other collections are not changed.
 
     Example:
       >>> found = scrambled(jax.random.key(0), variables)["params"]["conv1"]["kernel"]
@@ -31,7 +31,7 @@ def scrambled(key: Array, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "b"]:
-    """Spearman's rank correlation of each image's two maps; equal values share their mean rank.
+    """Spearman's rank correlation of the two maps of each image; equal values share their mean rank.
 
     Args:
       a, b: (b ...), maps of the same shape.
@@ -58,15 +58,15 @@ def sanity(
     *,
     key: Array | None = None,
 ) -> dict[str, float]:
-    """Returns each method's mean rank correlation between its maps of a network and of the same network scrambled.
+    """Returns each method's mean rank correlation between its maps of a network and of the scrambled network.
 
-    Near 1 the method shows the image and not what the network has learned. Maps are magnitudes, summed over colours.
+    Near 1, the method shows the image and not what the network has learned. Maps are magnitudes, summed over colours.
 
     Args:
-      methods: name -> function (apply, variables, images, target) -> maps, as `vis.ATTRIBUTIONS`.
-      apply, variables, images: as of `saliency.gradient`.
-      target: the same for both networks; None is what the unscrambled one predicts.
-      key: of the scrambling; `jax.random.key(0)` by default.
+      methods: name -> function (apply, variables, images, target) -> maps, such as `vis.ATTRIBUTIONS`.
+      apply, variables, images: see `saliency.gradient`.
+      target: the same for both networks; None for the class that the original network predicts.
+      key: for the scrambling; `jax.random.key(0)` by default.
 
     Reference: Adebayo et al. 2018, "Sanity checks for saliency maps", section 3.
 

@@ -24,19 +24,19 @@ def smoothgrad(
     noise: float = 0.15,
     squared: bool = False,
 ) -> Float[Array, "b h w c"]:
-    """The mean over noisy copies of each image of the gradient to it.
+    """The mean of the gradients at noisy copies of each image.
 
-    All images get the same noise, scaled by their own range, so that a result does not depend on the others.
+    All images get the same noise, scaled by their own range, so a result does not depend on the other images.
 
     Args:
-      apply, variables, images, target: as of `saliency.gradient`; the predicted class is that of the image itself.
-      key: of the noise; `jax.random.key(0)` by default.
+      apply, variables, images, target: see `saliency.gradient`; the predicted class is that of the image itself.
+      key: for the noise; `jax.random.key(0)` by default.
       samples: number of noisy copies.
-      noise: standard deviation, as a part of the image's largest value minus its smallest.
-      squared: takes the mean of the squares, which shows more and is always positive (PAIR's default).
+      noise: standard deviation, as a fraction of the image's range (largest minus smallest value).
+      squared: takes the mean of squared gradients, which shows more and is never negative (PAIR's default).
 
     Raises:
-      BadRequest: less than one sample.
+      BadRequest: fewer than one sample.
 
     Reference: Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise".
 
@@ -45,7 +45,7 @@ def smoothgrad(
       (2, 28, 28, 1)
     """
     if samples < 1:
-        raise BadRequest(f"samples={samples}; SmoothGrad takes at least 1.")
+        raise BadRequest(f"samples={samples}; SmoothGrad needs at least 1.")
     key = jax.random.key(0) if key is None else key
     target = targets.fixed(apply, variables, images, target)
     return _smooth(apply, samples, squared, variables, jnp.asarray(images), target, key, noise)

@@ -1,7 +1,7 @@
-"""What a model is made of: shapes, parameters, multiplications and receptive fields of its layers.
+"""The structure of a model: shapes, parameters, multiplications and receptive fields of its layers.
 
-Nothing runs: the model is traced to JAX's own program (a jaxpr), whose equations carry the path of the module that
-they belong to, and that program is read once from the image to the output.
+Nothing is computed: the model is traced to JAX's own program (a jaxpr), whose equations have the path of their module,
+and this program is read once from the image to the output.
 """
 
 import math
@@ -21,11 +21,12 @@ class Layer(NamedTuple):
     Attributes:
       name: path of the module.
       shape: of its output, without the batch.
-      parameters: numbers learnt in the module itself.
+      parameters: number of parameters of the module itself.
       macs: multiplications (each with an addition) of its convolutions and matrix products.
-      field: rows and columns of the image that an output may depend on, were the image large; None for all of it.
-      stride: rows and columns of the image from one output to the next; None where outputs have no place.
-      padding: rows and columns by which the first output's field reaches over the image's edge; None likewise.
+      field: rows and columns that an output may depend on in a large image; None for all of it.
+      stride: rows and columns of the image from one output to the next; None if outputs have no place.
+      padding: rows and columns by which the first output's field reaches beyond the image's edge; None if outputs have
+        no place.
     """
 
     name: str
@@ -46,7 +47,7 @@ def layers(apply: Callable[[Any, Any], Any], variables: Any, image_shape: tuple[
       image_shape: (h, w, c).
 
     Returns:
-      A layer for each module that has parameters of its own or multiplies, and for each pooling between them. A module
+      A layer for each module with its own parameters or multiplications, and for each pooling between them. A module
       that is called several times is listed once, with all its multiplications.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -66,13 +67,13 @@ def _parameters(params: Any) -> dict[str, int]:
 
 
 class _Reader:
-    """Reads a program equation by equation and notes what it finds under the modules' paths."""
+    """Reads a program equation by equation and collects the facts by module path."""
 
     def __init__(self, image: tuple[int, int], parameters: dict[str, int]):
         self.image, self.parameters = image, parameters
         self.order: list[str] = []
         self.count: dict[str, int] = {}
-        self.between: tuple[str, str, str] | None = None  # path, kind and name of the pooling under way
+        self.between: tuple[str, str, str] | None = None  # path, kind and name of the current pooling
         self.macs: dict[str, int] = {}
         self.last: dict[str, tuple[tuple[int, ...], Field]] = {}
         self.everything = Axis(None, 1, 0, image[0] - 1), Axis(None, 1, 0, image[1] - 1)
@@ -98,13 +99,13 @@ class _Reader:
         )
 
     def note(self, path: str, e: Any, given: Sequence[Field], found: Field) -> None:
-        """Lists the layer at `path`, or the pooling that begins or goes on there; the last equation has its output."""
+        """Lists the layer at `path`, or the pooling that begins or continues; the last equation has its output."""
         if path in self.parameters or path in self.macs:
             name, self.between = path, None
             if name in self.last and any(
                 owner.startswith(f"{path}/" if path else "") for owner in self.parameters if owner != path
             ):
-                return  # what a module with parts does itself comes before them; the rest is theirs
+                return  # a module's own work precedes its submodules; the rest is theirs
         elif pools(given, found):
             kind = "flatten" if e.primitive.name == "reshape" else "pool"
             if self.between is None or self.between[:2] != (path, kind):
@@ -152,7 +153,7 @@ def module_path(outer: str | None, stack: str) -> str:
 
 
 def default_branch(e: Any) -> Any:
-    """Returns the closed program that an equation of `lax.platform_dependent` has for other platforms, else None."""
+    """Returns the default program (closed) of a `lax.platform_dependent` equation; None for other equations."""
     platforms = e.params.get("branches_platforms")
     return e.params["branches"][platforms.index(None)] if platforms and None in platforms else None
 
@@ -168,7 +169,7 @@ def _nested(e: Any) -> Any:
 
 
 def macs_of(e: Any) -> int:
-    """Returns the multiplications of one equation, those with a convolution's padding among them; 0 for all others."""
+    """Returns the multiplications of a convolution (including those with padding) or matrix product; 0 for others."""
     if e.primitive.name not in ("dot_general", "conv_general_dilated"):
         return 0
     out = math.prod(e.outvars[0].aval.shape)
@@ -180,12 +181,12 @@ def macs_of(e: Any) -> int:
 
 
 class Window(NamedTuple):
-    """What an output of a layer depends on, in pixels of rows and columns, were the image large.
+    """The part of a large image that an output of a layer depends on, in pixels of rows and columns.
 
     Attributes:
       size: of the receptive field.
-      stride: from one output's field to the next one's.
-      padding: by which the first output's field reaches over the edge.
+      stride: from one output's field to the next.
+      padding: by which the first output's field reaches beyond the edge.
     """
 
     size: tuple[int, int]
@@ -194,10 +195,10 @@ class Window(NamedTuple):
 
 
 def window(values: Callable[[Any, Any], Any], variables: Any, image_shape: tuple[int, int, int]) -> Window | None:
-    """Returns what each output of a layer sees; None where that is all of the image, or outputs have no place.
+    """Returns what each output of a layer sees; None if it is the whole image, or if outputs have no place.
 
     Args:
-      values: (variables, image (1 h w c)) -> the layer, as `layers.activations` gives it.
+      values: (variables, image (1 h w c)) -> the layer's values, see `layers.activations`.
       variables: the model's, or their shapes.
       image_shape: (h, w, c).
 

@@ -1,4 +1,4 @@
-"""Style transfer: an image with the content of one picture and the correlations of features of another.
+"""Style transfer: an image with the content of one picture and the feature correlations of another.
 
 Reference: Gatys, Ecker & Bethge 2015, "A neural algorithm of artistic style".
 """
@@ -16,7 +16,7 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.vis import layers
 from recvis_jax.vis.layers import Apply, Images
 
-# relu1_1, relu2_1, ... and relu4_2 of a VGG network, as its acts are called here.
+# relu1_1, relu2_1, ... and relu4_2 of a VGG network, by the names of our acts.
 STYLE = tuple(f"stage{i}/block1" for i in range(1, 6))
 CONTENT = "stage4/block2"
 _TOGETHER = 10  # steps between two calls of `say`
@@ -48,17 +48,17 @@ def style_transfer(
     """Returns an image in [0, 1] with the content of one and the style of the other, by L-BFGS.
 
     It minimises the mean squared difference of the content layer plus, for each style layer of d channels,
-    `weight` / d^2 times the mean squared difference of the Gram matrices. It begins with the content.
+    `weight` / d^2 times the mean squared difference of the Gram matrices. It starts from the content.
 
     Args:
-      apply: the network, of images in [0, 1], a VGG without a head for instance.
+      apply: the network, for images in [0, 1], such as a VGG without a head.
       variables: its variables.
       content: (1 h w c) in [0, 1].
       style: (1 i j c) in [0, 1], of any size that the network takes.
       steps: of L-BFGS.
       weight: of the style.
       style_layers, content_layer: names in `acts`, or paths of modules.
-      say: is told how many steps are done.
+      say: called with the number of steps done.
 
     Raises:
       BadRequest: more than one image, steps below 1, or an unknown layer.
@@ -70,7 +70,7 @@ def style_transfer(
       True
     """
     if len(content) != 1 or len(style) != 1 or steps < 1:
-        raise BadRequest(f"{len(content)} contents and {len(style)} styles in {steps} steps: take one of each.")
+        raise BadRequest(f"{len(content)} contents, {len(style)} styles, {steps} steps: give one of each.")
     names = (content_layer, *style_layers)
     content, style = jnp.asarray(content), jnp.asarray(style)
     wanted = (

@@ -1,10 +1,10 @@
-"""What is looked for in a network: one number an image, of which the other files take gradients or maxima.
+"""Targets in a network: one number per image, which other files differentiate or maximise.
 
 A target is one of
   None                       the class that the network predicts for each image,
   3, or [3, 5, 3]            a class, or one for each image,
-  Unit, Channel, Direction   something in a layer,
-  a function                 (output, acts) -> (b), of your own. Functions are compiled once each: give the same again.
+  Unit, Channel, Direction part of a layer, a function (output, acts) -> (b), your own. Each function is compiled once:
+  pass the same one again.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ _pytree = partial(jax.tree_util.register_dataclass, meta_fields=["layer"])
 @partial(_pytree, data_fields=["channel", "place"])
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """One unit of a layer: at a place, or, in each image, where it is strongest.
+    """One unit of a layer: at a given place, or at its strongest place in each image.
 
     Attributes:
       layer: see `layers.activations`.
       channel: of the unit, the same for all images or one for each (b).
-      place: (row, column) in maps, (token,) in tokens; None for the strongest, the first of equal ones.
+      place: (row, column) in maps, (token,) in tokens; None for the strongest, in ties the first.
     """
 
     layer: str
@@ -68,7 +68,7 @@ class Channel:
 @partial(_pytree, data_fields=["vector"])
 @dataclasses.dataclass(frozen=True)
 class Direction:
-    """The mean over all places of a layer's product with a vector.
+    """The mean over all places of the product of a layer with a vector.
 
     Attributes:
       layer: see `layers.activations`.
@@ -88,15 +88,15 @@ Target = int | Sequence[int] | Int[Array, "..."] | Int[np.ndarray, "..."] | Unit
 
 
 def fixed(apply: Apply, variables: Any, images: Images, target: Target) -> Any:
-    """Returns a target as JAX takes it, checked; of None the predicted classes, which then no longer change.
+    """Returns a checked target in a form for JAX; None is replaced by the predicted classes, which are then fixed.
 
     Args:
       apply, variables: the network.
-      images: (b h w c) as the network is given them.
-      target: see the head of this file.
+      images: (b h w c), the network's input.
+      target: see the top of this file.
 
     Raises:
-      BadRequest: a class that does not exist, another number of classes than images, or a network without classes.
+      BadRequest: a class that does not exist, different numbers of classes and images, or a network without classes.
     """
     if isinstance(target, (Unit, Channel, Direction)):
         _check(target, jax.eval_shape(partial(layers.activations, apply, layer=target.layer), variables, images).shape)
@@ -108,8 +108,8 @@ def fixed(apply: Apply, variables: Any, images: Images, target: Target) -> Any:
     output = jax.eval_shape(lambda v, x: apply(v, x)[0], variables, images)
     if len(output.shape) != 2:
         raise BadRequest(
-            f"the network's output of shape {output.shape} is none of classes (b k): give a target in a layer, as "
-            "vis.Unit('features', 3), or a function (output, acts) -> (b)."
+            f"the network's output of shape {output.shape} is not that of classes (b k): give a target in a layer, "
+            "such as vis.Unit('features', 3), or a function (output, acts) -> (b)."
         )
     if target is None:
         return _predicted(apply, variables, images)
@@ -126,12 +126,12 @@ def fixed(apply: Apply, variables: Any, images: Images, target: Target) -> Any:
 
 @partial(jax.jit, static_argnames="apply")
 def scores(apply: Apply, variables: Any, images: Images, target: Any) -> Float[Array, "b"]:
-    """Returns the number of each image that a target of `fixed` stands for.
+    """Returns the number of each image for a target.
 
     Args:
       apply, variables: the network.
-      images: (b h w c) as the network is given them.
-      target: as `fixed` returns it.
+      images: (b h w c), the network's input.
+      target: from `fixed`.
 
     Example:
       >>> scores(apply, variables, images, fixed(apply, variables, images, Unit("stage1/block1", 3))).shape
@@ -143,13 +143,13 @@ def scores(apply: Apply, variables: Any, images: Images, target: Any) -> Float[A
 
 
 def of_outputs(output: Any, acts: dict[str, Any], target: Any) -> Float[Array, "b"]:
-    """Returns the same of what a network has computed, where the target is in it or in a layer that it names."""
+    """Returns the same from a network's results, for a target in the output or in a named layer."""
     if isinstance(target, (Unit, Channel, Direction)):
         return target(acts[target.layer])
     if callable(target):
         found = target(output, acts)
         if found.shape != (len(jax.tree.leaves(output)[0]),):
-            raise BadRequest(f"the target's function returns shape {found.shape}; it is to return a number an image.")
+            raise BadRequest(f"the target's function returns shape {found.shape}; it must return one number per image.")
         return found
     return jnp.take_along_axis(output, target[:, None], axis=1)[:, 0]
 
@@ -168,7 +168,7 @@ def _of_channel(value: Array, channel: Any) -> Array:
 
 
 def _check(target: Any, shape: tuple[int, ...]) -> None:
-    """Refuses what a layer of this shape does not have, where it is known by now."""
+    """Refuses a target that a layer of this shape does not have, as far as known at this point."""
     if isinstance(target, Direction):
         if jnp.shape(target.vector) != shape[-1:]:
             raise BadRequest(
@@ -183,4 +183,4 @@ def _check(target: Any, shape: tuple[int, ...]) -> None:
         raise BadRequest(f"channel {np.asarray(channel).tolist()} of {target.layer!r} is outside 0 to {shape[-1] - 1}.")
     places = getattr(target, "place", None)
     if places is not None and len(places) != len(shape) - 2:
-        raise BadRequest(f"place={places} names no unit of {target.layer!r}, whose units lie in {shape[1:-1]} places.")
+        raise BadRequest(f"place={places} is not a place of {target.layer!r}, which has {shape[1:-1]} places.")

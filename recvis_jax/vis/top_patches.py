@@ -1,4 +1,4 @@
-"""The patches of a data set that a layer's units like best: a pass over the images that keeps the best of each unit.
+"""The patches of a data set that excite a layer's units most: one pass over the images keeps the best of each unit.
 
 Reference: Zeiler & Fergus 2013, "Visualizing and understanding convolutional networks", section 4.
 """
@@ -18,16 +18,16 @@ from recvis_jax.vis import layers
 from recvis_jax.vis.layers import Apply
 from recvis_jax.vis.structure import Window
 
-CHUNK = 64  # images that a device computes at a time
+CHUNK = 64  # images computed at a time on a device
 
 
 class Top(NamedTuple):
     """The best patches of d units, the best first; an image counts once, with its strongest place.
 
     Attributes:
-      values: (d k) activations; -infinity where there were fewer than k images.
-      images: (d k) which image, in the order of the data set; -1 likewise.
-      places: (d k 2) row and column of the layer where it is strongest, the first of equal ones; (token, 0) of tokens.
+      values: (d k) activations; -infinity for missing ones if there were fewer than k images.
+      images: (d k) index of the image in the data set; -1 for missing ones.
+      places: (d k 2) row and column of the strongest place in the layer, in ties the first; (token, 0) for tokens.
     """
 
     values: Float[np.ndarray, "d k"]
@@ -46,20 +46,20 @@ def top_patches(
     mesh: Mesh | None = None,
     say: Callable[[int], None] = lambda done: None,
 ) -> Top:
-    """Returns the k images that excite each unit of a layer most, and where.
+    """Returns the k images that excite each unit of a layer most, and the places.
 
-    However the images come in batches and over however many devices they are split, the result is the same to the bit:
-    they are cut anew into chunks, which one program computes, and of equal values the first image counts.
+    The result is identical, bit for bit, for any batches and any number of devices: images are regrouped into chunks,
+    which one program computes, and among equal values the first image counts.
 
     Args:
       apply: the network.
       variables: its variables.
-      batches: images (b h w c) in the order of the data set, in any numbers, as `apply` takes them.
+      batches: images (b h w c) in the order of the data set, in batches of any size, as input of `apply`.
       layer: a name in `acts`, or the path of a module, see `layers.activations`.
-      k: how many of each unit.
-      chunk: images that a device computes at a time.
-      mesh: devices to use, of one axis; None for one device.
-      say: is told how many images are done.
+      k: number of images per unit.
+      chunk: images computed at a time on a device.
+      mesh: devices to use, with one axis; None for one device.
+      say: called with the number of images done.
 
     Raises:
       BadRequest: no images, no such layer, or k below 1.
@@ -87,7 +87,7 @@ def top_patches(
         done += count
         say(done)
     if kept is None:
-        raise BadRequest("there are no images to look for patches in.")
+        raise BadRequest("there are no images to search for patches.")
     values, found, flat = (np.asarray(x) for x in kept)
     columns = shape[2] if len(shape) == 4 else 1
     places = np.stack(np.divmod(np.maximum(flat, 0), columns), axis=-1)
@@ -97,16 +97,16 @@ def top_patches(
 def crops(
     fetch: Callable[[np.ndarray], np.ndarray], top: Top, window: Window | None, fill: float = 0.0
 ) -> Float[np.ndarray, "d k h w c"]:
-    """Cuts what the best units see out of their images.
+    """Cuts the parts that excite the units out of their images.
 
     Args:
       fetch: indices (n) of images -> images (n h w c).
-      top: of `top_patches`.
+      top: from `top_patches`.
       window: of the layer, see `structure.window`; None shows whole images.
-      fill: what lies outside of an image.
+      fill: value outside the image.
 
     Returns:
-      Crops as large as the receptive field, or as the image where the field is larger.
+      Crops with the size of the receptive field, or of the image if the field is larger.
     """
     d, k = top.images.shape
     pictures = np.asarray(fetch(np.maximum(top.images.ravel(), 0)))
@@ -118,7 +118,7 @@ def crops(
     for i, (image, place) in enumerate(zip(pictures, top.places.reshape(-1, 2), strict=True)):
         if top.images.flat[i] < 0:
             continue
-        # Of a field larger than the image the image itself; else the field, beyond the edges filled.
+        # If the field is larger than the image, the image itself; else the field, filled beyond the edges.
         first = [
             0 if window.size[axis] >= n else int(place[axis]) * window.stride[axis] - window.padding[axis]
             for axis, n in enumerate((h, w))
@@ -131,7 +131,7 @@ def crops(
 
 
 def _recut(batches: Iterable[Any], size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the images in runs of `size`, the last filled up with zeros, and how many of each are real."""
+    """Yields the images in chunks of `size`, the last padded with zeros, and the number of real images in each."""
     held: list[np.ndarray] = []
     count = 0
     for batch in batches:
@@ -161,14 +161,14 @@ def _nothing(units: int, k: int) -> _Kept:
 def _merged(apply: Apply, layer: str, variables: Any, images: Array, kept: _Kept, done: Any, count: Any) -> _Kept:
     x = layers.activations(apply, variables, images, layer).astype(jnp.float32)
     x = x.reshape(len(x), -1, x.shape[-1])
-    best = jax.lax.optimization_barrier(x.max(1))  # read twice: it is not to be computed twice
+    best = jax.lax.optimization_barrier(x.max(1))  # read twice, but must not be computed twice
     at = jnp.arange(x.shape[1], dtype=jnp.int32)[None, :, None]
     place = jnp.where(x == best[:, None], at, x.shape[1]).min(1)
     real = jnp.arange(len(x)) < count
     best = jnp.where(real[:, None], best, -jnp.inf)
     which = jnp.where(real, jnp.arange(len(x), dtype=jnp.int32) + done, -1)
     values, index, places = kept
-    values = jnp.concatenate([values, best.T], axis=1)  # earlier images first: of equal values top_k takes the first
+    values = jnp.concatenate([values, best.T], axis=1)  # earlier images first: in ties top_k takes the first
     index = jnp.concatenate([index, jnp.broadcast_to(which, best.T.shape)], axis=1)
     places = jnp.concatenate([places, place.T], axis=1)
     values, chosen = jax.lax.top_k(values, kept[0].shape[1])

@@ -1,4 +1,4 @@
-"""What visual words look like: the patches nearest to each."""
+"""The look of visual words: the patches nearest to each word."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class Nearest(NamedTuple):
-    """The places that are nearest to each word, the nearest first, at most one of an image.
+    """The places nearest to each word, the nearest first, at most one per image.
 
     Attributes:
-      scores: the larger, the nearer; -inf where there are fewer images than places.
-      images: number of the image, in the order in which they were read.
-      places: number of the descriptor in it.
+      scores: larger is nearer; -inf for missing places if there are fewer images than places.
+      images: index of the image, in the order of reading.
+      places: index of the descriptor in the image.
     """
 
     scores: Float[np.ndarray, "k m"]
@@ -24,12 +24,12 @@ class Nearest(NamedTuple):
 
 
 def nearest(score: Callable[[Array], Array], batches: Iterable[tuple[Any, Any]], count: int) -> Nearest:
-    """Finds for each word the places that are nearest to it, in one pass.
+    """Finds the places nearest to each word, in one pass.
 
     Args:
-      score: descriptors (n d) -> (n k), the larger, the nearer, as minus a distance.
-      batches: of descriptors (b n d) and which of them are there (b n).
-      count: places of each word.
+      score: descriptors (n d) -> (n k), larger is nearer, such as minus a distance.
+      batches: pairs of descriptors (b n d) and a mask of the valid ones (b n).
+      count: places per word.
 
     Example:
       >>> x, mask = jnp.array([[[0.0], [4.0]], [[1.0], [5.0]]]), jnp.ones((2, 2), bool)
@@ -43,7 +43,7 @@ def nearest(score: Callable[[Array], Array], batches: Iterable[tuple[Any, Any]],
         images = np.broadcast_to(seen + np.arange(len(mask)), scores.shape)
         new = Nearest(np.asarray(scores), images, np.asarray(places))
         best = new if best is None else Nearest(*(np.concatenate(pair, axis=1) for pair in zip(best, new, strict=True)))
-        order = np.argsort(-best.scores, axis=1, kind="stable")[:, :count]  # of equals the first image
+        order = np.argsort(-best.scores, axis=1, kind="stable")[:, :count]  # in ties the first image
         best = Nearest(*(np.take_along_axis(x, order, axis=1) for x in best))
         seen += len(mask)
     if best is None:
@@ -62,7 +62,7 @@ def _of_images(
 def patch(
     image: Float[np.ndarray, "h w c"], position: Float[np.ndarray, "2"], side: float, size: int
 ) -> Float[np.ndarray, "s s c"]:
-    """Cuts a square from an image, of the nearest pixels; beyond the border the image goes on as it is there.
+    """Cuts a square from an image, by nearest pixels; the border pixels are repeated beyond the border.
 
     Args:
       image: of any range.

@@ -1,4 +1,4 @@
-"""What the first layer looks for, and how tokens are mixed: weights as pictures."""
+"""Weights as pictures: the filters of the first layer, and the mixing of tokens."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.vis import structure
 from recvis_jax.vis.layers import Apply
 
-# Parameters whose first axis is the tokens of the image, of networks that mix tokens by a fixed matrix.
+# Parameters whose first axis is the tokens of the image, in networks that mix tokens by a fixed matrix.
 _MIXING = re.compile(r"(?:.*/)?block(\d+)/(?:mlp_tokens/fc1|linear_tokens|gate)/kernel")
 
 
@@ -25,10 +25,10 @@ def first_filters(
     Args:
       apply: the network.
       variables: its variables.
-      image_shape: (h, w, c) of what it is given. A first layer on all pixels has kernels as large as these.
+      image_shape: (h, w, c) of its input. A first layer on all pixels has kernels of this size.
 
     Raises:
-      BadRequest: the first layer is no convolution, and does not read all pixels either.
+      BadRequest: the first layer is not a convolution and does not read all pixels.
 
     Example:
       >>> first_filters(apply, variables, (28, 28, 1)).shape
@@ -47,14 +47,14 @@ def first_filters(
 
 
 def token_mixing(variables: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Float[Array, "m i j"]]:
-    """Returns how each block's units read the patches: the weights of the network's mixing of tokens, as maps.
+    """Returns the weights with which each block's units mix the patches, as maps.
 
     Args:
-      variables: of a network without attention: MLP-Mixer, ResMLP, gMLP, or a network of two MLPs a block.
-      grid: rows and columns of patches; a first token more, a class token, is left out.
+      variables: of a network without attention: MLP-Mixer, ResMLP, gMLP, or a network with two MLPs per block.
+      grid: rows and columns of patches; an additional first token, the class token, is left out.
 
     Raises:
-      BadRequest: the network does not mix tokens by weights of its own.
+      BadRequest: the network does not mix tokens by fixed weights.
 
     Reference: Tolstikhin et al. 2021, "MLP-Mixer", figure 5.
 
@@ -69,22 +69,22 @@ def token_mixing(variables: Mapping[str, Any], grid: tuple[int, int]) -> dict[st
         if (match := _MIXING.fullmatch(name)) and x.ndim == 2 and x.shape[0] in (n, n + 1):
             found[f"block{match[1]}"] = x[x.shape[0] - n :].T.reshape(-1, *grid)
     if not found:
-        raise BadRequest(f"the network has no weights that mix {n} tokens; those with attention show their attention.")
+        raise BadRequest(f"the network has no weights that mix {n} tokens; with attention, show that.")
     return dict(sorted(found.items(), key=lambda item: int(item[0].removeprefix("block"))))
 
 
 def position_similarity(variables: Mapping[str, Any], grid: tuple[int, int]) -> Float[Array, "n i j"]:
-    """Returns the cosine between the position embedding of each patch and those of all.
+    """Returns the cosines between the position embedding of each patch and those of all patches.
 
     Args:
-      variables: of the network; the embedding is `pos_embed`, learned or a constant.
-      grid: rows and columns of patches; first tokens more, as the class token's, are left out.
+      variables: of the network; the embedding is `pos_embed`, learned or constant.
+      grid: rows and columns of patches; additional first tokens, such as the class token, are left out.
 
     Returns:
       A map for each of the n patches, row by row; 1 at its own place.
 
     Raises:
-      BadRequest: the network keeps no position embeddings, or those of another grid.
+      BadRequest: the network stores no position embeddings, or those of another grid.
 
     Reference: Dosovitskiy et al. 2020, "An image is worth 16x16 words", figure 7.
 
@@ -98,11 +98,11 @@ def position_similarity(variables: Mapping[str, Any], grid: tuple[int, int]) -> 
         table = _flat(variables.get(kind, {})).get("pos_embed")
         if table is not None:
             if not n <= table.shape[1] <= n + 2:
-                raise BadRequest(f"the {table.shape[1]} position embeddings are none of {grid[0]}x{grid[1]} patches.")
+                raise BadRequest(f"the {table.shape[1]} position embeddings do not fit {grid[0]}x{grid[1]} patches.")
             x = table[0, table.shape[1] - n :]
             x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(x.dtype).tiny)
             return (x @ x.T).reshape(n, *grid)
-    raise BadRequest("the network keeps no position embeddings: it has none, or computes them.")
+    raise BadRequest("the network stores no position embeddings: it has none, or computes them.")
 
 
 def _flat(tree: Any) -> dict[str, Any]:

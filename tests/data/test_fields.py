@@ -33,7 +33,7 @@ def test_what_varies_is_padded_and_masked():
 WRONG = {
     "missing": (lambda e: e.pop("words"), "no field 'words'"),
     "too many": (lambda e: e.update(words=[1, 2, 3, 4, 5]), "5 words, more than the declared maximum of 4"),
-    "rank": (lambda e: e.update(boxes=[0, 0, 1, 1]), r"shape \(4,\), where \(None, 4\)"),
+    "rank": (lambda e: e.update(boxes=[0, 0, 1, 1]), r"shape \(4,\), but \(None, 4\)"),
     "size": (lambda e: e.update(boxes=[[0, 0, 1]]), r"\(1, 3\)"),
     "not finite": (lambda e: e.update(boxes=[[0, 0, 1, np.nan]]), "not finite"),
     "fraction": (lambda e: e.update(words=[1.5]), "int32 cannot"),

@@ -113,5 +113,5 @@ def test_classes_are_not_blended_and_padding_has_its_label():
 
 def test_rows_that_do_not_belong_to_a_box():
     bad = scene() | {"label": np.array([1])}
-    with pytest.raises(errors.BadRequest, match="1 label beside 2 boxes"):
+    with pytest.raises(errors.BadRequest, match="1 label for 2 boxes"):
         geometry.apply(bad, geometry.flip(12, 16), FIELDS)

@@ -123,7 +123,7 @@ def test_declarations_that_contradict_themselves():
         fields.check([FIELDS[1], FIELDS[2]._replace(of="boxs")])
     with pytest.raises(errors.BadRequest, match="has different numbers of labels and boxes"):
         fields.stack([{**scene(), "labels": [0]}], FIELDS)
-    with pytest.raises(errors.BadRequest, match="1 masks beside 2 boxes"):
+    with pytest.raises(errors.BadRequest, match="1 masks for 2 boxes"):
         geometry.follow({**scene(), "masks": scene()["masks"][:1]}, [geometry.flip(40, 60)], FIELDS)
     with pytest.raises(errors.BadRequest, match=r"data\.json is damaged: its 'fields' do not declare fields"):
         fields.of_json([{"name": "image", "kind": "image", "shape": "abc", "dtype": "uint8"}], "data.json")

@@ -72,7 +72,7 @@ def test_a_last_block_without_a_gradient_is_explained():
             vis.gradcam(apply, variables, images, 0, layer)
     found = vis.gradcam(apply, variables, images)
     assert found.shape == (2, 2, 3) and np.asarray(found).any()  # six patches in two rows; the class token is left out
-    with pytest.raises(BadRequest, match=r"'features' of shape .* has no places; take one of stem, block0"):
+    with pytest.raises(BadRequest, match=r"'features' of shape .* has no places; use one of stem, block0"):
         vis.gradcam(apply, variables, images, 0, "features")
     with pytest.raises(BadRequest, match=r"no layer 'blok1'\. Did you mean 'block1'"):
         vis.gradcam(apply, variables, images, 0, "blok1")
@@ -123,7 +123,7 @@ def test_what_cannot_be_is_refused():
             ask(target)
     with pytest.raises(BadRequest, match="does not fit into 28x28"):
         vis.occlusion(APPLY, VARIABLES, IMAGES, window=29)
-    with pytest.raises(BadRequest, match="every pixel is to be covered"):
+    with pytest.raises(BadRequest, match="every pixel must be covered"):
         vis.occlusion(APPLY, VARIABLES, IMAGES, window=3, stride=4)
-    with pytest.raises(BadRequest, match="is none of classes"):
+    with pytest.raises(BadRequest, match="is not that of classes"):
         vis.saliency(lambda v, x: (x, {}), VARIABLES, IMAGES)

@@ -26,7 +26,7 @@ def test_masks_points_and_scale():
     assert out.shape == (18, 18, 3)
     np.testing.assert_array_equal(out[7, 7], (50 + np.array(boxes.colour(0)) * 0.5).astype(int))
     assert tuple(out[13, 13]) == boxes.colour(0) and (out[3, 3] == 100).all()
-    with pytest.raises(errors.BadRequest, match="2 labels beside 1 boxes"):
+    with pytest.raises(errors.BadRequest, match="2 labels for 1 boxes"):
         boxes.over(image, np.float32([[0, 0, 6, 6]]), np.array([1, 2]))
     with pytest.raises(errors.BadRequest, match=r"masks of \(5, 6\) over an image of \(6, 6\)"):
         boxes.over(image, np.float32([[0, 0, 6, 6]]), masks=mask[:, :5])

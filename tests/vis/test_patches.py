@@ -115,5 +115,5 @@ def test_positions_and_mixing_of_real_networks():
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape), shapes)
         mixing = vis.token_mixing(zeros, (2, 3))
         assert {k: v.shape for k, v in mixing.items()} == dict.fromkeys(("block0", "block1"), (units, 2, 3)), name
-    with pytest.raises(BadRequest, match="those with attention"):
+    with pytest.raises(BadRequest, match="with attention"):
         vis.token_mixing(VARIABLES, (2, 3))
