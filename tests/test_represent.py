@@ -109,7 +109,10 @@ def test_what_was_learnt_otherwise_is_not_taken(run, tmp_path):
 
 
 BAD = {
-    "fewer descriptors than words": (dict(learn__images=2, learn__per_image=3), "6 descriptors cannot make 8 words"),
+    "fewer descriptors than words": (
+        dict(learn__images=2, learn__per_image=3),
+        "6 descriptors are too few for 8 words",
+    ),
     "too many components": (dict(model__components=200), "from 1 to 128 components"),
     "an unknown descriptor": (dict(model__descriptor=dict(name="sfit")), "unknown model.descriptor.name 'sfit'"),
     "an unknown key": (dict(model__descriptor=dict(name="phow", stp=2)), "unknown key model.descriptor.stp"),

@@ -1,7 +1,7 @@
 """Recognition from 1999 to 2012: local descriptors, a vocabulary, an encoding. Pure functions on arrays.
 
-Descriptors of many images teach a vocabulary (`kmeans`, `gmm`, after `pca`), with which `encoding.make` makes a vector
-of an image's descriptors. `DESCRIPTORS` (of images (b h w c) in [0, 1]) and `ENCODERS` are the tables of contents.
+A vocabulary is learnt from descriptors of many images (`kmeans`, `gmm`, after `pca`); with it, `encoding.make` turns an
+image's descriptors into one vector. `DESCRIPTORS` (of images (b h w c) in [0, 1]) and `ENCODERS` list what there is.
 """
 
 from collections.abc import Callable

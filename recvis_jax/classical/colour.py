@@ -11,7 +11,7 @@ Image = Float[Array, "*b h w c"]
 
 
 def gray(rgb: Image) -> Float[Array, "*b h w 1"]:
-    """Returns the intensity 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601); what has one channel stays.
+    """Returns the intensity 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601); one channel is not changed.
 
     Example:
       >>> float(gray(jnp.array([[[0.0, 1.0, 0.0]]]))[0, 0, 0].round(3))
@@ -23,15 +23,15 @@ def gray(rgb: Image) -> Float[Array, "*b h w 1"]:
 
 
 def rgb(rgb: Image) -> Float[Array, "*b h w 3"]:
-    """Returns three channels, of a grey image three times the same."""
+    """Returns three channels; a grey image is repeated three times."""
     return jnp.broadcast_to(rgb, (*rgb.shape[:-1], 3))
 
 
 def opponent(rgb: Image) -> Float[Array, "*b h w 3"]:
     """Returns intensity, red against green, and yellow against blue.
 
-    As in VLFeat's `vl_phow`, the first is the intensity 0.3 R + 0.59 G + 0.11 B and not the mean, and a hundredth of it
-    is added to the others, so that their descriptors are not noise where there is no colour.
+    As in VLFeat's `vl_phow`, the first is the intensity 0.3 R + 0.59 G + 0.11 B instead of the mean, and a hundredth of
+    it is added to the others, so that their descriptors are not noise in places without colour.
 
     Reference:
       van de Sande et al. 2010, "Evaluating color descriptors for object and scene recognition", section 3.1.
@@ -62,10 +62,10 @@ SPACES: dict[str, Callable[[Image], Image]] = {"gray": gray, "rgb": rgb, "oppone
 
 
 def convert(images: Float[Array, "b h w c"], space: str) -> Float[Array, "b h w k"]:
-    """Converts RGB or grey images in [0, 1] to a space of `SPACES`.
+    """Converts RGB or grey images in [0, 1] to a colour space in `SPACES`.
 
     Raises:
-      BadRequest: an unknown space, or images of neither 1 nor 3 channels.
+      BadRequest: an unknown space, or images with neither 1 nor 3 channels.
     """
     if space not in SPACES:
         raise BadRequest(f"unknown colour space {space!r}. There are: {', '.join(SPACES)}.")

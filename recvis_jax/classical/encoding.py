@@ -1,7 +1,8 @@
 """From the descriptors of an image to one vector: assign, pool over regions of the image, normalise.
 
-An encoder is a pair of pure functions. `assign` says how much each descriptor has to do with each word, once; `pool`
-makes a vector of the descriptors in one region. What the encoders share (regions, masks, square roots, norms) is here.
+An encoder is a pair of pure functions. `assign` computes, once, how strongly each descriptor belongs to each word;
+`pool` makes a vector from the descriptors in one region. The parts that encoders share (regions, masks, square roots,
+norms) are here.
 """
 
 from collections.abc import Callable
@@ -19,12 +20,12 @@ Encode = Callable[[Any, Array, Array, Array], Array]
 
 
 class Encoder(NamedTuple):
-    """How descriptors become a vector.
+    """The conversion of descriptors to a vector.
 
     Attributes:
-      learns: what the vocabulary is: "words" (`kmeans.Words`) or "mixture" (`gmm.Mixture`).
+      learns: kind of vocabulary: "words" (`kmeans.Words`) or "mixture" (`gmm.Mixture`).
       assign: (vocabulary, descriptors (b n d)) -> codes (b n k).
-      pool: (vocabulary, codes, descriptors, which of them count (b n)) -> (b D).
+      pool: (vocabulary, codes, descriptors, mask of those that count (b n)) -> (b D).
       size: (k, d) -> D, of one region.
       root: whether the signed square root is taken.
       norm: of the vector of a region, after the root.
@@ -41,17 +42,17 @@ class Encoder(NamedTuple):
 def make(encoder: Encoder, layout: str = "1x1", weighting: Weighting = "region") -> Encode:
     """Returns `encode(vocabulary, descriptors (b n d), positions (b n 2), mask (b n)) -> (b D)`.
 
-    Positions are x and y from 0 to 1, mask is false where there is no descriptor. Without any the result is zeros.
+    Positions are x and y from 0 to 1; mask is false for missing descriptors. Without descriptors the result is zero.
 
     Args:
-      encoder: one of `recvis_jax.classical.ENCODERS`, made.
-      layout: grids of regions, rows x columns, as "1x1+2x2+3x1".
-      weighting: "region" takes root and norm of each region by itself and puts them side by side, as VLFeat does.
-        "lazebnik" pools over a region as part of the whole image, weighs finer grids more (1/4, 1/4, 1/2 for three),
-        and takes root and norm of all together: histograms so made are compared by intersection.
+      encoder: made by a function in `recvis_jax.classical.ENCODERS`.
+      layout: grids of regions, rows x columns, such as "1x1+2x2+3x1".
+      weighting: "region" takes root and norm of each region separately and concatenates the results, like VLFeat.
+        "lazebnik" pools over a region as part of the whole image, gives finer grids larger weights (1/4, 1/4, 1/2 for
+        three), and takes root and norm of all together; such histograms are compared by intersection.
 
     Raises:
-      BadRequest: a layout that is none, and by `encode` a vocabulary of another descriptor size.
+      BadRequest: an invalid layout; from `encode`, a vocabulary with another descriptor size.
 
     Reference: Lazebnik, Schmid and Ponce, 2006, "Beyond bags of features: spatial pyramid matching for recognizing
       natural scene categories".
@@ -107,9 +108,9 @@ def normalised(x: Float[Array, "b d"], root: bool, norm: Norm) -> Float[Array, "
 def append_positions(
     descriptors: Float[Array, "b n d"], positions: Float[Array, "b n 2"], weight: float
 ) -> Float[Array, "b n e"]:
-    """Returns descriptors with their positions, `weight` times (x, y) from -1/2 to 1/2, as two more numbers.
+    """Returns descriptors with two more numbers: their positions (x, y) from -1/2 to 1/2, times `weight`.
 
-    An alternative to the pyramid: words are then of a place, too.
+    An alternative to the pyramid: words then depend on the place, too.
 
     Reference: Sanchez, Perronnin and de Campos, 2012, "Modeling the spatial layout of images beyond spatial pyramids".
     """
@@ -117,7 +118,7 @@ def append_positions(
 
 
 def check_size(vocabulary: Any, descriptors: Float[Array, "b n d"]) -> None:
-    """Refuses a vocabulary of another descriptor size."""
+    """Refuses a vocabulary with another descriptor size."""
     words = vocabulary.means if hasattr(vocabulary, "means") else vocabulary.centers
     if words.shape[1] != descriptors.shape[2]:
         raise BadRequest(f"descriptors have {descriptors.shape[2]} numbers, the vocabulary's words {words.shape[1]}.")

@@ -1,4 +1,4 @@
-"""Fisher vectors: the gradient of the descriptors' log-likelihood by the parameters of a Gaussian mixture."""
+"""Fisher vectors: the gradient of the descriptors' log-likelihood with respect to a Gaussian mixture's parameters."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from recvis_jax.classical.encoding import Encoder, Norm
 
 
 def fisher(*, root: bool = True, norm: Norm = "l2") -> Encoder:
-    """Encodes how descriptors differ from a mixture in mean and variance, component by component.
+    """Encodes the differences between descriptors and a mixture in mean and variance, component by component.
 
-    For component k with weight w, mean m and deviation s, and posteriors g over n descriptors, it is
-    Σ g (x - m) / s / (n √w), and Σ g ((x - m)² / s² - 1) / (n √(2 w)); first those of all means, then of all variances.
+    For component k with weight w, mean m and deviation s, and posteriors g of n descriptors, these are Σ g (x - m) / s
+    / (n √w) and Σ g ((x - m)² / s² - 1) / (n √(2 w)); first all means, then all variances.
 
     Args:
-      root: takes the signed square root. Both it and the norm make the improved Fisher vector; neither the plain one.
+      root: takes the signed square root. Root and norm give the improved Fisher vector; neither gives the plain one.
       norm: after the root.
 
     Reference: Perronnin and Dance, 2007, "Fisher kernels on visual vocabularies for image categorization"; Perronnin,
@@ -40,7 +40,7 @@ def fisher(*, root: bool = True, norm: Norm = "l2") -> Encoder:
         mixture: Any, codes: Float[Array, "b n k"], x: Float[Array, "b n d"], keep: Bool[Array, "b n"]
     ) -> Float[Array, "b D"]:
         codes = jnp.where(keep[..., None], codes, 0)
-        shift = mixture.means.mean(0)  # descriptors that lie far from 0 would lose digits
+        shift = mixture.means.mean(0)  # descriptors far from 0 would lose digits
         x, means, deviations = x - shift, mixture.means - shift, jnp.sqrt(mixture.variances)
         both = jnp.einsum(
             "bnk,bnd->bkd", codes, jnp.concatenate([x, x * x], axis=-1), precision=jax.lax.Precision.HIGHEST

@@ -16,14 +16,14 @@ _LIGHTEST = 1e-10  # of a component's weight
 
 
 class Mixture(NamedTuple):
-    """A mixture, and where its learning is; `fit` goes on from one.
+    """A mixture and the state of its learning; `fit` can continue from it.
 
     Attributes:
       weights: of the components; they sum to 1.
       means, variances: of the components, by dimension.
-      log_likelihood: mean of a descriptor, of the mixture before the last pass; in nats.
-      passes: over the descriptors, so far.
-      done: whether further passes would change little.
+      log_likelihood: mean per descriptor for the mixture before the last pass; in nats.
+      passes: number of passes over the descriptors so far.
+      done: whether more passes would change little.
     """
 
     weights: Float[Array, " k"]
@@ -59,17 +59,18 @@ def fit(
       descriptors: an array (n d), or a function that returns an iterator over batches (n d); it is called for every
         pass.
       k: number of components.
-      seed: of the words that it starts from, unless `start` is given.
-      passes: of expectation maximisation, at most.
+      seed: for the initial words, unless `start` is given.
+      passes: maximum number of passes of expectation maximisation.
       tol: ends when a pass raises the mean log-likelihood by less, in nats.
-      floor: no variance is below this part of the variance of all descriptors in that dimension.
-      start: words whose descriptors make the first components, or an earlier mixture to go on from, which then ends
-        as if never interrupted. By default ten passes of k-means.
-      rows: descriptors of a block.
-      keep: is given the state after every pass, to save it.
+      floor: lower bound of a variance, relative to the variance of all descriptors in that dimension.
+      start: words whose descriptors make the first components, or an earlier mixture to continue from, with the same
+        result as without an interruption. By default ten passes of k-means.
+      rows: descriptors per block.
+      keep: called with the state after every pass, to save it.
 
     Raises:
-      BadRequest: fewer descriptors than components, of another width than `start`, or not finite.
+      BadRequest: fewer descriptors than components, a width that differs from that of `start`, or numbers that are not
+        finite.
 
     Reference: Dempster, Laird and Rubin, 1977, "Maximum likelihood from incomplete data via the EM algorithm".
 
@@ -80,12 +81,12 @@ def fit(
       [0.5, 0.5]
     """
     if k < 1 or passes < 0 or not floor > 0:
-        raise BadRequest(f"k is {k}, passes is {passes}, floor is {floor}; they take numbers of 1, 0 and above 0.")
+        raise BadRequest(f"k is {k}, passes is {passes}, floor is {floor}; they must be >= 1, >= 0 and > 0.")
     if start is None:
         start = kmeans.fit(descriptors, k, seed=seed, passes=10, rows=rows)
     known = start.centers if isinstance(start, kmeans.Words) else start.means
     if len(known) != k:
-        raise BadRequest(f"start has {len(known)} components; {k} were asked for.")
+        raise BadRequest(f"start has {len(known)} components, but k is {k}.")
     mixture = _of_words(start, descriptors, floor, rows) if isinstance(start, kmeans.Words) else start
     mixture = jax.tree.map(jnp.asarray, mixture)
     while not bool(mixture.done) and int(mixture.passes) < passes:
@@ -98,7 +99,7 @@ def fit(
 def log_densities(mixture: Mixture, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
     """Returns the logarithm of weight times density of each component at each descriptor.
 
-    Descriptors are measured from the mixture's mean in its standard deviations, in which float32 has digits to spare.
+    Descriptors are expressed relative to the mixture's mean, in its standard deviations, so float32 is precise enough.
 
     Example:
       >>> one = Mixture(jnp.ones(1), jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.array(0.0), jnp.array(0), jnp.array(True))
@@ -123,7 +124,7 @@ def posteriors(mixture: Mixture, x: Float[Array, "n d"]) -> Float[Array, "n k"]:
 
 
 def _moments(mixture: Mixture) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Returns mean and standard deviation of the whole mixture; after a pass they are those of the descriptors."""
+    """Returns mean and standard deviation of the whole mixture; after a pass, they equal those of the descriptors."""
     weights = mixture.weights[:, None]
     mean = jnp.sum(weights * mixture.means, axis=0)
     variance = jnp.sum(weights * (mixture.variances + (mixture.means - mean) ** 2), axis=0)
@@ -131,7 +132,7 @@ def _moments(mixture: Mixture) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
 
 
 def _of_words(words: kmeans.Words, descriptors: Descriptors, floor: float, rows: int) -> Mixture:
-    """Makes each word a component: the share, mean and variances of the descriptors that are nearest to it."""
+    """Makes a component from each word: share, mean and variances of the descriptors nearest to it."""
     k, d = words.centers.shape
     sums = _empty(k, d)
     for x, real in stream.blocks(descriptors, rows):
@@ -152,7 +153,7 @@ def _pass(mixture: Mixture, descriptors: Descriptors, tol: float, floor: float, 
 def _maximise(
     sums: _Sums, means: Float[Array, "k d"], variances: Float[Array, "k d"], least: Float[Array, " d"]
 ) -> tuple[Float[Array, " k"], Float[Array, "k d"], Float[Array, "k d"]]:
-    """Returns weights, means and variances of the components' shares; those without a share stay where they are.
+    """Returns weights, means and variances from the components' shares; components without a share are not changed.
 
     Args:
       sums: of the shares and of their moments.
@@ -171,7 +172,7 @@ def _maximise(
 @jax.jit
 def _first(sums: _Sums, centers: Float[Array, "k d"], floor: Any) -> Mixture:
     shift = centers.mean(0)
-    # What rounding leaves of a number that never varies is no variance.
+    # A dimension without variance must not get a variance from rounding.
     first, second = (total.value.sum(0) / sums.weights.value.sum() for total in (sums.first, sums.second))
     whole = second - first**2
     whole = jnp.where(whole > 1e-8 * whole.max() + 1e-12 * shift**2, whole, 1)
@@ -184,7 +185,7 @@ def _next(mixture: Mixture, sums: _Sums, tol: Any, floor: Any) -> Mixture:
     shift, scale = _moments(mixture)
     old = (mixture.means - shift) / scale, mixture.variances / scale**2
     n = sums.weights.value.sum()
-    whole = sums.second.value.sum(0) / n - (sums.first.value.sum(0) / n) ** 2  # 1, but of a number that never varies
+    whole = sums.second.value.sum(0) / n - (sums.first.value.sum(0) / n) ** 2  # 1, but 0 without variance
     least = jnp.where(whole > 1e-6, floor * whole, old[1].min(0))
     weights, means, variances = _maximise(sums, *old, least)
     likelihood = sums.likelihood.value / n
@@ -198,7 +199,7 @@ def _empty(k: int, d: int) -> _Sums:
 
 @jax.jit
 def _add(sums: _Sums, mixture: Mixture, x: Float[Array, "r d"], real: Bool[Array, " r"]) -> _Sums:
-    """Adds what a block contributes to the moments of the components, in coordinates about the mixture's mean."""
+    """Adds a block to the moments of the components, in coordinates relative to the mixture's mean."""
     logs = log_densities(mixture, x)
     shares = jnp.where(real[:, None], jax.nn.softmax(logs, axis=1), 0)
     likelihood = jnp.where(real, jax.nn.logsumexp(logs, axis=1), 0).sum()

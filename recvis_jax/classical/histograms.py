@@ -17,8 +17,8 @@ def hard(*, root: bool = False, norm: Norm = "l1") -> Encoder:
     """Counts how often each word is the nearest: the bag of visual words.
 
     Args:
-      root: takes square roots of the counts' shares, after which a linear kernel is Hellinger's.
-      norm: "l1" makes them shares; with `root`, "l2" gives vectors of length 1.
+      root: takes square roots of the relative counts; a linear kernel of the result is Hellinger's.
+      norm: "l1" gives relative counts; with `root`, "l2" gives vectors of norm 1.
 
     Reference: Sivic and Zisserman, 2003, "Video Google"; Csurka et al., 2004, "Visual categorization with bags of
       keypoints".
@@ -42,13 +42,13 @@ def hard(*, root: bool = False, norm: Norm = "l1") -> Encoder:
 def soft(
     *, sharpness: float = 10.0, neighbours: int = 0, pool: Pool = "sum", root: bool = False, norm: Norm = "l1"
 ) -> Encoder:
-    """Shares each descriptor among words, in proportion to exp(-sharpness * squared distance).
+    """Divides each descriptor among words, in proportion to exp(-sharpness * squared distance).
 
     Args:
       sharpness: 1 / (2 sigma²) of the kernel, in the units of the descriptors.
-      neighbours: only the nearest so many words get a share; 0 for all.
+      neighbours: number of nearest words that get a share; 0 for all.
       pool: "sum" or "max" over the descriptors.
-      root, norm: as `hard`.
+      root, norm: see `hard`.
 
     Reference: van Gemert et al., 2008, "Kernel codebooks for scene categorization" (all words, sums); Liu, Wang and
       Liu, 2011, "In defense of soft-assignment coding" (few words, maxima).
@@ -61,7 +61,7 @@ def soft(
       [[0.69 0.31]]
     """
     if neighbours < 0 or not sharpness > 0:
-        raise BadRequest(f"sharpness is {sharpness} and neighbours is {neighbours}; they take numbers above 0, and 0.")
+        raise BadRequest(f"sharpness is {sharpness} and neighbours is {neighbours}; they must be > 0 and >= 0.")
 
     def assign(words: Any, x: Float[Array, "b n d"]) -> Float[Array, "b n k"]:
         logits, k = -sharpness * stream.squared_distances(x.reshape(-1, x.shape[-1]), words.centers), len(words.centers)
@@ -83,7 +83,7 @@ def llc(
     The coefficients c minimise ||x - Bᵀc||² + penalty * trace * ||c||², in closed form.
 
     Args:
-      neighbours: number of words of a descriptor.
+      neighbours: number of words per descriptor.
       penalty: of the coefficients, relative to the trace of their matrix.
       pool: "max" or "sum" over the descriptors.
       root, norm: of the vector.
@@ -99,13 +99,13 @@ def llc(
       [[0.75 0.25]]
     """
     if neighbours < 1 or not penalty > 0:
-        raise BadRequest(f"neighbours is {neighbours} and penalty is {penalty}; they take numbers of 1, and above 0.")
+        raise BadRequest(f"neighbours is {neighbours} and penalty is {penalty}; they must be >= 1 and > 0.")
 
     def assign(words: Any, x: Float[Array, "b n d"]) -> Float[Array, "b n k"]:
         flat, centers = x.reshape(-1, x.shape[-1]), words.centers
         m = min(neighbours, len(centers))
         nearest = jax.lax.top_k(-stream.squared_distances(flat, centers), m)[1]
-        shifted = centers[nearest] - flat[:, None]  # the words as seen from the descriptor
+        shifted = centers[nearest] - flat[:, None]  # the words relative to the descriptor
         gram = jnp.einsum("nid,njd->nij", shifted, shifted, precision=jax.lax.Precision.HIGHEST)
         trace = jnp.trace(gram, axis1=1, axis2=2)[:, None, None]
         gram += (penalty * trace + 1e-12) * jnp.eye(m)
@@ -117,7 +117,7 @@ def llc(
 
 
 def _spread(values: Float[Array, "n m"], words: Int[Array, "n m"], k: int) -> Float[Array, "n k"]:
-    """Puts the values of a few words each into rows for all words."""
+    """Spreads the values of a few words per row to rows for all words."""
     return jnp.zeros((len(values), k)).at[jnp.arange(len(values))[:, None], words].set(values)
 
 

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients: cells of gradients, each normalised by the four blocks that it lies in."""
+"""Histograms of oriented gradients: cells of gradients, each normalised by the four blocks that contain it."""
 
 import math
 from functools import partial
@@ -27,26 +27,26 @@ def hog(
     variant: Variant = "dalal_triggs",
     interpolate: bool = False,
 ) -> Local:
-    """Computes HOG descriptors, one a cell; `grid` says how many rows and columns of cells there are.
+    """Computes HOG descriptors, one per cell; `grid` returns the number of rows and columns of cells.
 
-    Gradients are central differences, of the channel in which they are strongest, and count for the four cells around
-    them by linear interpolation. The histogram of a cell is divided by the length of each of the four blocks of 2 x 2
-    cells around it, and cut at 0.2. Equal to `vl_hog` of VLFeat within rounding. Descriptors of all cells, one after
-    the other, are those of an image: `hog(images).descriptors.reshape(len(images), -1)`.
+    Gradients are central differences in the channel with the strongest gradient, and count for the four cells around
+    them by linear interpolation. The histogram of a cell is divided by the norm of each of the four blocks of 2 x 2
+    cells around it, and clipped at 0.2. Equal to `vl_hog` of VLFeat within rounding. For one vector per image,
+    concatenate the cells: `hog(images).descriptors.reshape(len(images), -1)`.
 
     Args:
       images: grey or colour, in [0, 1].
-      cell: side of a cell in pixels. Cells begin at the top left; the last ones may stand half outside.
-      directions: bins of 180 degrees.
+      cell: side of a cell in pixels. Cells begin at the top left; the last ones may be up to half outside.
+      directions: number of bins for 180 degrees.
       variant: "dalal_triggs" keeps the four normalised histograms of undirected gradients, 4 x 9 numbers; "uoctti" the
-        sums over the four of directed and undirected ones, and the sum of each of the four: 27 + 4 numbers.
-      interpolate: whether a gradient counts for the two directions next to it, or for the nearest alone.
+        sums over the four for directed and undirected gradients, and the sum of each of the four: 27 + 4 numbers.
+      interpolate: whether a gradient counts for the two nearest directions, or only for the nearest.
 
     Returns:
-      `Local` of cells row by row; `norms` are the lengths of their histograms before normalisation.
+      `Local` of cells row by row; `norms` are the norms of their histograms before normalisation.
 
     Raises:
-      BadRequest: images smaller than a cell or than 3 pixels, sizes below 1, an unknown variant.
+      BadRequest: images smaller than a cell or 3 pixels, sizes below 1, an unknown variant.
 
     Example:
       >>> found = hog(jnp.zeros((1, 32, 20, 3)), cell=8)
@@ -66,16 +66,16 @@ def hog(
 
 
 def grid(h: int, w: int, *, cell: int = 8) -> tuple[int, int]:
-    """Returns how many rows and columns of cells an image of `h` x `w` pixels has.
+    """Returns the number of rows and columns of cells of an image of `h` x `w` pixels.
 
     Raises:
-      BadRequest: none, or images of less than 3 pixels, which have no gradients.
+      BadRequest: no cell fits, or images are smaller than 3 pixels and have no gradients.
     """
     if cell < 1:
         raise BadRequest(f"cell is {cell}; it takes a number of pixels of at least 1.")
     if min(h, w) < max(3, cell):
         raise BadRequest(
-            f"images of {h} x {w} pixels are smaller than a cell of HOG; they take at least {max(3, cell)}."
+            f"images of {h} x {w} pixels are smaller than a cell of HOG; at least {max(3, cell)} are needed."
         )
     return (h + cell // 2) // cell, (w + cell // 2) // cell
 
@@ -116,7 +116,7 @@ def _hog(images: Float[Array, "b h w c"], cell: int, directions: int, variant: V
 
 
 def _directed(images: Float[Array, "b h w c"], n: int, interpolate: bool) -> Float[Array, "b t h w"]:
-    """Shares gradients among 2n directions, of which direction k and k + n are opposite; borders have none."""
+    """Divides gradients among 2n directions; directions k and k + n are opposite. Borders have no gradients."""
     gx = images[:, 1:-1, 2:] - images[:, 1:-1, :-2]
     gy = images[:, 2:, 1:-1] - images[:, :-2, 1:-1]
     strongest = jnp.argmax(gx**2 + gy**2, axis=-1)[..., None]

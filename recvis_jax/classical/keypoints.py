@@ -1,4 +1,4 @@
-"""SIFT at interest points: OpenCV finds the points, and the descriptors are ours, turned and scaled with each point."""
+"""SIFT at interest points: OpenCV finds the points; the descriptors are ours, rotated and scaled with each point."""
 
 import math
 from functools import partial
@@ -15,9 +15,9 @@ from recvis_jax.classical.sampling import smooth
 from recvis_jax.errors import BadRequest
 
 _FIRST = 1.6  # smoothing of the first level of an octave, in its pixels
-_LEVELS = 3  # an octave
-_CAMERA = 0.5  # smoothing that an image has already
-_BIN = 3.0  # side of a spatial bin, in smoothings of the level
+_LEVELS = 3  # per octave
+_CAMERA = 0.5  # smoothing that is already in an image
+_BIN = 3.0  # side of a spatial bin, in units of the level's smoothing
 
 
 class Points(NamedTuple):
@@ -26,7 +26,7 @@ class Points(NamedTuple):
     Attributes:
       positions: x and y in pixels; (0, 0) is the centre of the first pixel.
       scales: standard deviation of the smoothing at which the point was found, in pixels.
-      angles: direction in radians, clockwise on the screen from the direction to the right.
+      angles: direction in radians, clockwise on the screen, 0 to the right.
       mask: false on padding.
     """
 
@@ -41,8 +41,8 @@ def detect(images: UInt8[np.ndarray, "b h w"], *, most: int = 500, contrast: flo
 
     Args:
       images: grey, from 0 to 255.
-      most: points of an image at most; of more, those of the highest contrast.
-      contrast: differences below it (of images in [0, 1], over the three levels of an octave) are no points.
+      most: maximum number of points per image; those with the highest contrast are kept.
+      contrast: smaller differences (for images in [0, 1], over the three levels of an octave) are not points.
 
     Returns:
       Points padded to `most`, the strongest first; an image may have none.
@@ -72,21 +72,21 @@ def detect(images: UInt8[np.ndarray, "b h w"], *, most: int = 500, contrast: flo
 
 
 def describe(images: Float[Array, "b h w"], points: Points, *, root: bool = False) -> Local:
-    """Computes a SIFT descriptor at each point, on the image smoothed for its scale, in the point's own directions.
+    """Computes a SIFT descriptor at each point, on the image smoothed for its scale, relative to the point's direction.
 
-    The first of the four by four bins is the one up and left when the image is turned so that the point's direction is
-    to the right; a bin is 3 `scales` wide. Memory is about 25 times the images, and 25 MB for 32 points at a time.
+    The first of the four by four bins is at the top left if the image is rotated so that the point's direction is to
+    the right; a bin is 3 `scales` wide. Memory is about 25 times the images, plus 25 MB for 32 points at a time.
 
     Args:
       images: grey, in [0, 1].
-      points: of these images, as `detect` returns them, or any others with `scales` of at least about 0.8 pixels.
+      points: of these images, from `detect`, or any others with `scales` of at least about 0.8 pixels.
       root: whether descriptors are RootSIFT.
 
     Returns:
-      `Local` of one descriptor a point; `scales` are the sides of a bin in pixels, `norms` the mass of the histogram.
+      `Local` with one descriptor per point; `scales` are the sides of a bin in pixels, `norms` the histogram's mass.
 
     Raises:
-      BadRequest: images smaller than 8 pixels, or points of another number of images.
+      BadRequest: images smaller than 8 pixels, or a different number of images and points.
 
     Example:
       >>> at = Points(np.full((1, 2, 2), 20, np.float32), *np.ones((2, 1, 2), np.float32), np.array([[True, False]]))
@@ -100,7 +100,7 @@ def describe(images: Float[Array, "b h w"], points: Points, *, root: bool = Fals
     if min(images.shape[1:]) < 8:
         raise BadRequest(f"images of {images.shape[1]} x {images.shape[2]} pixels are too small for interest points.")
     if len(points.mask) != len(images):
-        raise BadRequest(f"there are {len(images)} images and points of {len(points.mask)}.")
+        raise BadRequest(f"there are {len(images)} images, but points of {len(points.mask)}.")
     return _describe(images, Points(*map(jnp.asarray, points)), root)
 
 
@@ -123,7 +123,7 @@ def _describe(images: Float[Array, "b h w"], points: Points, root: bool) -> Loca
 
 
 def pyramid(images: Float[Array, "b h w"]) -> list[Float[Array, "b y x"]]:
-    """Returns images of smoothings 1.01, 1.27, 1.6, 2.02 ... pixels: three an octave, from twice as many pixels on.
+    """Returns images with smoothings of 1.01, 1.27, 1.6, 2.02 ... pixels: three per octave, from twice the size on.
 
     Level i has smoothing 0.8 * 2 ** ((i + 1) / 3). Pixel p of octave o lies on pixel p * 2 ** (o - 1) of the image.
     """
@@ -155,7 +155,7 @@ def _describe_image(
     angles: Float[Array, " n"],
     shapes: tuple[tuple[int, int], ...],
 ) -> Float[Array, "n 128"]:
-    """Sums gradients around each point into histograms; `flat` holds all levels of the pyramid one after the other."""
+    """Sums gradients around each point to histograms; `flat` holds all levels of the pyramid one after the other."""
     starts = np.cumsum([0, *(y * x for y, x in shapes[:-1])]).astype(np.int32)
     heights, widths = (np.array(side, np.int32) for side in zip(*shapes, strict=True))
     widest = _BIN * _FIRST * 2 ** (1 + 0.5 / _LEVELS)  # of a bin, in pixels of its octave

@@ -1,4 +1,4 @@
-"""k-means: k-means++ to begin, then Lloyd's passes over all descriptors, or mini-batches."""
+"""k-means: starts with k-means++, then Lloyd's passes over all descriptors, or mini-batches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,14 +15,14 @@ from recvis_jax.errors import BadRequest
 
 
 class Words(NamedTuple):
-    """A vocabulary, and where its learning is; `fit` goes on from one.
+    """A vocabulary and the state of its learning; `fit` can continue from it.
 
     Attributes:
       centers: the words.
-      counts: descriptors of each word, in the last pass or, of mini-batches, in all.
-      inertia: mean squared distance of a descriptor to its word, of the words before the last pass.
-      passes: over the descriptors, so far.
-      done: whether further passes would change little.
+      counts: descriptors of each word in the last pass; for mini-batches, in all passes.
+      inertia: mean squared distance of a descriptor to its word, for the words before the last pass.
+      passes: number of passes over the descriptors so far.
+      done: whether more passes would change little.
     """
 
     centers: Float[Array, "k d"]
@@ -53,24 +53,25 @@ def fit(
 ) -> Words:
     """Learns k words that minimise the mean squared distance of a descriptor to the nearest word.
 
-    A word that no descriptor is nearest to is moved to the descriptor that is farthest from its own word.
+    A word without descriptors is moved to the descriptor that is farthest from its own word.
 
     Args:
       descriptors: an array (n d), or a function that returns an iterator over batches (n d); it is called for every
         pass. All are used, in every pass.
       k: number of words.
-      seed: of the beginning.
-      passes: at most so many in all, those of `start` included.
-      tol: ends when a pass lowers the mean squared distance by less than this part of it.
-      mini_batch: moves words after every block, by the mean of all descriptors that they have seen: one or two passes
-        do where Lloyd's needs tens.
-      start: words to begin with, or an earlier state to go on from, which then ends as if never interrupted.
-      start_from: k-means++ sees a uniform sample of so many descriptors.
-      rows: descriptors of a block; of mini-batches the size of one.
-      keep: is given the state after every pass, to save it.
+      seed: for the initial words.
+      passes: maximum number of passes in total, including those of `start`.
+      tol: ends when a pass lowers the mean squared distance by less than this fraction of it.
+      mini_batch: moves words after every block, to the mean of all descriptors that they have seen: one or two passes
+        are enough, while Lloyd's method needs tens.
+      start: initial words, or an earlier state to continue from, with the same result as without an interruption.
+      start_from: size of the uniform sample of descriptors that k-means++ uses.
+      rows: descriptors per block, or per mini-batch.
+      keep: called with the state after every pass, to save it.
 
     Raises:
-      BadRequest: fewer descriptors than words, of another width than `start`, or not finite.
+      BadRequest: fewer descriptors than words, a width that differs from that of `start`, or numbers that are not
+        finite.
 
     Reference: Lloyd, 1982, "Least squares quantization in PCM"; Arthur and Vassilvitskii, 2007, "k-means++: the
       advantages of careful seeding"; Sculley, 2010, "Web-scale k-means clustering".
@@ -83,7 +84,7 @@ def fit(
        [5.1]]
     """
     if k < 1 or passes < 1:
-        raise BadRequest(f"k is {k} and passes is {passes}; they take numbers of at least 1.")
+        raise BadRequest(f"k is {k} and passes is {passes}; they must be at least 1.")
     if start is None:
         drawn, found = stream.sample(descriptors, max(start_from, k), seed)
         stream.check_enough(found, k, "words")
@@ -93,7 +94,7 @@ def fit(
         start = Words(centers, jnp.zeros(len(centers)), jnp.inf, jnp.asarray(0), jnp.asarray(False))
     words: Words = jax.tree.map(jnp.asarray, start)
     if words.centers.ndim != 2 or len(words.centers) != k:
-        raise BadRequest(f"start has words of shape {words.centers.shape}; {k} were asked for.")
+        raise BadRequest(f"start has words of shape {words.centers.shape}, but k is {k}.")
     while not bool(words.done) and int(words.passes) < passes:
         words = (_mini_batches if mini_batch else _lloyd)(words, descriptors, tol, rows)
         keep(words)
@@ -101,7 +102,7 @@ def fit(
 
 
 def assign(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, " n"]:
-    """Returns the number of the nearest word of each descriptor; of equals the lowest.
+    """Returns the index of the nearest word of each descriptor; in ties the lowest.
 
     Example:
       >>> assign(jnp.array([[0.0], [1.0]]), jnp.array([[0.9], [0.2], [0.5]])).tolist()
@@ -112,14 +113,14 @@ def assign(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, "
 
 @partial(jax.jit, static_argnames="k")
 def plus_plus(key: Array, x: Float[Array, "n d"], k: int) -> Float[Array, "k d"]:
-    """Chooses k descriptors far from each other: each with a probability in proportion to its squared distance.
+    """Chooses k descriptors far from each other, each with a probability proportional to its squared distance.
 
-    Of a few draws the one that lowers the sum of squared distances most is taken, as scikit-learn does.
+    The best of a few draws is used, the one that lowers the sum of squared distances most, like scikit-learn.
 
     Args:
-      key: of the draws.
+      key: for the draws.
       x: descriptors; there may be fewer different ones than k.
-      k: how many are chosen.
+      k: number of descriptors to choose.
 
     Reference: Arthur and Vassilvitskii, 2007, "k-means++: the advantages of careful seeding", section 5 on several
       draws.
@@ -171,11 +172,11 @@ def _after(words: Words, centers: Array, counts: Array, inertia: Array, moved: b
 def _fill(
     centers: Float[Array, "k d"], empty: Bool[np.ndarray, " k"], descriptors: Descriptors, rows: int
 ) -> tuple[Float[Array, "k d"], Bool[np.ndarray, " k"]]:
-    """Moves empty words to the descriptors farthest from their own words; returns which were moved, too."""
+    """Moves empty words to the descriptors farthest from their own words; also returns which words were moved."""
     moved = np.zeros(len(empty), bool)
     if empty.any():
         far, distances = _farthest(centers, descriptors, int(empty.sum()), rows)
-        moved[np.flatnonzero(empty)[distances > 0]] = True  # descriptors that are words already attract no other
+        moved[np.flatnonzero(empty)[distances > 0]] = True  # a descriptor at distance 0 is already a word
         changed = np.array(centers)
         changed[moved] = np.asarray(far)[distances > 0]
         centers = jnp.asarray(changed)
@@ -185,7 +186,7 @@ def _fill(
 @jax.jit
 def _add(sums: _Sums, centers: Float[Array, "k d"], x: Float[Array, "r d"], real: Bool[Array, " r"]) -> _Sums:
     nearest = assign(centers, x)
-    # A product with zeros and ones: on accelerators scattered additions come in no fixed order.
+    # A product with zeros and ones, because accelerators do scattered additions in no fixed order.
     ones = jnp.where(real[:, None], jax.nn.one_hot(nearest, len(centers)), 0)
     totals = jnp.matmul(ones.T, x, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.where(real, jnp.sum((x - centers[nearest]) ** 2, axis=1), 0)
@@ -214,7 +215,7 @@ def _merge(kept: Array, distances: Array, centers: Array, x: Array, real: Array)
 
 
 def _mini_batches(words: Words, descriptors: Descriptors, tol: float, rows: int) -> Words:
-    """Moves words after every block; each remains the mean of the descriptors that it has been given so far."""
+    """Moves words after every block; each stays the mean of all its descriptors so far."""
     k, d = words.centers.shape
     centers, counts, inertia = words.centers, words.counts, stream.zero()
     seen, found = jnp.zeros(k), 0

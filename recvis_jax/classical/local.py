@@ -1,4 +1,4 @@
-"""Local descriptors: what every descriptor returns, and the grids that dense ones lie on."""
+"""Local descriptors: the common result of all descriptors, and the grids of dense ones."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,15 @@ from recvis_jax.errors import BadRequest
 
 
 class Local(NamedTuple):
-    """Descriptors of places in images, each place with its descriptor, row by row.
+    """Descriptors of places in images, row by row.
 
     Attributes:
-      descriptors: one a place; zeros where the image is flat or `mask` is false.
+      descriptors: one per place; zeros if the image is flat or `mask` is false.
       positions: of their centres, x and y as fractions of the image: pixel (0, 0) of an image of width w and height h
         is centred on (0.5 / w, 0.5 / h). `pixels` gives them in pixels.
-      scales: side of a spatial bin, of a cell or of a filter in pixels, by which what was seen at several scales
-        is told apart.
-      mask: false on padding, where an image has fewer descriptors than its batch has room for.
-      norms: contrast, the mass of a descriptor before it was normalised; its unit is the descriptor's own.
+      scales: side of a spatial bin, of a cell or of a filter in pixels; distinguishes descriptors of several scales.
+      mask: false on padding, for images with fewer descriptors than others in the batch.
+      norms: contrast: the mass of a descriptor before normalisation, in a unit of the descriptor's own.
     """
 
     descriptors: Float[Array, "b n d"]
@@ -29,12 +28,12 @@ class Local(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where dense descriptors lie along one axis.
+    """Positions of dense descriptors along one axis.
 
     Attributes:
       first: the centre of the first bin of the first descriptor, in pixels.
       step: from one descriptor to the next.
-      places: how many descriptors.
+      places: number of descriptors.
       bin_size: from one bin of a descriptor to the next.
     """
 
@@ -45,12 +44,12 @@ class Grid(NamedTuple):
 
     @property
     def centers(self) -> Float[np.ndarray, " n"]:
-        """The centres of the descriptors in pixels, of four bins."""
+        """The centres of the descriptors (of four bins) in pixels."""
         return (self.first + 1.5 * self.bin_size + self.step * np.arange(self.places)).astype(np.float32)
 
 
 def grid(length: int, step: int, bin_size: int, first: int = 0) -> Grid:
-    """Lays as many descriptors of four bins on an axis of `length` pixels as have the centres of all bins inside."""
+    """Returns the grid of all descriptors of four bins on `length` pixels whose bins have their centres inside."""
     return Grid(first, step, (length - 1 - first - 3 * bin_size) // step + 1, bin_size)
 
 
@@ -72,7 +71,7 @@ def grids(h: int, w: int, step: int, bin_size: int, first: int = 0) -> tuple[Gri
     if min(h, w) < max(least, 2):
         raise BadRequest(
             f"images of {h} x {w} pixels are smaller than a descriptor: 4 bins of {bin_size} pixels"
-            f"{f' from pixel {first}' if first else ''} take at least {least} x {least}. "
+            f"{f' from pixel {first}' if first else ''} need at least {least} x {least}. "
             "Use smaller bins or larger images."
         )
     return grid(h, step, bin_size, first), grid(w, step, bin_size, first)
@@ -85,17 +84,17 @@ def fractions(rows: Float[np.ndarray, " r"], columns: Float[np.ndarray, " c"], h
 
 
 def pixels(found: Local, h: int, w: int) -> Float[Array, "b n 2"]:
-    """Returns the centres, x and y in pixels, of descriptors of images of `h` x `w`; (0, 0) is the first pixel's."""
+    """Returns the centres of descriptors, x and y in pixels, in images of `h` x `w`; (0, 0) is the first pixel."""
     return found.positions * np.array([w, h], np.float32) - 0.5
 
 
 def join(parts: list[Local]) -> Local:
-    """Puts descriptors of the same images beside each other, as those of several scales."""
+    """Concatenates descriptors of the same images, such as those of several scales."""
     import jax.numpy as jnp
 
     return Local(*(jnp.concatenate(values, axis=1) for values in zip(*parts, strict=True)))
 
 
 def index(at: Grid, every: int) -> Int[np.ndarray, "n 4"]:
-    """Returns for each descriptor where its four bins are, on the grid of all bins that lie `every` pixels apart."""
+    """Returns for each descriptor the indices of its four bins on the grid of bins `every` pixels apart."""
     return np.arange(at.places)[:, None] * (at.step // every) + np.arange(4) * (at.bin_size // every)

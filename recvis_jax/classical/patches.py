@@ -1,4 +1,4 @@
-"""Raw patches as descriptors: the pixels around a place, as they are or without mean and contrast."""
+"""Raw patches as descriptors: the pixels around a place, unchanged or without mean and contrast."""
 
 from functools import partial
 
@@ -15,20 +15,20 @@ from recvis_jax.errors import BadRequest
 def patches(
     images: Float[Array, "b h w c"], *, size: int = 6, step: int = 1, normalise: bool = True, floor: float = 0.04
 ) -> Local:
-    """Takes all square patches that lie inside an image, on a grid.
+    """Returns all square patches inside an image, on a grid.
 
-    Whitening is the vocabulary's: what decorrelates is learnt from many images.
+    Whitening belongs to the vocabulary, because it is learnt from many images.
 
     Args:
-      images: of any channels, in [0, 1].
+      images: with any number of channels, in [0, 1].
       size: side of a patch in pixels.
       step: pixels from one patch to the next.
-      normalise: whether the mean of a patch is taken away, and what is left divided by its standard deviation.
-      floor: is added to the standard deviation, so that noise in flat patches stays small.
+      normalise: whether the mean of a patch is subtracted, and the result divided by its standard deviation.
+      floor: added to the standard deviation, so that noise in flat patches stays small.
 
     Returns:
-      `Local` of the pixels of each patch row by row, the channels of a pixel beside each other; `norms` are the
-      standard deviations.
+      `Local` with the pixels of each patch row by row, the channels of a pixel together; `norms` are the standard
+      deviations.
 
     Raises:
       BadRequest: images smaller than a patch, sizes below 1.

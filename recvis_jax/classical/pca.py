@@ -17,8 +17,7 @@ class Projection(NamedTuple):
 
     Attributes:
       mean: of the descriptors.
-      axes: the components, the one of largest variance first; with whitening each is divided by the standard deviation
-        along it.
+      axes: the components, largest variance first; with whitening, each is divided by the standard deviation along it.
       variances: of the descriptors along the components, before whitening.
     """
 
@@ -30,18 +29,18 @@ class Projection(NamedTuple):
 def fit(
     descriptors: Descriptors, dims: int, *, whiten: bool = False, floor: float = 1e-6, rows: int = stream.ROWS
 ) -> Projection:
-    """Finds the components of largest variance.
+    """Computes the components of largest variance.
 
     Args:
       descriptors: an array (n d), or a function that returns an iterator over batches (n d).
       dims: number of components p, at most d.
       whiten: whether projections have variance 1.
-      floor: whitening takes no variance for smaller than this part of the largest, so that what does not vary is not
-        blown up.
-      rows: descriptors of a block.
+      floor: whitening replaces variances below this fraction of the largest by that, so that constant directions are
+        not scaled up.
+      rows: descriptors per block.
 
     Raises:
-      BadRequest: more components than the descriptors have numbers, or no descriptors.
+      BadRequest: more components than a descriptor has numbers, or no descriptors.
 
     Example:
       >>> x = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], np.float32)
@@ -55,17 +54,17 @@ def fit(
         if sums is None:
             d = x.shape[1]
             if not 0 < dims <= d:
-                raise BadRequest(f"{dims} components of descriptors of {d} numbers; there are from 1 to {d}.")
+                raise BadRequest(f"{dims} components of descriptors of {d} numbers are impossible; ask for 1 to {d}.")
             sums = stream.zero(d), stream.zero(d, d)
-            shift = x[real].mean(0)  # near the mean of all: products keep their digits
+            shift = x[real].mean(0)  # near the overall mean, so products keep their digits
         sums = _add(sums, shift, x, real)
         n += int(real.sum())
     if sums is None:
-        raise BadRequest("there are no descriptors to learn from: all images are constant, or smaller than one.")
+        raise BadRequest("there are no descriptors to learn from: all images are constant or too small.")
     first, second = (np.asarray(total.value, np.float64) / n for total in sums)
     variances, axes = np.linalg.eigh(second - np.outer(first, first))
     variances, axes = np.maximum(variances[::-1][:dims], 0), axes[:, ::-1][:, :dims]
-    # An axis and its opposite are as good: the largest entry is made positive, so that equal data give equal axes.
+    # The sign of an axis is arbitrary: the largest entry is made positive, so that equal data give equal axes.
     axes = axes * np.sign(axes[np.argmax(np.abs(axes), axis=0), np.arange(dims)])
     if whiten:
         axes = axes / np.sqrt(np.maximum(variances, floor * max(variances[0], np.finfo(np.float32).tiny)))
@@ -78,10 +77,10 @@ def project(projection: Projection, x: Float[Array, "*b d"]) -> Float[Array, "*b
     """Returns the coordinates of descriptors along the components.
 
     Raises:
-      BadRequest: descriptors of another size.
+      BadRequest: descriptors of the wrong size.
     """
     if x.shape[-1] != len(projection.mean):
-        raise BadRequest(f"descriptors have {x.shape[-1]} numbers, the components are of {len(projection.mean)}.")
+        raise BadRequest(f"descriptors have {x.shape[-1]} numbers, the components {len(projection.mean)}.")
     return jnp.matmul(x - projection.mean, projection.axes, precision=jax.lax.Precision.HIGHEST)
 
 

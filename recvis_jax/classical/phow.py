@@ -1,4 +1,4 @@
-"""Dense SIFT at several scales, of grey or of colour images: VLFeat's PHOW features."""
+"""Dense SIFT at several scales, for grey or colour images: VLFeat's PHOW features."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from recvis_jax.classical.local import Local
 from recvis_jax.classical.sampling import smooth
 from recvis_jax.errors import BadRequest
 
-# Which channels the contrast is taken of.
+# The channels from which the contrast is computed.
 _CONTRAST = {"gray": (0,), "opponent": (0,), "hsv": (2,), "rgb": (0, 1, 2)}
 
 
@@ -26,25 +26,25 @@ def phow(
     contrast: float = 0.005,
     root: bool = False,
 ) -> Local:
-    """Computes dense SIFT descriptors at several scales, on images that are smoothed for each of them.
+    """Computes dense SIFT descriptors at several scales, on images smoothed for each scale.
 
-    Descriptors of all scales begin at the same centre, where sizes are all even or all odd. Those of colour images hold
-    128 numbers a channel, one after the other; the contrast is that of the intensity.
+    Descriptors of all scales begin at the same centre if sizes are all even or all odd. Those of colour images have 128
+    numbers per channel, channel after channel; the contrast is that of the intensity.
 
     Args:
       images: grey or RGB in [0, 1].
-      sizes: sides of a spatial bin in pixels, one a scale. The largest needs images of 3 times as many pixels, and 1.
+      sizes: sides of a spatial bin in pixels, one per scale. A size s needs images of at least 3 s + 1 pixels.
       step: pixels from one descriptor to the next, at every scale.
       space: "gray", "rgb", "opponent" or "hsv"; see `colour`.
-      magnification: a bin has so many standard deviations of the smoothing of its scale; Lowe's SIFT has 3.
+      magnification: side of a bin in standard deviations of its scale's smoothing; Lowe's SIFT uses 3.
       window, window_size, root: see `sift.dense`.
-      contrast: descriptors with less are zeros.
+      contrast: descriptors with less contrast become zeros.
 
     Returns:
-      `Local` with the scales one after the other, each row by row; `scales` tells them apart.
+      `Local` with the scales one after the other, each row by row; `scales` distinguishes them.
 
     Raises:
-      BadRequest: images smaller than a descriptor, no sizes or such below 1, an unknown space or window.
+      BadRequest: images smaller than a descriptor, no sizes or sizes below 1, an unknown space or window.
 
     Example:
       >>> found = phow(jnp.zeros((1, 32, 32, 3)), sizes=(4, 6), step=4, space="opponent")
@@ -60,7 +60,7 @@ def phow(
         raise BadRequest(f"magnification is {magnification}; it takes a number above 0.")
     channels = colour.convert(images, space)
     b, h, w, c = channels.shape
-    local.grids(h, w, step, max(sizes))  # says what is wrong before anything is computed
+    local.grids(h, w, step, max(sizes))  # refuses wrong sizes before anything is computed
     channels = jnp.moveaxis(channels, -1, 1).reshape(b * c, h, w)
     found = []
     for size in sizes:

@@ -17,7 +17,7 @@ def parse(layout: str) -> tuple[Grid, ...]:
     """Reads a layout, grids of rows x columns.
 
     Raises:
-      BadRequest: no layout, or one of more than 256 regions.
+      BadRequest: an invalid layout, or one with more than 256 regions.
 
     Example:
       >>> parse("1x1+2x2+3x1")
@@ -25,17 +25,17 @@ def parse(layout: str) -> tuple[Grid, ...]:
     """
     parts = layout.split("+")
     if not all(re.fullmatch(r"[1-9]\d?x[1-9]\d?", part, re.ASCII) for part in parts):
-        raise BadRequest(f"the pyramid {shown(layout)} is none; it takes grids of rows x columns, as '1x1+2x2+3x1'.")
+        raise BadRequest(f"the pyramid {shown(layout)} is invalid; give grids of rows x columns, as '1x1+2x2+3x1'.")
     grids = tuple((int(rows), int(columns)) for rows, columns in (part.split("x") for part in parts))
     if (count := sum(rows * columns for rows, columns in grids)) > _MOST:
-        raise BadRequest(f"the pyramid {shown(layout)} has {count:,} regions; at most {_MOST} are taken.")
+        raise BadRequest(f"the pyramid {shown(layout)} has {count:,} regions; at most {_MOST} are allowed.")
     return grids
 
 
 def members(grid: Grid, positions: Float[Array, "b n 2"]) -> list[Bool[Array, "b n"]]:
     """Returns for each region of a grid, row by row, which positions (x, y from 0 to 1) lie in it.
 
-    Every position lies in one region; one on a border in that to its right or below.
+    Every position lies in one region; a position on a border belongs to the region to its right or below.
 
     Example:
       >>> [m.tolist() for m in members((2, 1), jnp.array([[[0.5, 0.2], [0.5, 0.5]]]))]

@@ -1,4 +1,4 @@
-"""Correlations with small kernels at places on a grid, and Gaussian smoothing by them."""
+"""Correlation with small kernels at places on a grid, and Gaussian smoothing with it."""
 
 import math
 from functools import partial
@@ -18,9 +18,9 @@ def sample(
 ) -> Float[Array, "b t r c"]:
     """Correlates maps with a kernel at places along rows (axis 2) or columns (3).
 
-    The kernel begins at pixel `start`, which may lie outside, for the first place, and `every` pixels further for each
-    that follows. Beyond its borders a map goes on as it is there. The sum is of shifted maps, one for each number of
-    the kernel that is not 0: for kernels of some ten numbers this is faster than convolutions are on processors.
+    For the first place the kernel begins at pixel `start`, which may be outside, and for each next place `every` pixels
+    further. Border pixels are repeated beyond the borders. The result is a sum of shifted maps, one for each nonzero
+    number of the kernel; for kernels of about ten numbers this is faster on CPUs than convolutions.
 
     Example:
       >>> ramp = jnp.arange(6.0).reshape(1, 1, 1, 6)
@@ -30,7 +30,7 @@ def sample(
     reach = (places - 1) * every + 1
     before, after = max(0, -start), max(0, start + reach + len(kernel) - 1 - maps.shape[axis])
     edges = [(before, after) if a == axis else (0, 0) for a in range(4)]
-    # Barriers, or the maps would be computed again for each shift. Programs have XLA keep them; see `tried`.
+    # Without barriers the maps would be computed again for each shift. Programs make XLA keep barriers; see `tried`.
     padded = barrier(jnp.pad(barrier(maps), edges, mode="edge"))
     total = jnp.zeros(())
     for i in np.flatnonzero(kernel).tolist():
@@ -41,7 +41,7 @@ def sample(
 
 @partial(jax.jit, static_argnames="sigma")
 def smooth(images: Float[Array, "b h w"], sigma: float) -> Float[Array, "b h w"]:
-    """Smooths images by a Gaussian of standard deviation `sigma` pixels, cut at four of them; borders are repeated.
+    """Smooths images with a Gaussian of standard deviation `sigma` pixels, cut off at 4 sigma; borders are repeated.
 
     Raises:
       BadRequest: a sigma below 0.

@@ -1,4 +1,4 @@
-"""SIFT: histograms of gradient directions in 4 x 4 bins around a place (Lowe 2004), dense as VLFeat computes them."""
+"""SIFT: histograms of gradient directions in 4 x 4 bins around a place (Lowe 2004), computed densely like VLFeat's."""
 
 import math
 from functools import partial
@@ -17,7 +17,7 @@ from recvis_jax.errors import BadRequest
 Window = Literal["flat", "gaussian"]
 
 _EPSILON = float(np.finfo(np.float32).eps)
-_MOST = 0.2  # of a normalised histogram, so that one strong edge does not decide
+_MOST = 0.2  # of a normalised histogram, to limit the influence of a single strong edge
 
 
 def dense(
@@ -31,28 +31,28 @@ def dense(
     contrast: float = 0.0,
     root: bool = False,
 ) -> Local:
-    """Computes SIFT descriptors on a grid, all of one scale and upright.
+    """Computes upright SIFT descriptors of one scale on a grid.
 
-    A descriptor has 4 x 4 spatial bins of 8 directions, from top left to bottom right; direction 0 points right, and
-    2 down. The centres of its bins lie `bin_size` apart on whole pixels; a gradient counts for the bins around it
-    by linear interpolation. Each histogram is scaled to length 1, cut at 0.2, and scaled again. The images are taken as
-    they are: smooth them for the scale first, or use `phow`. Equal to `vl_dsift` of VLFeat within rounding.
+    A descriptor has 4 x 4 spatial bins of 8 directions, from top left to bottom right; direction 0 points right, and 2
+    down. The centres of its bins are `bin_size` apart, at whole pixels; a gradient counts for the bins around it by
+    linear interpolation. Each histogram is scaled to norm 1, clipped at 0.2, and scaled again. The images are not
+    smoothed: smooth them for the scale first, or use `phow`. Equal to `vl_dsift` of VLFeat within rounding.
 
-    Memory is 512 bytes a descriptor and about 150 a pixel: give large sets in batches.
+    Memory is 512 bytes per descriptor and about 150 per pixel: pass large data sets in batches.
 
     Args:
       images: grey, in [0, 1] (or any other range: only `norms` and `contrast` depend on it).
       step: pixels from one descriptor to the next.
       bin_size: side of a spatial bin in pixels.
-      window: what gradients far from the centre count less by. "gaussian" weighs every gradient, "flat" every bin by
-        the mean of the Gaussian over it, which is several times faster and as good in practice.
+      window: gives gradients far from the centre smaller weights. "gaussian" weights every gradient, "flat" every bin
+        with the mean of the Gaussian over it, which is several times faster and as good in practice.
       window_size: standard deviation of the Gaussian in bins, above 0.
-      first: pixels at the left and the top that are left out.
-      contrast: descriptors with `norms` below it are zeros.
+      first: pixels left out at the left and at the top.
+      contrast: descriptors with smaller `norms` become zeros.
       root: whether descriptors are RootSIFT; see `rootsift`.
 
     Returns:
-      `Local` of 128 numbers a descriptor; `norms` is the mass of the histogram over the pixels of the descriptor.
+      `Local` with 128 numbers per descriptor; `norms` is the histogram's mass divided by the descriptor's pixels.
 
     Raises:
       BadRequest: images smaller than a descriptor, sizes below 1, an unknown window.
@@ -103,7 +103,7 @@ def _dense(
 
 
 def rootsift(descriptors: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Takes square roots of descriptors that sum to 1: Euclidean distances of the results are Hellinger's.
+    """Scales descriptors to sum 1 and takes square roots: Euclidean distances of the results are Hellinger's.
 
     Zeros stay zeros.
 
@@ -119,7 +119,7 @@ def rootsift(descriptors: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def gradients(images: Float[Array, "b h w"]) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
-    """Returns the slopes along x and y: central differences, at the borders those of the two pixels there."""
+    """Returns the slopes along x and y: central differences; at the borders, differences of the two pixels there."""
 
     def along(axis: int) -> Array:
         shape = [1, 1, 1]
@@ -135,9 +135,9 @@ def gradients(images: Float[Array, "b h w"]) -> tuple[Float[Array, "b h w"], Flo
 
 
 def orientations(images: Float[Array, "b h w"]) -> Float[Array, "b 8 h w"]:
-    """Shares each pixel's gradient among the two directions next to its own, of eight.
+    """Divides each pixel's gradient between the two nearest of eight directions.
 
-    The angle is a polynomial of VLFeat's, right within 0.01 radians and the same in all four quadrants.
+    The angle is computed with VLFeat's polynomial, exact within 0.01 radians and the same in all four quadrants.
     """
     gx, gy = gradients(images)
     strength = jnp.sqrt(gx * gx + gy * gy)
@@ -153,8 +153,8 @@ def orientations(images: Float[Array, "b h w"]) -> Float[Array, "b 8 h w"]:
 def flat(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: float) -> tuple[Array, Array]:
     """Returns descriptors (b r c 128) and their mass (b r c), with a window that is constant over each bin.
 
-    Bins of neighbouring descriptors are the same sums: they are computed once, on the coarsest grid that has them all.
-    Both lengths of a descriptor are sums over its bins as well, so descriptors are written once, in their last form.
+    Neighbouring descriptors share bins: these are computed once, on the coarsest grid that contains all of them. Both
+    norms of a descriptor are sums over its bins, too, so descriptors are written only once, in their final form.
     """
     every = [math.gcd(g.step, g.bin_size) for g in (rows, columns)]
     at = [local.index(g, e) for g, e in zip((rows, columns), every, strict=True)]
@@ -176,7 +176,7 @@ def flat(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_size: 
     mass = pooled(sum(directions, start=jnp.zeros(())), 1)
     length = jnp.sqrt(pooled(sum((d * d for d in directions), start=jnp.zeros(())), 2))
     inverse = barrier(1 / (length + _EPSILON))[..., None]
-    sums = barrier(sums.transpose(0, 2, 3, 1))  # the numbers of a bin beside each other
+    sums = barrier(sums.transpose(0, 2, 3, 1))  # makes the numbers of a bin contiguous
     by_bin = np.outer(*weights).astype(np.float32)
     squares = jnp.zeros(())
     for y, x in np.ndindex(4, 4):
@@ -202,7 +202,7 @@ def gaussian(maps: Float[Array, "b t h w"], rows: Grid, columns: Grid, window_si
 
 
 def normalise(histograms: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Scales histograms to length 1, cuts them at 0.2, and scales them again; zeros stay zeros."""
+    """Scales histograms to norm 1, clips them at 0.2, and scales them again; zeros stay zeros."""
 
     def unit(x: Array) -> Array:
         return x / (jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True)) + _EPSILON)
@@ -211,7 +211,7 @@ def normalise(histograms: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def triangle(bin_size: int) -> Float[np.ndarray, " k"]:
-    """Returns by how much pixels around the centre of a bin count for it: 1 there, 0 at the next centres."""
+    """Returns the weights of pixels around the centre of a bin: 1 at the centre, 0 at the next centres."""
     return (1 - np.abs(np.arange(1 - bin_size, bin_size)) / bin_size).astype(np.float32)
 
 

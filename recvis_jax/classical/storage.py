@@ -1,4 +1,4 @@
-"""What is learnt from descriptors, on disk: words, mixtures and projections as safetensors files."""
+"""Learnt vocabularies on disk: words, mixtures and projections as safetensors files."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ Learnt = TypeVar("Learnt", bound=tuple)
 
 
 def save(path: Path, learnt: Any, about: dict[str, Any] | None = None) -> None:
-    """Writes `kmeans.Words`, a `gmm.Mixture` or a `pca.Projection`; a file that is there is replaced atomically.
+    """Writes `kmeans.Words`, a `gmm.Mixture` or a `pca.Projection`; an existing file is replaced atomically.
 
     Args:
       path: of the file.
       learnt: the tuple of arrays.
-      about: what it was learnt from and how, of JSON's types; `load` compares it.
+      about: what it was learnt from and how, as JSON types; `load` compares it.
 
     Example:
       >>> import tempfile
@@ -35,7 +35,7 @@ def save(path: Path, learnt: Any, about: dict[str, Any] | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise Failure(f"{printable(path.parent)} cannot be made: {e.strerror or e}.") from e
+        raise Failure(f"{printable(path.parent)} cannot be created: {e.strerror or e}.") from e
     safetensors.write(path, tensors, kind)
 
 
@@ -45,10 +45,10 @@ def load(path: Path, kind: type[Learnt], about: dict[str, Any] | None = None) ->
     Args:
       path: of the file.
       kind: `kmeans.Words`, `gmm.Mixture` or `pca.Projection`.
-      about: what it must have been learnt from; None takes anything.
+      about: what it must have been learnt from; None accepts anything.
 
     Raises:
-      BadRequest: there is no such file, it is damaged, of another kind, or learnt from something else.
+      BadRequest: the file does not exist, is damaged, of another kind, or learnt from something else.
     """
     file, name = safetensors.File(path), printable(path)
     fields = kind._fields  # type: ignore[attr-defined]
@@ -57,6 +57,6 @@ def load(path: Path, kind: type[Learnt], about: dict[str, Any] | None = None) ->
     if about is not None and file.metadata.get("about") != json.dumps(about, sort_keys=True):
         raise BadRequest(f"{name} was learnt from something else; remove it, or choose another folder.")
     arrays = {field: np.array(file[field]) for field in fields}
-    if any(np.isnan(a).any() for a in arrays.values()):  # a likelihood may be -inf, of no pass
+    if any(np.isnan(a).any() for a in arrays.values()):  # before the first pass, a likelihood is -inf
         raise BadRequest(f"{name} holds numbers that are not finite.")
     return kind(**{field: jnp.asarray(a) for field, a in arrays.items()})

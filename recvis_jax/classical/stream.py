@@ -1,4 +1,4 @@
-"""Descriptors that do not fit in memory: batches of any length, read again for each pass, in blocks of one shape."""
+"""Descriptors that do not fit in memory: batches of any length, read again in each pass, in blocks of one shape."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest
 
-# An array (n d), or a function that begins to read the batches (n d) anew at every call.
+# An array (n d), or a function that returns a new iterator over batches (n d) at every call.
 Descriptors = np.ndarray | Array | Callable[[], Iterable[Any]]
 
-ROWS = 8192  # of a block
+ROWS = 8192  # per block
 
 
 class Total(NamedTuple):
-    """A sum in float32 and what its rounding lost, so that millions of terms keep their digits (Kahan's)."""
+    """A sum in float32 and its rounding error, so that sums of millions of terms are precise (Kahan)."""
 
     value: Float[Array, "*s"]
     lost: Float[Array, "*s"]
@@ -39,7 +39,7 @@ def batches(descriptors: Descriptors) -> Iterator[Float[np.ndarray, "n d"]]:
     """Yields the batches of a new pass in float32.
 
     Raises:
-      BadRequest: batches that are no matrices of one width, or numbers that are not finite.
+      BadRequest: batches that are not matrices of one width, or numbers that are not finite.
     """
     found = descriptors() if callable(descriptors) else [descriptors]
     width = None
@@ -47,7 +47,7 @@ def batches(descriptors: Descriptors) -> Iterator[Float[np.ndarray, "n d"]]:
         x = np.asarray(batch, np.float32)
         if x.ndim != 2 or (width is not None and x.shape[1] != width):
             wanted = "(n, d)" if width is None else f"(n, {width})"
-            raise BadRequest(f"descriptors have shape {x.shape}; they take {wanted}.")
+            raise BadRequest(f"descriptors have shape {x.shape}; it must be {wanted}.")
         width = x.shape[1]
         if not np.isfinite(x).all():
             raise BadRequest("descriptors are not all finite numbers.")
@@ -57,13 +57,13 @@ def batches(descriptors: Descriptors) -> Iterator[Float[np.ndarray, "n d"]]:
 def blocks(
     descriptors: Descriptors, rows: int = ROWS
 ) -> Iterator[tuple[Float[np.ndarray, "r d"], Bool[np.ndarray, " r"]]]:
-    """Yields blocks of `rows` descriptors and which of them are real; the last is padded with zeros.
+    """Yields blocks of `rows` descriptors with a mask of the real ones; the last block is padded with zeros.
 
-    How the descriptors were cut into batches changes nothing.
+    The result does not depend on the batches.
 
     Args:
       descriptors: an array (n d), or a function that returns an iterator over batches (n d).
-      rows: of a block. It bounds the memory.
+      rows: per block. It limits the memory.
 
     Example:
       >>> [(x.shape, int(real.sum())) for x, real in blocks(np.zeros((5, 2)), rows=3)]
@@ -90,15 +90,15 @@ def blocks(
 
 
 def sample(descriptors: Descriptors, most: int, seed: int) -> tuple[Float[np.ndarray, "m d"], int]:
-    """Draws up to `most` descriptors, each set of that size equally likely, in one pass.
+    """Draws up to `most` descriptors in one pass; all subsets of that size are equally likely.
 
     Args:
       descriptors: see `blocks`.
-      most: how many are drawn; all where there are no more.
-      seed: of the draw.
+      most: number to draw; all if there are no more.
+      seed: for the draw.
 
     Returns:
-      The drawn ones in the order in which they were read, and the number of all.
+      The drawn descriptors in the order of reading, and the total number of descriptors.
 
     Raises:
       BadRequest: there are no descriptors.
@@ -113,7 +113,7 @@ def sample(descriptors: Descriptors, most: int, seed: int) -> tuple[Float[np.nda
     rng, total = np.random.default_rng(seed), 0
     keys, rows = np.empty(0), None
     for x in batches(descriptors):
-        drawn = rng.random(len(x))  # one number a descriptor, however they are cut into batches
+        drawn = rng.random(len(x))  # one number per descriptor, independent of the batches
         total += len(x)
         below = drawn < (keys.max() if len(keys) >= most else 1.0)
         keys = np.concatenate([keys, drawn[below]])
@@ -122,18 +122,18 @@ def sample(descriptors: Descriptors, most: int, seed: int) -> tuple[Float[np.nda
             kept = np.sort(np.argpartition(keys, most - 1)[:most])
             keys, rows = keys[kept], rows[kept]
     if rows is None or not total:
-        raise BadRequest("there are no descriptors to learn from: all images are constant, or smaller than one.")
+        raise BadRequest("there are no descriptors to learn from: all images are constant or too small.")
     return rows, total
 
 
 def check_enough(found: int, wanted: int, what: str) -> None:
-    """Refuses to learn more words than there are descriptors."""
+    """Refuses more words than descriptors."""
     if found < wanted:
-        raise BadRequest(f"{found:,} descriptors cannot make {wanted:,} {what}; take fewer, or more images.")
+        raise BadRequest(f"{found:,} descriptors are too few for {wanted:,} {what}; use fewer, or more images.")
 
 
 def squared_distances(x: Float[Array, "n d"], centers: Float[Array, "k d"]) -> Float[Array, "n k"]:
-    """Returns squared Euclidean distances, up to rounding about the mean of the centers."""
+    """Returns squared Euclidean distances, computed relative to the mean of the centers for precision."""
     shift = centers.mean(0)
     x, centers = x - shift, centers - shift  # differences of large numbers would lose digits
     products = jnp.matmul(x, centers.T, precision=jax.lax.Precision.HIGHEST)

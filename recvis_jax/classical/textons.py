@@ -1,4 +1,4 @@
-"""Responses of filter banks at every place; their clusters are textons (Leung and Malik 2001)."""
+"""Responses of filter banks at every place; clusters of responses are textons (Leung and Malik 2001)."""
 
 import math
 from functools import cache, partial
@@ -21,24 +21,24 @@ _WEBER = 0.03
 
 
 def textons(images: Float[Array, "b h w c"], *, bank: Bank = "mr8", step: int = 1, weber: bool = True) -> Local:
-    """Computes the responses of a bank of filters as descriptors, on images of mean 0 and standard deviation 1.
+    """Computes the responses of a filter bank as descriptors, on images scaled to mean 0 and standard deviation 1.
 
-    Images go on mirrored beyond their borders.
+    Images are mirrored beyond their borders.
 
     Args:
-      images: grey or RGB, of which the intensity is taken; of any range.
-      bank: "mr8", edges and bars at three scales, each the strongest of six directions, a Gaussian and its Laplacian:
-        8 numbers that stay when the image turns. "lm", 48 numbers: edges and bars of three scales in six directions, 8
+      images: grey, or RGB, which is converted to intensity; of any range.
+      bank: "mr8", edges and bars at three scales, each the strongest of six directions, a Gaussian and a Laplacian: 8
+        numbers that are invariant to rotation. "lm", 48 numbers: edges and bars at three scales in six directions, 8
         Laplacians and 4 Gaussians.
       step: pixels from one place to the next.
-      weber: whether responses r are scaled by log(1 + |r| / 0.03) / |r| of the length of all.
+      weber: whether responses r are scaled by log(1 + |r| / 0.03) / |r|, with the norm |r| of all responses.
 
     Returns:
-      `Local` of places row by row from the top left; `scales` is the side of the filters, `norms` the length of the
-      responses before they were scaled.
+      `Local` of places row by row from the top left; `scales` is the side of the filters, `norms` the norm of the
+      responses before scaling.
 
     Raises:
-      BadRequest: an unknown bank, a step below 1, images of neither 1 nor 3 channels.
+      BadRequest: an unknown bank, a step below 1, images with neither 1 nor 3 channels.
 
     Example:
       >>> found = textons(jnp.zeros((1, 16, 12, 1)), step=4)
@@ -64,11 +64,11 @@ def _textons(images: Float[Array, "b h w"], bank: Bank, step: int, weber: bool) 
     spread = jnp.sqrt(jnp.mean(away**2, axis=(1, 2), keepdims=True))
     away = jnp.where(spread > 1e-6, away / jnp.where(spread > 1e-6, spread, 1), 0)
     found = respond(away, filters(bank))[:, :, ::step, ::step]
-    if bank == "mr8":  # 3 scales of edges, 3 of bars, each in 6 directions; of a filter's two signs either may be taken
+    if bank == "mr8":  # 3 scales of edges, 3 of bars, each in 6 directions; the sign of a filter is arbitrary
         oriented = found[:, :36].reshape(b, 6, _DIRECTIONS, *found.shape[2:])
         strongest = jnp.argmax(jnp.abs(oriented), axis=2, keepdims=True)
         oriented = jnp.take_along_axis(oriented, strongest, axis=2)[:, :, 0]
-        oriented = oriented.at[:, :3].set(jnp.abs(oriented[:, :3]))  # an edge turned by half a turn is minus itself
+        oriented = oriented.at[:, :3].set(jnp.abs(oriented[:, :3]))  # half a turn changes an edge's sign
         found = jnp.concatenate([oriented, found[:, 36:]], axis=1)
     rows, columns = found.shape[2:]
     descriptors = jnp.moveaxis(found, 1, -1).reshape(b, rows * columns, -1)
@@ -83,7 +83,7 @@ def _textons(images: Float[Array, "b h w"], bank: Bank, step: int, weber: bool) 
 
 
 def respond(images: Float[Array, "b h w"], bank: Float[np.ndarray, "k s s"]) -> Float[Array, "b k h w"]:
-    """Convolves images, mirrored beyond their borders, with filters of an odd side, by Fourier transforms."""
+    """Convolves images, mirrored beyond their borders, with filters of odd side, by Fourier transforms."""
     h, w = images.shape[1:]
     reach = bank.shape[-1] // 2
     padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach)), mode="symmetric")

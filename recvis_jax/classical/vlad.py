@@ -1,4 +1,4 @@
-"""VLAD: sums of what descriptors differ from their words."""
+"""VLAD: sums of the differences between descriptors and their words."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ def vlad(*, intra: bool = True, root: bool = False, norm: Norm = "l2") -> Encode
     """Sums the differences between descriptors and their nearest word, word by word.
 
     Args:
-      intra: divides the sum of each word by its length, so that no word outweighs the others.
-      root: takes the signed square root of the sums, before that as VLFeat does.
-      norm: of the whole, at last.
+      intra: divides the sum of each word by its norm, so that no word dominates.
+      root: takes the signed square root of the sums, before `intra`, like VLFeat.
+      norm: of the whole vector, at the end.
 
     Reference: Jegou et al., 2010, "Aggregating local descriptors into a compact image representation"; Arandjelovic
       and Zisserman, 2013, "All about VLAD" (`intra`).
@@ -34,7 +34,7 @@ def vlad(*, intra: bool = True, root: bool = False, norm: Norm = "l2") -> Encode
     ) -> Float[Array, "b D"]:
         codes = jnp.where(keep[..., None], codes, 0)
         centers = words.centers
-        shift = centers.mean(0)  # descriptors that lie far from 0 would lose digits
+        shift = centers.mean(0)  # descriptors far from 0 would lose digits
         sums = jnp.einsum("bnk,bnd->bkd", codes, x - shift, precision=jax.lax.Precision.HIGHEST)
         sums -= codes.sum(1)[..., None] * (centers - shift)
         if intra and root:

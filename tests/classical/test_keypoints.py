@@ -79,7 +79,7 @@ def test_what_cannot_be_is_said_in_a_line(found):
     points, _ = found
     with pytest.raises(BadRequest, match="images of 7 x 30 pixels are too small"):
         keypoints.describe(jnp.zeros((1, 7, 30)), points)
-    with pytest.raises(BadRequest, match="there are 2 images and points of 1"):
+    with pytest.raises(BadRequest, match="there are 2 images, but points of 1"):
         keypoints.describe(jnp.zeros((2, 90, 110)), points)
     with pytest.raises(BadRequest, match="most is 0"):
         keypoints.detect(IMAGE[None], most=0)

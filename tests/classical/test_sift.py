@@ -85,7 +85,7 @@ def test_descriptors_of_low_contrast_are_zeros():
     [
         ((1, 12, 40), {}, "images of 12 x 40 pixels are smaller than a descriptor: .* at least 13 x 13"),
         ((1, 40, 24), dict(bin_size=8), "at least 25 x 25"),
-        ((1, 14, 14), dict(first=2), "from pixel 2 take at least 15 x 15"),
+        ((1, 14, 14), dict(first=2), "from pixel 2 need at least 15 x 15"),
         ((1, 40, 40), dict(step=0), "step is 0"),
         ((1, 40, 40), dict(bin_size=0), "bin_size is 0"),
         ((1, 40, 40), dict(window_size=0.0), "window_size is 0.0"),

@@ -197,9 +197,9 @@ def test_saved_vocabularies_are_checked(tmp_path):
 
 
 BAD = {
-    "fewer descriptors than words": (lambda: kmeans.fit(DIGITS[:4], 5), "4 descriptors cannot make 5 words"),
-    "fewer than components": (lambda: gmm.fit(DIGITS[:4], 5), "4 descriptors cannot make 5"),
-    "from words": (lambda: kmeans.fit(DIGITS[:4], 5, start=DIGITS[:5]), "4 descriptors cannot make 5 words"),
+    "fewer descriptors than words": (lambda: kmeans.fit(DIGITS[:4], 5), "4 descriptors are too few for 5 words"),
+    "fewer than components": (lambda: gmm.fit(DIGITS[:4], 5), "4 descriptors are too few for 5"),
+    "from words": (lambda: kmeans.fit(DIGITS[:4], 5, start=DIGITS[:5]), "4 descriptors are too few for 5 words"),
     "none": (lambda: kmeans.fit(lambda: iter(()), 5), "there are no descriptors to learn from"),
     "none for PCA": (lambda: pca.fit(lambda: iter(()), 5), "there are no descriptors to learn from"),
     "another width": (
@@ -208,16 +208,16 @@ BAD = {
     "another width than the mixture": (
         lambda: gmm.fit(DIGITS, 5, start=gmm.fit(DIGITS[:, :3], 5, passes=1)), "have 64 numbers, the components 3",
     ),
-    "another number": (lambda: kmeans.fit(DIGITS, 5, start=DIGITS[:4]), "5 were asked for"),
+    "another number": (lambda: kmeans.fit(DIGITS, 5, start=DIGITS[:4]), "but k is 5"),
     "widths that change": (
-        lambda: kmeans.fit(lambda: iter([DIGITS, DIGITS[:, :5]]), 5), r"have shape \(1797, 5\); they take \(n, 64\)",
+        lambda: kmeans.fit(lambda: iter([DIGITS, DIGITS[:, :5]]), 5), r"have shape \(1797, 5\); it must be \(n, 64\)",
     ),
-    "no matrix": (lambda: kmeans.fit(DIGITS[0], 5), r"have shape \(64,\); they take \(n, d\)"),
+    "no matrix": (lambda: kmeans.fit(DIGITS[0], 5), r"have shape \(64,\); it must be \(n, d\)"),
     "not finite": (lambda: kmeans.fit(np.full((9, 2), np.nan), 5), "not all finite"),
     "no word": (lambda: kmeans.fit(DIGITS, 0), "k is 0"),
     "many components": (lambda: pca.fit(DIGITS, 65), "there are from 1 to 64"),
     "another width than the components": (
-        lambda: pca.project(pca.fit(DIGITS, 5), jnp.ones((2, 3))), "have 3 numbers, the components are of 64",
+        lambda: pca.project(pca.fit(DIGITS, 5), jnp.ones((2, 3))), "have 3 numbers, the components 64",
     ),
 }  # fmt: skip
 
