@@ -1,4 +1,4 @@
-"""Images that a trained model draws, or completes."""
+"""Images that a trained model draws or completes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,26 +24,26 @@ def draw(
     top_p: float = 1.0,
     say: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, np.ndarray]:
-    """Returns images that a model of pixels draws, in [0, 1].
+    """Returns images in [0, 1] drawn by a model of pixels.
 
     Args:
-      run: one whose task generates.
-      params, model_state: what it learned.
+      run: with a task that generates.
+      params, model_state: of the trained model.
       number: of images.
-      seed: an image depends on it and on its own number alone.
-      split: the images of which the upper halves are kept, in order; None draws whole images.
+      seed: an image depends only on the seed and its own number.
+      split: images whose upper halves are kept, in order; None draws whole images.
       batch_size: images drawn at a time.
       temperature, top_k, top_p: see `generation.sample`.
-      say: is told (what, images done, images in all).
+      say: called with (what, images done, total).
 
     Returns:
-      `images` (n h w c), and `originals` and `given`, with grey where pixels were drawn, of a split.
+      `images` (n h w c); with a split also `originals` and `given`, in which drawn pixels are grey.
 
     Raises:
       BadRequest: the run's task does not generate, or the split has fewer images.
     """
     if run.task.generate is None:
-        raise errors.BadRequest(f"{type(run.model).__name__} of this run generates nothing: its task is not 'pixels'.")
+        raise errors.BadRequest(f"{type(run.model).__name__} of this run cannot generate: its task is not 'pixels'.")
     originals = None if split is None else _images(run, split, number)
     options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     known = None
@@ -58,7 +58,7 @@ def draw(
 
     size, out = min(batch_size, number), []
     for first in range(0, number, size):
-        numbers = jnp.arange(first, first + size)  # of one shape, so that there is one program
+        numbers = jnp.arange(first, first + size)  # always the same shape, so that there is one program
         image = None if originals is None else jnp.asarray(originals[np.minimum(numbers, number - 1)])
         out.append(np.asarray(some(generation.keys(seed, numbers), image)))
         say("drawing", min(number, first + size), number)
@@ -70,7 +70,7 @@ def draw(
 
 
 def _images(run: build.Run, split: str, number: int) -> np.ndarray:
-    """Returns the first images of a split as the model is given them."""
+    """Returns the first images of a split as input of the model."""
     source = trained.open_named(run.data, trained.canonical(split))
     if source.length < number:
         raise errors.BadRequest(f"{errors.printable(source.name)} has {source.length:,} images, not {number:,}.")

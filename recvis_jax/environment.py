@@ -1,4 +1,4 @@
-"""On what and by what a run was made: command, commit, versions and machine of each of its lives."""
+"""How a run was made: command, commit, versions and machine of each of its lives (from a start to the next stop)."""
 
 import datetime
 import os
@@ -13,11 +13,11 @@ from recvis_jax import errors, reading
 from recvis_jax.training import log
 
 FILE = "environment.json"
-_MOST = 50  # lives that are kept: the first, and the last ones
+_MOST = 50  # lives that are kept: the first one and the last ones
 
 
 def note(folder: Path) -> None:
-    """Adds this process to the lives of the run in `folder`; a record that is damaged is begun anew.
+    """Adds this process to the lives of the run in `folder`; a damaged record is replaced by a new one.
 
     Raises:
       Failure: it cannot be written.
@@ -31,7 +31,7 @@ def note(folder: Path) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Returns what `here` said in each life of a run, oldest first; nothing for a run of an earlier version.
+    """Returns what `here` recorded in each life of a run, oldest first; nothing for runs of earlier versions.
 
     Raises:
       BadRequest: the record is damaged.
@@ -46,7 +46,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def here() -> dict[str, Any]:
-    """Returns what is to be said of this process; JAX must have been started."""
+    """Returns the facts about this process; JAX must have been started."""
     import jax
 
     devices = jax.devices()
@@ -66,7 +66,7 @@ def here() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line of a program of ours; empty where another program, as a notebook, calls us."""
+    """The command line of one of our programs; empty if another program, such as a notebook, calls us."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     name = getattr(spec, "name", "") or ""
     ours = name.startswith(("recvis_jax.", "launch."))
@@ -74,9 +74,9 @@ def _command() -> str:
 
 
 def _commit() -> str:
-    """The commit of a checkout of this project that is run from, with a + where files differ from it; else empty."""
+    """The commit of the project's checkout, with a + if files differ from it; empty if there is no checkout."""
     root = Path(recvis_jax.__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # an installed package, perhaps inside somebody else's repository
+    if not (root / ".git").exists():  # an installed package, possibly inside another repository
         return ""
 
     def git(*words: str) -> str:

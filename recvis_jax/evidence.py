@@ -1,4 +1,4 @@
-"""What is known of a run: its records, and where its data are there, what its model says of them and how they look."""
+"""What is known of a run: its records and, if its data are available, its predictions and the look of its images."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import diagnosis, outcomes
 from recvis_jax.training import log
 
-EXAMPLES = 10_000  # of a split that are predicted
-_COMPARED = 10_000  # training images that are compared with validation images, at most
-_ASKED = 2_000  # training images that are predicted, and validation images that are compared, at most
+EXAMPLES = 10_000  # of a split that are predicted, at most
+_COMPARED = 10_000  # training images compared with validation images, at most
+_ASKED = 2_000  # training images predicted, and validation images compared, at most
 _CHUNK = 256  # images read at a time
 
 Say = Callable[[str, int, int], None]
@@ -31,9 +31,9 @@ class Records(NamedTuple):
     Attributes:
       folder: of the run.
       config: its config.
-      info: what it knows of its data; None for a run of an earlier version.
-      records: of `metrics.jsonl`.
-      summary: of `summary.json`, empty for a run that has not ended.
+      info: its record of its data; None for runs of earlier versions.
+      records: lines of `metrics.jsonl`.
+      summary: content of `summary.json`, empty for a run that has not ended.
       lives: see `environment`.
     """
 
@@ -46,13 +46,13 @@ class Records(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Examples of a split, and what the model says of them.
+    """Examples of a split, and the model's predictions of them.
 
     Attributes:
       name: "train", "val" or "test".
-      source: where they are read.
-      places: of the examples in the source (n).
-      outcomes: of them.
+      source: where they are read from.
+      places: indices of the examples in the source (n).
+      outcomes: of the examples.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass
 class Seen:
-    """What was seen beyond the files.
+    """What was found besides the files.
 
     Attributes:
-      missing: the sentence that says why nothing was, empty where something was.
+      missing: the reason why there is nothing; empty if there is something.
       model: the checkpoint.
       splits: by name.
-      pictures: how the images compare.
-      counts: examples of each class by split, in what was read.
+      pictures: the comparison of the images.
+      counts: number of examples read of each class, by split.
     """
 
     missing: str = ""
@@ -84,7 +84,7 @@ def read(folder: Path) -> Records:
     """Reads the files of a run.
 
     Raises:
-      BadRequest: it is no run's folder, or a file is damaged.
+      BadRequest: it is not the folder of a run, or a file is damaged.
     """
     config = trained.read_config(folder)
     recorded = data_info.read(folder)
@@ -100,28 +100,28 @@ def read(folder: Path) -> Records:
 
 
 def _placed(record: dict[str, Any]) -> bool:
-    """Whether a record is of a step that arrays can hold."""
+    """Whether a record has a step that arrays can hold."""
     return 0 <= record["step"] < 2**53
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what is neither text nor a number that arrays can hold."""
+    """Leaves out values that are neither text nor numbers that arrays can hold."""
     return {name: value for name, value in record.items() if isinstance(value, str) or is_number(value)}
 
 
 def look(model: trained.Trained, data: Data, examples: int = EXAMPLES, say: Say = lambda *_: None) -> Seen:
-    """Looks at the data of a classifier and at what it says of them.
+    """Computes the predictions of a classifier on its data, and compares the images of its splits.
 
     Args:
       model: the checkpoint.
       data: of the run.
-      examples: of the split that is reported, at most: validation, or test where there is none; spread evenly over it.
-        Of few no more than twice as many training images are compared with them.
-      say: is told (what, how much is done, how much there is).
+      examples: maximum number of examples of the reported split (validation, or test if there is none), spread evenly
+        over it. At most twice as many training images are compared with them.
+      say: called with (what, done, total).
     """
     seen = Seen(model=model)
     if not data.info.num_classes or data.info.multi_label or model.run.task.gives == "other":
-        seen.missing = "Single predictions are shown of classifiers of one class an image."
+        seen.missing = "Single predictions are only shown for classifiers with one class per image."
         return seen
     there = {name: source for name in ("val", "train", "test") if (source := _open(data, name)) is not None}
     if "val" in there:
@@ -147,7 +147,7 @@ def _open(data: Data, name: str) -> Source | None:
     try:
         return data.named(name)
     except errors.BadRequest as e:
-        if name == "test":  # of which configs name one that need not be there
+        if name == "test":  # configs may name a test split that does not exist
             return None
         raise e
 
@@ -169,7 +169,7 @@ def _make_predict(model: trained.Trained) -> Callable[[Any, Any, dict], Any]:
 
 
 def _looks(source: Source, places: np.ndarray, what: str, say: Say) -> tuple[similar.Looks, np.ndarray]:
-    """Reads images chunk by chunk, and returns what they look like and their classes."""
+    """Reads images chunk by chunk, and returns their looks and their classes."""
     parts, labels = [], []
     for start in range(0, len(places), _CHUNK):
         rows = source.read(places[start : start + _CHUNK])
@@ -182,7 +182,7 @@ def _looks(source: Source, places: np.ndarray, what: str, say: Say) -> tuple[sim
 def _compare(
     train: Source, val: Source, num_classes: int, most: tuple[int, int], counts: dict[str, np.ndarray], say: Say
 ) -> diagnosis.Pictures:
-    """Compares validation images with training images, which are drawn by a seed so that a few are like all."""
+    """Compares validation images with training images, which are drawn at random so that they represent all."""
 
     def places(source: Source, most: int) -> np.ndarray:
         if source.length <= most:
@@ -198,7 +198,7 @@ def _compare(
     found, own_found = similar.neighbours(mine, there), similar.neighbours(own, there, itself=True)
     copied = similar.copies(mine, there)
     near = similar.near_copies(mine, there, found) >= 0
-    new = ~near  # a copy has the class of its copy, and no distance
+    new = ~near  # copies share their class and have no distance
     spread = np.maximum(there.light.std(0), 1e-3)
     darker, flatter = (mine.light.mean(0) - there.light.mean(0)) / spread
     alike = similar.vote(found, there_labels, num_classes) == mine_labels
@@ -218,12 +218,12 @@ def _compare(
 
 
 def images(split: Split, chosen: Sequence[int]) -> list[np.ndarray]:
-    """Reads the images of examples, by their number in `split.outcomes`."""
+    """Reads the images of examples, by their index in `split.outcomes`."""
     return [row["image"] for row in split.source.read(split.places[list(chosen)])] if chosen else []
 
 
 def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
-    """Puts together what a diagnosis is made of."""
+    """Collects the evidence for a diagnosis."""
     known, config = records.info, records.config
     classes = known.num_classes if known and not known.multi_label else 0
     train, val = (_curve(records.records, split) for split in ("train", "val"))
@@ -287,7 +287,7 @@ def _softmax(config: dict[str, Any]) -> bool:
 
 
 def _test(records: Records, examples: int) -> diagnosis.Measured | None:
-    """Test accuracy of the checkpoint that is kept, as the summary has it."""
+    """Test accuracy of the kept checkpoint, from the summary."""
     for which in ("best", "final"):
         found = records.summary.get(which)
         values = found.get("test") if isinstance(found, dict) else None

@@ -3,8 +3,8 @@
   python -m recvis_jax.generate --workdir=runs/pixels --number=16 --temperature=0.9
   python -m recvis_jax.generate --workdir=runs/pixels --complete --split=test --number=8
 
-Writes generated.npz (`images` (n h w 1) in [0, 1], beside them `originals` where they were completed) and a figure
-generated.png to the run's folder, or to --out. An image depends on --seed and its number alone.
+Writes generated.npz (`images` (n h w 1) in [0, 1], and `originals` if images are completed) and the figure
+generated.png to the run's folder, or to --out. An image depends only on --seed and its number.
 """
 
 from pathlib import Path
@@ -20,13 +20,13 @@ def define_flags() -> None:
     """Defines the flags of this program."""
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("checkpoint", None, "best, last or a step. By default the best, or the last.")
-    flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
-    flags.DEFINE_integer("number", 16, "How many images.", 1)
-    flags.DEFINE_integer("batch_size", 64, "Images drawn at a time; changes nothing but time and memory.", 1)
-    flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-    flags.DEFINE_float("temperature", 1.0, "Scores are divided by it; 0 takes the likeliest.", 0.0)
-    flags.DEFINE_integer("top_k", 0, "Draws from so many likeliest tokens; 0 for all.", 0)
-    flags.DEFINE_float("top_p", 1.0, "Draws from the likeliest tokens that have this probability together.", 0.0, 1.0)
+    flags.DEFINE_string("out", None, "Output folder; by default that of the run.")
+    flags.DEFINE_integer("number", 16, "Number of images.", 1)
+    flags.DEFINE_integer("batch_size", 64, "Images drawn at a time; only affects time and memory.", 1)
+    flags.DEFINE_integer("seed", 0, "Seed of the draws.")
+    flags.DEFINE_float("temperature", 1.0, "Divisor of the scores; 0 takes the most probable token.", 0.0)
+    flags.DEFINE_integer("top_k", 0, "Number of most probable tokens to draw from; 0 for all.", 0)
+    flags.DEFINE_float("top_p", 1.0, "Draws from the most probable tokens with this total probability.", 0.0, 1.0)
     flags.DEFINE_bool("complete", False, "Keeps the upper halves of a split's images.")
     flags.DEFINE_string("split", None, "Of --complete: train, val, test or a split expression; by default test.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
@@ -37,9 +37,9 @@ def main(argv: list[str]) -> None:
     if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing: the folder of a run that predicts pixels.")
     if FLAGS.split and not FLAGS.complete:
-        raise errors.BadRequest("--split names the images of --complete; images that are drawn need none.")
+        raise errors.BadRequest("--split is only for --complete; drawn images need no split.")
     if not FLAGS.top_p:
-        raise errors.BadRequest("--top_p=0 leaves no token; it is above 0.")
+        raise errors.BadRequest("--top_p=0 leaves no token; it must be above 0.")
     cli.start_jax(FLAGS.compile_cache)
     import numpy as np
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     model, folder = trained.open_either(FLAGS.workdir, None, None, FLAGS.checkpoint)
     out = Path(FLAGS.out).expanduser() if FLAGS.out else folder
     if not out.is_dir():
-        raise errors.BadRequest(f"--out={errors.printable(out)}: there is no such folder.")
+        raise errors.BadRequest(f"--out={errors.printable(out)}: the folder does not exist.")
     found = drawing.draw(
         model.run, model.params, model.model_state, FLAGS.number, FLAGS.seed,
         split=(FLAGS.split or "test") if FLAGS.complete else None, batch_size=FLAGS.batch_size,

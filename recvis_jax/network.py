@@ -1,4 +1,4 @@
-"""A network that can be asked: a run of our own or published weights, with what it takes to give it images."""
+"""A network ready for use: one of our runs or published weights, with the preparation of its images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from recvis_jax.pretrained import preprocessing
 
 
 class Network(NamedTuple):
-    """A network on images as people have them.
+    """A network with the preparation of image files.
 
     Attributes:
       name: of the model.
       apply: (variables, images in [0, 1] (b h w c)) -> (output, acts).
       variables: its variables.
       image_shape: (h, w, c) of its images.
-      prepare: path of an image file -> uint8 (h w c), as large as the network wants it.
+      prepare: path of an image file -> uint8 (h w c), in the network's size.
       classes: names of the classes; may be empty.
-      origin: where the weights are from, in words.
-      trained: the run's model, with its data; None of published weights.
+      origin: description of where the weights come from.
+      trained: the run's model, with its data; None for published weights.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Network(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Published weights in a model of ours, and how their images are prepared."""
+    """Published weights in one of our models, and the preparation of their images."""
 
     model: Any
     variables: Any
@@ -58,13 +58,13 @@ def published(
     Args:
       name: one of our models, or library/name.
       weights: file, or hf://owner/repo[/file].
-      size: rows and columns of the images, where they are not those of the weights.
-      statistics: mean and deviation by name, likewise.
-      num_classes: outputs of the model, likewise.
-      of_classes: whether it is to predict classes.
+      size: rows and columns of the images, if different from those of the weights.
+      statistics: name of mean and deviation, if different from those of the weights.
+      num_classes: number of outputs, if different from that of the weights.
+      of_classes: whether it must predict classes.
 
     Raises:
-      BadRequest: an unknown model, one without a head where it is to have one, or weights that do not fit.
+      BadRequest: an unknown model, a model without a required head, or weights that do not fit.
     """
     library, _, theirs = name.rpartition("/")
     how = preprocessing.of(library, theirs)._replace(**({"size": size} if size else {}))
@@ -86,7 +86,7 @@ def published(
 
 
 def of_published(name: str, weights: str, size: int | None = None) -> Network:
-    """Returns published weights as a network; arguments as of `published`."""
+    """Returns published weights as a network; for the arguments see `published`."""
     model, variables, how = published(name, weights, size)
     shape = (how.size, how.size, 3)
 
@@ -98,7 +98,7 @@ def of_published(name: str, weights: str, size: int | None = None) -> Network:
 
 
 def of_run(folder: Path, which: str | None = None) -> Network:
-    """Returns a checkpoint of a run as a network: the best, or the last without validation, unless one is named."""
+    """Returns a checkpoint of a run as a network: by default the best, or the last if there is no validation."""
     config = trained.read_config(folder)
     found = trained.of_run(folder, config, which)
     data, model = found.run.data, found.run.model

@@ -1,4 +1,4 @@
-"""Writes the page of a run, or of several: what is known of each, put into words and pictures."""
+"""Writes the page of one or more runs: what is known of each, in words and pictures."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ FILE = "report.html"
 _PICTURES = 12  # of a group of predictions
 _MOST_RUNS = 50
 _GROUPS = (
-    ("Worst", outcomes.worst, "The examples whose true class got the lowest probability: wrong labels are often here."),
-    ("Most confident and wrong", outcomes.confident, "Wrong predictions of the highest probability."),
+    ("Worst", outcomes.worst, "The examples with the lowest probability of the true class: often with wrong labels."),
+    ("Most confident and wrong", outcomes.confident, "Wrong predictions with the highest probability."),
     ("Random", outcomes.drawn, "Examples drawn at random, always the same ones."),
 )
 
@@ -31,21 +31,21 @@ def of_runs(
     examples: int = evidence.EXAMPLES,
     say: evidence.Say = lambda *_: None,
 ) -> str:
-    """Returns the page of runs; what needs data that are not there is left out, and said.
+    """Returns the page of runs; parts that need missing data are left out, with a note.
 
     Args:
       folders: of the runs.
       checkpoint: "best", "last" or a step; None for the best, or the last of a run without validation.
-      data_dir: where the data lie, if not where the runs had them.
-      examples: of a split whose predictions are looked at.
-      say: is told (what, how much is done, how much there is).
+      data_dir: the folder of the data, if not the one that the runs used.
+      examples: maximum number of examples of a split for predictions.
+      say: called with (what, done, total).
 
     Raises:
-      BadRequest: one is no run's folder, or damaged; or there are too many.
+      BadRequest: a folder is not that of a run, or is damaged; or there are too many.
     """
     if len(folders) > _MOST_RUNS:
         raise errors.BadRequest(f"{len(folders)} runs are given; a page shows at most {_MOST_RUNS}.")
-    records = [evidence.read(folder) for folder in folders]  # all that can be refused is refused first
+    records = [evidence.read(folder) for folder in folders]  # errors come before any work
     runs = []
     for found, name in zip(records, _names(folders), strict=True):
         seen = _look(found, checkpoint, data_dir, examples, say)
@@ -56,11 +56,11 @@ def of_runs(
 def of_run(
     folder: Path, model: trained.Trained | None, data: Data | None, examples: int = evidence.EXAMPLES
 ) -> tuple[str, diagnosis.Finding]:
-    """Returns the page of a run whose model and data are at hand, and the headline of its diagnosis.
+    """Returns the page of a run whose model and data are already open, and the headline of its diagnosis.
 
     Args:
       folder: of the run.
-      model, data: None where there is none, as of a run that failed.
+      model, data: None if there are none, such as for a failed run.
       examples: see `of_runs`.
     """
     found = evidence.read(folder)
@@ -68,7 +68,7 @@ def of_run(
         seen = evidence.look(model, data, examples)
     else:
         command = errors.command("python", "-m", "recvis_jax.report", folder.name)
-        seen = evidence.Seen(missing=f"Predictions were not looked at; {command} does.", model=model)
+        seen = evidence.Seen(missing=f"Predictions were not computed; {command} does that.", model=model)
     return run_page.document([content(found, seen, folder.name)]), diagnosis.diagnose(evidence.of_run(found, seen))[0]
 
 
@@ -82,7 +82,7 @@ def write(page: str, path: Path) -> None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Returns the shortest ends of the folders' paths that tell them apart."""
+    """Returns the shortest ends of the folders' paths that are different."""
     for length in range(1, 1 + max(len(f.parts) for f in folders)):
         names = ["/".join(f.parts[-length:]) for f in folders]
         if len(set(names)) == len(folders):
@@ -93,7 +93,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _look(
     found: evidence.Records, checkpoint: str | None, data_dir: str | None, examples: int, say: evidence.Say
 ) -> evidence.Seen:
-    """Opens the model and the data as far as they are there."""
+    """Opens the model and the data as far as available."""
     config = found.config
     if data_dir and isinstance(config.get("data"), dict):
         config = {**config, "data": {**config["data"], "data_dir": data_dir}}
@@ -102,19 +102,19 @@ def _look(
     except errors.BadRequest as e:
         if checkpoint:
             raise
-        return evidence.Seen(missing=f"There is no model to look at: {e}")
+        return evidence.Seen(missing=f"There is no model: {e}")
     try:
         return evidence.look(model, model.run.data, examples, say)
-    except (errors.BadRequest, errors.Failure) as e:  # data that are not there, or not what they were
-        return evidence.Seen(missing=f"The data are not at hand, so no predictions are shown: {e}", model=model)
+    except (errors.BadRequest, errors.Failure) as e:  # missing or changed data
+        return evidence.Seen(missing=f"The data are not available, so no predictions are shown: {e}", model=model)
 
 
 def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page.Content:
-    """Returns what a page shows of a run.
+    """Returns the content of a run's page.
 
     Args:
       found: its files.
-      seen: what was seen beyond them.
+      seen: what was found besides the files.
       name: of the run.
     """
     known = evidence.of_run(found, seen)
@@ -144,7 +144,7 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
 
 
 def _limits(known: diagnosis.Evidence, shown: evidence.Split | None) -> list[str]:
-    """Sentences on what the diagnosis could not see."""
+    """Sentences on the limits of the diagnosis."""
     out = []
     if shown and len(shown.places) < shown.source.length:
         out.append(
@@ -152,9 +152,9 @@ def _limits(known: diagnosis.Evidence, shown: evidence.Split | None) -> list[str
             "evenly."
         )
     if known.pictures is None and len(known.val.steps):
-        out.append("Images were not compared: shared or shuffled ones would not be noticed.")
+        out.append("Images were not compared: shared images or shuffled labels would not be noticed.")
     if known.clean_train is None and len(known.train.steps) and known.classes:
-        out.append("Training accuracy is as recorded in training, with augmentation and dropout where there are any.")
+        out.append("Training accuracy was recorded during training, with any augmentation and dropout.")
     return out
 
 
@@ -178,7 +178,7 @@ _SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def _confusion(found: evidence.Records, shown: evidence.Split | None) -> tuple[np.ndarray | None, str]:
-    """Counts of what was predicted just now, else of what `evaluate` left in the summary."""
+    """Counts from predictions made just now, or else from what `evaluate` wrote to the summary."""
     classes = found.info.num_classes if found.info else 0
     if shown:
         of = f"{len(shown.places):,} {_SPLITS[shown.name]} examples"
@@ -215,7 +215,7 @@ def _shown(name: str, value: float, examples: int) -> str:
 
 def _facts(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
     model = found.config.get("model")
-    out = [("model", str(model.get("name", "")) if isinstance(model, dict) else "one of its author's own")]
+    out = [("model", str(model.get("name", "")) if isinstance(model, dict) else "the author's own")]
     if found.info:
         out.append(("data", found.info.name))
     for (split, name), by in _values(found).items():
@@ -226,9 +226,9 @@ def _facts(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Se
         for name, looked in seen.splits.items():
             out.append((f"{_SPLITS[name]} accuracy, checkpoint", f"{100 * looked.outcomes.accuracy:.2f} %"))
     elif "train" in seen.splits:
-        out.append(("training accuracy, in evaluation", f"{100 * seen.splits['train'].outcomes.accuracy:.2f} %"))
+        out.append(("training accuracy, in evaluation mode", f"{100 * seen.splits['train'].outcomes.accuracy:.2f} %"))
     if seen.model:
-        out.append(("checkpoint looked at", f"{seen.model.name}, step {seen.model.step:,}"))
+        out.append(("checkpoint shown", f"{seen.model.name}, step {seen.model.step:,}"))
     done, planned = known.steps
     ended = f", {known.ended}" if known.ended else ""
     out.append(("steps", f"{done:,}{f' of {planned:,}' if planned > done else ''}{ended}"))
@@ -238,7 +238,7 @@ def _facts(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Se
 
 
 def _values(found: evidence.Records) -> dict[tuple[str, str], dict[str, str]]:
-    """Returns (split, metric) -> {"best" or "final": value as text} of a run's summary; `BadRequest` where damaged."""
+    """Returns (split, metric) -> {"best" or "final": value as text} of a run's summary; `BadRequest` if damaged."""
     out: dict[tuple[str, str], dict[str, str]] = {}
     for which in ("best", "final"):
         for split in ("val", "test"):
@@ -266,29 +266,29 @@ def _numbers(found: evidence.Records) -> list[tuple[str, ...]]:
 
 
 def _cost(found: evidence.Records, known: diagnosis.Evidence, macs: int) -> list[tuple[str, str]]:
-    """How fast the training was and what it took; `macs` are multiplications of an image, 0 where not known."""
+    """Speed and cost of the training; `macs` are multiplications per image, 0 if unknown."""
     speeds, times = (_positive(found.records, name) for name in ("images_per_second", "seconds"))
     out = []
     if speeds:
         out.append(
-            ("training images a second", f"{np.median(speeds):,.0f} (median), {min(speeds):,.0f} to {max(speeds):,.0f}")
+            ("training images / second", f"{np.median(speeds):,.0f} (median), {min(speeds):,.0f} to {max(speeds):,.0f}")
         )
     if times:
-        out.append(("time of training, evaluation included", _duration(max(times))))
+        out.append(("time of training, including evaluation", _duration(max(times))))
     batch = found.config.get("batch_size") or 128
     images = known.steps[0] * batch if evidence.is_number(batch) else 0
     if images:
         epochs = f", {images / known.train_examples:.3g} epochs" if known.train_examples else ""
         out.append(("training images seen", f"{images:,}{epochs}"))
     if macs:
-        out.append(("multiplications of an image, forward", f"{macs:,}"))
+        out.append(("multiplications per image, forward", f"{macs:,}"))
         if images:
-            out.append(("arithmetic of the training, 6 FLOPs each", f"{_scaled(6 * macs * images)}FLOPs"))
+            out.append(("operations of the training, 6 FLOPs each", f"{_scaled(6 * macs * images)}FLOPs"))
     return out
 
 
 def _positive(records: Sequence[dict[str, Any]], name: str) -> list[float]:
-    """Returns the values of a record that a clock may have given."""
+    """Returns the positive values of an entry, as a clock gives them."""
     values = (r[name] for r in records if evidence.is_number(r.get(name)))
     return [float(v) for v in values if 0 <= v < 1e12]
 
@@ -302,7 +302,7 @@ def _layers(model: trained.Trained) -> list[structure.Layer]:
 
 
 def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[tuple[str, str, list[np.ndarray]]]:
-    """Pictures of the first layer's weights, where these are pictures."""
+    """Pictures of the first layer's weights, if they can be shown as pictures."""
     flat = trees.flatten(model.params)
     first = next((layer.name for layer in layers if layer.parameters), "")
     kernel = flat.get(f"{first}/kernel".removeprefix("(model)/"))

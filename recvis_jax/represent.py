@@ -1,8 +1,8 @@
-"""Runs that are learnt without gradients: a vocabulary from descriptors, then a linear classifier on what it encodes.
+"""Runs that are learnt without gradients: a vocabulary from descriptors, then a linear classifier on the encodings.
 
-The result is a run like any other: `evaluate`, `features`, `probe`, `predict` and `describe` read it. What is learnt on
-the way is kept in its folder, `vocabulary/` after every pass and `features/` of the training images, so that the same
-command, given again, goes on where it was stopped.
+The result is a run like any other: `evaluate`, `features`, `probe`, `predict` and `describe` read it. Intermediate
+results are kept in its folder, `vocabulary/` after every pass and `features/` of the training images, so the same
+command continues an interrupted run.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,25 +23,25 @@ from recvis_jax.models import BagOfWords
 from recvis_jax.training import distributed, optim, workdir
 from recvis_jax.vis import plot, vocabulary
 
-SECTION = "learn"  # of a config: that it has one says that its run is learnt here
+SECTION = "learn"  # of a config; a config with this section is learnt here
 Say = Callable[[str, int, int], None]
 
-_REMEMBERED = 2**31  # bytes of descriptors that are kept from one pass to the next; of more, images are read again
-_PICTURED = 500  # images that patches are sought in
+_REMEMBERED = 2**31  # bytes of descriptors kept between passes; beyond that, images are read again
+_PICTURED = 500  # images that are searched for patches
 _BARS = 512
-_SCALES = tuple(np.geomspace(0.05, 50, 121))  # tried of decision values, so that they become logits
+_SCALES = tuple(np.geomspace(0.05, 50, 121))  # factors tried to turn decision values into logits
 
 
 class Plan(NamedTuple):
-    """How a run is learnt; the keys of a config's section `learn`.
+    """The learning of a run; the keys of a config's section `learn`.
 
     Attributes:
-      images: training images whose descriptors teach the vocabulary, drawn by the seed; 0 for all.
-      per_image: descriptors of each, drawn likewise; 0 for all.
-      passes: of k-means, and of expectation maximisation, at most.
+      images: number of training images for learning the vocabulary, drawn with the seed; 0 for all.
+      per_image: number of descriptors of each, drawn with the seed; 0 for all.
+      passes: maximum number of passes of k-means and of expectation maximisation.
       mini_batch: k-means moves words after every block of descriptors, for vocabularies of many thousand words.
-      mirrored: the classifier also learns from mirror images.
-      classifier: "svm", or "none" for features alone: `probe` then says how good they are.
+      mirrored: the classifier also learns from mirrored images.
+      classifier: "svm", or "none" for features alone, which `probe` can measure.
     """
 
     images: int = 3000
@@ -55,22 +55,22 @@ class Plan(NamedTuple):
 def open_learnt(
     config: dict[str, Any], folder: str | Path, *, say: Say = lambda what, done, total: None
 ) -> trained.Trained:
-    """Returns the run of a config with a section `learn`: the one in `folder`, or else it is learnt there now.
+    """Returns the run of a config with a section `learn`: the one in `folder`, or a new one that is learnt there.
 
     Args:
-      config: `data`, `model`, `learn`, and perhaps `task`, `seed`, `batch_size` (images computed at a time).
+      config: `data`, `model`, `learn`, and optionally `task`, `seed`, `batch_size` (images computed at a time).
       folder: of the run.
-      say: is told (what is done, how much of it, how much in all).
+      say: called with (what, done, total).
 
     Raises:
-      BadRequest: the folder is another run's, an unknown key, fewer descriptors than words.
+      BadRequest: the folder belongs to another run, an unknown key, fewer descriptors than words.
     """
     errors.check_kwargs(Plan, config[SECTION], f"config.{SECTION}")
     keys = ("data", "model", "task", "seed", "batch_size", SECTION)
     if unknown := sorted({*config} - {*keys}):
-        raise errors.BadRequest(f"unknown key config.{unknown[0]}; a run that is learnt takes {', '.join(keys)}.")
+        raise errors.BadRequest(f"unknown key config.{unknown[0]}; a run with 'learn' takes {', '.join(keys)}.")
     if jax.process_count() > 1:
-        raise errors.BadRequest("vocabularies are learnt by one process: leave out --num_processes.")
+        raise errors.BadRequest("vocabularies are learnt by a single process: leave out --num_processes.")
     whole = workdir.absolute({"seed": 0, "batch_size": 256, **config, "steps": 1, "optim": build.OWN})
     home = workdir.Workdir(str(folder), whole, configs.differences)
     if home.old is not None:
@@ -93,20 +93,20 @@ def open_either(
     which: str | None,
     say: Say = lambda what, done, total: None,
 ) -> tuple[trained.Trained, Path]:
-    """Opens what `trained.open_either` does, and learns the run of a config with a section `learn`."""
+    """Like `trained.open_either`, but also learns the run of a config with a section `learn`."""
     if workdir is not None or config is None or SECTION not in config:
         return trained.open_either(workdir, config, out, which)
     if out is None:
-        raise errors.BadRequest("with --config, --out=FOLDER says where the run goes, as --out=runs/fisher.")
+        raise errors.BadRequest("with --config, give the folder for the run, such as --out=runs/fisher.")
     if which not in (None, "best", "last"):
         raise errors.BadRequest(
-            f"--checkpoint={errors.brief(which)}: a run that is learnt has one state only, the best."
+            f"--checkpoint={errors.brief(which)}: a run that is learnt without gradients has only one state, the best."
         )
     return open_learnt(config, out, say=say), Path(out).expanduser().absolute()
 
 
 def make_run(config: dict[str, Any]) -> build.Run:
-    """Builds the run of a config, unlearnt: data, model, and the task by which it is evaluated.
+    """Builds the run of a config before learning: data, model, and the task for evaluation.
 
     Raises:
       BadRequest: an unknown key, name or value.
@@ -116,7 +116,7 @@ def make_run(config: dict[str, Any]) -> build.Run:
     errors.check_kwargs(build.open_data, config["data"], "config.data", given=("recorded",))
     data = build.open_data(**config["data"])
     if not data.info.num_classes:
-        raise errors.BadRequest(f"{data.info.name} has no classes, which a bag of words is to tell apart.")
+        raise errors.BadRequest(f"{data.info.name} has no classes, but a bag of words is a classifier.")
     model = build.make_model(data, **config["model"])
     if not isinstance(model, BagOfWords):
         raise errors.BadRequest(f"config.model.name is {errors.shown(config['model']['name'])}; it takes bag_of_words.")
@@ -132,7 +132,7 @@ def make_run(config: dict[str, Any]) -> build.Run:
 
 
 def _learnt(run: build.Run, plan: Plan, folder: Path, say: Say) -> tuple[Any, Any]:
-    """Returns the run's variables with the learnt vocabulary, and a classifier that is none yet."""
+    """Returns the run's variables with the learnt vocabulary, and a classifier that is not learnt yet."""
     state = run.create()
     params, model_state = state.evaluated
     if run.model.encoder is not None:
@@ -143,16 +143,16 @@ def _learnt(run: build.Run, plan: Plan, folder: Path, say: Say) -> tuple[Any, An
 
 
 def learn_vocabulary(run: build.Run, plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
-    """Learns components and words from the training images' descriptors; arrays by name, as the model has them.
+    """Learns components and words from the training images' descriptors; returns the model's arrays by name.
 
     Args:
       run: of a `BagOfWords`.
       plan: see `Plan`.
-      folder: where the state is kept after every pass, and taken from.
-      say: is told (what is done, how much of it, how much in all).
+      folder: where the state is saved after every pass, and loaded from.
+      say: called with (what, done, total).
 
     Raises:
-      BadRequest: fewer descriptors than words, or a folder with what was learnt otherwise.
+      BadRequest: fewer descriptors than words, or a folder with results of different settings.
     """
     model, source = run.model, run.data.train
     assert isinstance(model, BagOfWords) and source is not None
@@ -180,7 +180,7 @@ def learn_vocabulary(run: build.Run, plan: Plan, folder: Path, say: Say) -> dict
             yield np.asarray(prepare(block))[real]
 
     learns = model.make_encoder().learns
-    # A mixture begins with words that ten passes have moved.
+    # A mixture starts from words after ten passes.
     about |= {"xy": model.xy, "words": model.words, "passes": plan.passes, "mini_batch": plan.mini_batch}
     passes = plan.passes if learns == "words" else min(10, plan.passes)
     words = _fit(
@@ -198,7 +198,7 @@ def _fit(
     fit: Callable[..., Any], kind: Any, path: Path, about: dict[str, Any], read: Any, k: int, passes: int, say: Say,
     words: Any = None, **kw: Any,
 ) -> Any:  # fmt: skip
-    """Learns words or a mixture, from where an interrupted learning was."""
+    """Learns words or a mixture, and continues interrupted learning."""
     what = f"passes for the {path.stem}"
 
     def keep(state: Any) -> None:
@@ -210,16 +210,16 @@ def _fit(
 
 
 def pictures(model: trained.Trained, folder: Path, words: int = 16, patches: int = 10) -> bool:
-    """Draws the patches of training images that are nearest to each word, `words.png`, and what images are encoded to.
+    """Draws the patches of training images nearest to each word (`words.png`), and encodings (`histograms.png`).
 
     Args:
       model: of a `BagOfWords` with an encoder.
-      folder: where `words.png` and `histograms.png` go; they are replaced.
-      words: how many, spread over the vocabulary.
-      patches: of each word, each of another image.
+      folder: for `words.png` and `histograms.png`, which are replaced.
+      words: number of words, spread over the vocabulary.
+      patches: number of patches per word, each from a different image.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     net, data = model.run.model, model.run.data
     assert isinstance(net, BagOfWords) and data.train is not None
@@ -256,13 +256,13 @@ def pictures(model: trained.Trained, folder: Path, words: int = 16, patches: int
     few = jnp.stack(images[:6])
     encoded = np.asarray(net.apply(model.variables, few, train=False)[1]["features"])
     title = f"{encoded.shape[1]:,} dimensions" + (f", the first {_BARS} drawn" if encoded.shape[1] > _BARS else "")
-    return plot.mosaic(cut, folder / "words.png", "a word a row, the patches nearest to it") and plot.histograms(
+    return plot.mosaic(cut, folder / "words.png", "one word per row: its nearest patches") and plot.histograms(
         np.asarray(few), encoded[:, :_BARS], folder / "histograms.png", title
     )
 
 
 def _drawn(source: Source, images: int, seed: int) -> Source:
-    """Returns so many examples of a source, drawn by the seed; all for 0."""
+    """Returns a number of examples of a source, drawn with the seed; 0 for all."""
     if not 0 < images < source.length:
         return source
     order = np.sort(np.random.default_rng(seed).permutation(source.length)[:images])
@@ -275,7 +275,7 @@ def _drawn(source: Source, images: int, seed: int) -> Source:
 
 
 def _descriptors(run: build.Run, source: Source, per_image: int, say: Say) -> Iterator[np.ndarray]:
-    """Yields descriptors (n d) of the images, drawn from each, with their positions as two more numbers."""
+    """Yields descriptors (n d) drawn from each image, with their positions as two more numbers."""
     rng, done = np.random.default_rng(run.seed), 0
     describe = jax.jit(lambda batch: run.model.apply({}, run.data.preprocess(batch)["image"], method="describe"))
     for batch in build.eval_batches(run, source):
@@ -289,7 +289,7 @@ def _descriptors(run: build.Run, source: Source, per_image: int, say: Say) -> It
 
 
 def _remembered(read: Callable[[], Iterator[np.ndarray]]) -> Callable[[], Iterator[np.ndarray]]:
-    """Returns the same batches anew at every call, from memory where they fit there."""
+    """Returns the same batches at every call, from memory if they fit."""
     kept: list[np.ndarray] | None = None
 
     def again() -> Iterator[np.ndarray]:
@@ -310,9 +310,9 @@ def _remembered(read: Callable[[], Iterator[np.ndarray]]) -> Callable[[], Iterat
 
 
 def _classifier(model: trained.Trained, plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
-    """Fits the classifier to the features of the training images; what there is to choose is chosen on validation's.
+    """Fits the classifier to the features of the training images; choices are made on those of validation images.
 
-    Decision values are scaled to the logits that are most probable there, so that predictions are probabilities.
+    Decision values are scaled to the most probable logits on validation data, so that predictions are probabilities.
     """
     run, sets = model.run, {}
     for split in ("train", "val"):
@@ -334,7 +334,7 @@ def _classifier(model: trained.Trained, plan: Plan, folder: Path, say: Say) -> d
 
 
 def _with_mirrored(model: trained.Trained, train: probes.Set, say: Say) -> probes.Set:
-    """Returns the features with those of the mirror images after them."""
+    """Returns the features, followed by those of the mirrored images."""
     run, source = model.run, model.run.data.train
     assert source is not None
     compiled = trained.make_layers(run, ["features"], "mean")
@@ -353,7 +353,7 @@ def _with_mirrored(model: trained.Trained, train: probes.Set, say: Say) -> probe
 
 
 def _calibrate(values: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the factor by which decision values are the logits of the most probable labels."""
+    """Returns the factor that turns decision values into the logits under which the labels are most probable."""
 
     def loss(scale: float) -> float:
         logits = jnp.asarray(scale * values)

@@ -1,4 +1,4 @@
-"""Writes the page of a prepared data set: what it holds, how its images look, and which of them are copies."""
+"""Writes the page of a prepared data set: its content, the look of its images, and copies among them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,18 @@ from recvis_jax.vis import data_page
 from recvis_jax.vis.data_page import Shown
 
 FILE = "report.html"
-MOST = 5_000  # images of a split that are looked at
+MOST = 5_000  # images read of a split, at most
 _CHUNK = 256  # read at a time
-_SAMPLES = 8  # of a class
-_CLASSES = 40  # of which samples are shown
+_SAMPLES = 8  # per class
+_CLASSES = 40  # classes whose samples are shown
 _PAIRS = 12
 _ODD = 12
-_NAMES = 200  # files that are listed
+_NAMES = 200  # files listed at most
 _ORDER = ("train", "validation", "test")
 
 
 class _Part:
-    """The images of one split that were looked at, without their pixels."""
+    """The images of one split that were read, without their pixels."""
 
     def __init__(self, source: sources.Source, most: int):
         self.source = source
@@ -47,9 +47,9 @@ def of_data_set(directory: Path, name: str, splits: Sequence[str], most: int = M
 
     Args:
       directory: of the data set, `<data_dir>/<name>/<version>`.
-      name: of it.
-      splits: their names.
-      most: images of a split that are looked at, spread evenly over it.
+      name: of the data set.
+      splits: names of its splits.
+      most: maximum number of images read of a split, spread evenly over it.
 
     Raises:
       BadRequest, Failure: it cannot be read.
@@ -102,7 +102,7 @@ def _shown(parts: dict[str, _Part], classes: Sequence[str], split: str, i: int, 
 
 def _looked(parts: dict[str, _Part]) -> str:
     told = [f"{len(p.places):,} of {p.source.length:,} of {s}" for s, p in parts.items()]
-    return f"Looked at: {', '.join(told)}, spread evenly. Numbers of classes and copies are of these."
+    return f"Images read: {', '.join(told)}, spread evenly. Counts of classes and copies refer to these."
 
 
 def _facts(parts: dict[str, _Part], record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -116,7 +116,7 @@ def _facts(parts: dict[str, _Part], record: dict[str, Any]) -> list[tuple[str, s
         out.append(("rows x columns", f"{ends}, median {middle[0]} x {middle[1]}"))
     light = np.concatenate([p.looks.light for p in parts.values()])
     out.append(("mean brightness, contrast", f"{light[:, 0].mean():.3f}, {light[:, 1].mean():.3f} (of 1)"))
-    for what, key in (("made of", "source"), ("stored anew as png", "encoded_anew"), ("turned upright", "turned")):
+    for what, key in (("made of", "source"), ("converted to png", "encoded_anew"), ("turned upright", "turned")):
         if record.get(key):
             out.append((what, str(record[key])))
     return out
@@ -129,7 +129,7 @@ def _classes(parts: dict[str, _Part], classes: Sequence[str]) -> list[tuple[str,
 
 
 def _samples(parts: dict[str, _Part], classes: Sequence[str]) -> list[tuple[str, list[np.ndarray]]]:
-    """Pictures of each class of the first split, drawn by a seed."""
+    """Randomly drawn pictures of each class of the first split."""
     part = next(iter(parts.values()))
     order = np.random.default_rng(0).permutation(len(part.places))
     out = []
@@ -140,7 +140,7 @@ def _samples(parts: dict[str, _Part], classes: Sequence[str]) -> list[tuple[str,
 
 
 def _copies(parts: dict[str, _Part], classes: Sequence[str]) -> tuple[list[Any], dict[str, int]]:
-    """Pairs of the same picture: between splits, and within one; those of two classes first."""
+    """Pairs of the same picture, across splits and within one; pairs with two classes first."""
     between: list[tuple[Shown, Shown]] = []
     within: list[tuple[Shown, Shown]] = []
     several: list[tuple[Shown, Shown]] = []
@@ -168,13 +168,13 @@ def _copies(parts: dict[str, _Part], classes: Sequence[str]) -> tuple[list[Any],
     rows = (
         (
             "The same picture under two classes",
-            "One of the labels is wrong, or both are right and one is not enough.",
+            "One of the labels is wrong, or both are right and a picture needs several.",
             several,
         ),
-        ("Copies and near copies between splits", "What is measured on them was trained on.", between),
+        ("Copies and near copies between splits", "Evaluation on them uses training images.", between),
         (
             "Copies and near copies within a split",
-            "They count several times, and may come to both sides of a cut.",
+            "They count several times, and may end up on both sides if the split is divided.",
             within,
         ),
     )
@@ -195,8 +195,8 @@ def _odd(parts: dict[str, _Part], classes: Sequence[str]) -> list[tuple[str, str
                 small.append((split, i))
     rows = (
         ("Images of nearly one colour", "Nothing can be seen on them.", flat),
-        ("Very long or very wide images", "More than four to one: crops see little of them.", long),
-        ("Very small images", "Less than a sixteenth of the median area: they are blown up.", small),
+        ("Very long or very wide images", "More than four to one: crops show little of them.", long),
+        ("Very small images", "Less than a sixteenth of the median area: they are strongly enlarged.", small),
     )
     out = []
     for title, about, items in rows:
@@ -229,7 +229,7 @@ def _findings(
     if between or near >= max(3, 0.003 * sum(len(p.places) for p in parts.values())):
         why = f"{between:,} images have a copy in another split, {near:,} a near copy."
         advice = "Split by what the pictures show, or leave copies out: prepare --duplicates=drop."
-        out.append(("problem", "Splits share images: what is measured will be too good.", why, advice))
+        out.append(("problem", "Splits share images: measurements will be too good.", why, advice))
     if counts["two classes"]:
         why = f"{counts['two classes']:,} pairs of the same or nearly the same picture have different labels."
         out.append(("caution", "Some pictures have two labels.", why, "Look at them below."))
@@ -237,8 +237,8 @@ def _findings(
     number = _counts(part, len(classes)) if classes else np.zeros(0, int)
     if len(number) > 1 and number.max() > 20 * max(1, number.min()):
         most, least = int(number.argmax()), int(number.argmin())
-        why = f"{classes[most]}: {number[most]:,}, {classes[least]}: {number[least]:,} of the images looked at."
-        advice = "Report the mean accuracy of classes beside the accuracy (--metrics=per_class_accuracy)."
+        why = f"{classes[most]}: {number[most]:,}, {classes[least]}: {number[least]:,} of the images read."
+        advice = "Report the mean accuracy over classes, too (--metrics=per_class_accuracy)."
         out.append(("caution", "The classes are very unequal.", why, advice))
     for split, other in list(parts.items())[1:]:
         gone = [classes[k] for k in np.flatnonzero((_counts(other, len(classes)) == 0) & (number > 0)).tolist()]
@@ -246,4 +246,4 @@ def _findings(
             some = ", ".join(errors.brief(n, 30) for n in gone[:5])
             why = f"{len(gone):,} classes have no image in {split}: {some}."
             out.append(("caution", f"{split} lacks classes.", why, "They are not measured."))
-    return out or [("fine", "Nothing stands out.", "No copies between splits, no class far smaller than another.", "")]
+    return out or [("fine", "Nothing stands out.", "No copies between splits, no class much smaller than another.", "")]

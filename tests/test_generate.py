@@ -53,9 +53,9 @@ def test_upper_halves_are_kept(run, program):
 
 REFUSED = {
     "no run": ((), "--workdir is missing"),
-    "a split of nothing": (("--workdir=RUN", "--split=test"), "--split names the images of --complete"),
+    "a split of nothing": (("--workdir=RUN", "--split=test"), "--split is only for --complete"),
     "no token left": (("--workdir=RUN", "--top_p=0"), "--top_p=0 leaves no token"),
-    "no folder": (("--workdir=RUN", "--out=/nowhere/at/all"), "there is no such folder"),
+    "no folder": (("--workdir=RUN", "--out=/nowhere/at/all"), "the folder does not exist"),
     "too many": (("--workdir=RUN", "--complete", "--number=361"), "has 360 images, not 361"),
 }
 

@@ -93,7 +93,7 @@ def test_without_a_checkpoint_the_rest_is_there(run, program, tmp_path):
     (folder / "summary.json").unlink()
     report(program, folder)
     page = (folder / "report.html").read_text()
-    assert "There is no model to look at" in page and "Curves" in page
+    assert "There is no model" in page and "Curves" in page
     assert "checkpoint" in report(program, folder, "--checkpoint=best", code=2)
 
 
@@ -155,8 +155,8 @@ def test_damaged_files_are_named(name, run, program, tmp_path):
 
 def test_other_bad_requests(run, program, tmp_path):
     assert "no config.json" in report(program, tmp_path, code=2)
-    assert "no run is named" in report(program, code=2)
-    assert "named twice" in report(program, run[0], run[0], code=2)
+    assert "no run is given" in report(program, code=2)
+    assert "given twice" in report(program, run[0], run[0], code=2)
     folder = copied(run[0], tmp_path / "run")
     summary = json.loads((folder / "summary.json").read_text())
     summary["evaluations"] = {"test": {"best": {"confusion_matrix": [[1, 2], [3, "x"]]}}}

@@ -97,7 +97,7 @@ def test_a_run_is_made_longer_where_its_schedule_permits(tmp_path, capsys):
 def test_where_it_does_not_permit_the_way_is_said_and_nothing_changes(tmp_path):
     run(tmp_path / "run", steps=4)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    with pytest.raises(errors.BadRequest, match=r"schedule 'cosine'\). Train on in .*--config.init_from=.*/run@"):
+    with pytest.raises(errors.BadRequest, match=r"schedule 'cosine'\). Continue in .*--config.init_from=.*/run@"):
         run(tmp_path / "run", steps=8)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == before
     summary = run(tmp_path / "next", steps=4, init_from=f"{tmp_path / 'run'}@last")

@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, whose it is, and what is checked before anything is written into it."""
+"""The folder of a run: its path, its owner, and the checks before anything is written to it."""
 
 import contextlib
 import json
@@ -16,24 +16,24 @@ from recvis_jax import errors, reading
 from recvis_jax.training import lock, processes
 from recvis_jax.training.log import plain_json, write_json
 
-LENGTH = ("epochs", "steps")  # keys of a config that say how long the run is
+LENGTH = ("epochs", "steps")  # keys of a config that set the length of the run
 
 
 def resolve(path: str | os.PathLike[str], what: str, buckets: bool = False) -> str:
-    """Returns a folder's absolute name, for a name as people write it: relative, with ~, or as file:///folder.
+    """Returns the absolute name of a folder for a name that is relative, or with ~, or of the form file:///folder.
 
     Args:
       path: the name.
-      what: the flag or key that it was given as, for the message.
-      buckets: whether gs://bucket/folder is taken, which is returned as it is.
+      what: its flag or key, for the message.
+      buckets: whether gs://bucket/folder is allowed; it is returned unchanged.
 
     Raises:
-      BadRequest: it is of another kind, in the home of an unknown user, or a bucket that cannot be reached.
+      BadRequest: another kind of name, the home of an unknown user, or a bucket that cannot be reached.
     """
     text = os.fspath(path)
     shown = f"{what}={errors.printable(text)[:200]}"
     if not text or "\0" in text:
-        raise errors.BadRequest(f"{shown} is no folder's name.")
+        raise errors.BadRequest(f"{shown} is not the name of a folder.")
     scheme, found, rest = text.partition("://")
     if found and scheme == "file" and rest.startswith("/"):
         text = rest
@@ -51,19 +51,19 @@ def resolve(path: str | os.PathLike[str], what: str, buckets: bool = False) -> s
 
 
 def _reach(url: str, shown: str) -> None:
-    """Raises `BadRequest` where a bucket cannot be read from here."""
+    """Raises `BadRequest` if a bucket cannot be read from here."""
     from etils import epath
 
     try:
         epath.Path(url).exists()
     except ImportError as e:
         raise errors.BadRequest(f"{shown} needs a package: {e}. pip install gcsfs, or give a folder.") from None
-    except Exception as e:  # of the network, or of credentials
+    except Exception as e:  # errors of the network, or of credentials
         raise errors.BadRequest(f"{shown} cannot be reached: {' '.join(str(e).split())[:200]}") from None
 
 
 def absolute(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config in which the names of files and folders are absolute, so that they hold from anywhere.
+    """Returns a config with absolute names of files and folders, so that they are valid in any working directory.
 
     Raises:
       BadRequest: see `resolve`.
@@ -72,7 +72,7 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
     if out.get("checkpoint_dir"):
         out["checkpoint_dir"] = resolve(out["checkpoint_dir"], "config.checkpoint_dir", buckets=True)
     data = out.get("data")
-    if isinstance(data, dict) and isinstance(data.get("data_dir"), str) and data["data_dir"]:  # else refused later
+    if isinstance(data, dict) and isinstance(data.get("data_dir"), str) and data["data_dir"]:  # otherwise refused later
         given = data["data_dir"]
         out["data"] = {**data, "data_dir": given if "://" in given else resolve(given, "config.data.data_dir")}
     given = out.get("init_from")
@@ -84,7 +84,7 @@ def absolute(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(text: str) -> str:
-    """Makes the name of a file or run absolute, with its @CHECKPOINT or #PART; another source stays as it is."""
+    """Makes the name of a file or run absolute, with its @CHECKPOINT or #PART; other sources are not changed."""
     if "://" in text or "\0" in text:
         return text
     try:
@@ -98,9 +98,9 @@ def _source(text: str) -> str:
 
 
 def check(folder: Path, config: dict[str, Any], differences: Callable[..., list[str]]) -> dict[str, Any] | None:
-    """Refuses a folder that cannot be written or that holds a run of another config; changes nothing.
+    """Refuses a folder that cannot be written or that holds a run with another config; changes nothing.
 
-    Another length (`LENGTH`) is no other config: whether the run may have it is for the caller to find out.
+    A different length (`LENGTH`) does not count: the caller checks whether the run may have it.
 
     Args:
       folder: of the run.
@@ -108,10 +108,10 @@ def check(folder: Path, config: dict[str, Any], differences: Callable[..., list[
       differences: (old, new) -> lines that name differing keys.
 
     Returns:
-      The config of the run that is there, None for a new one.
+      The config of the existing run, None for a new one.
 
     Raises:
-      BadRequest: as said, or `config.json` is damaged.
+      BadRequest: see above; or `config.json` is damaged.
     """
     refuse_unwritable(folder, "the workdir")
     path = folder / "config.json"
@@ -120,13 +120,13 @@ def check(folder: Path, config: dict[str, Any], differences: Callable[..., list[
     old = reading.read_json(path)
     try:
         before = absolute(old)
-    except errors.BadRequest:  # of a place that is gone
+    except errors.BadRequest:  # a path that no longer exists
         before = old
     without = [{k: v for k, v in c.items() if k not in LENGTH} for c in (before, plain_json(config))]
     lines = differences(*without)
     if lines:
         raise errors.BadRequest(
-            f"{folder} holds a run of another config; choose another --workdir or remove it. "
+            f"{folder} holds a run with another config; choose another --workdir or remove it. "
             f"Differing: {'; '.join(lines)}"
         )
     return old
@@ -135,57 +135,57 @@ def check(folder: Path, config: dict[str, Any], differences: Callable[..., list[
 def check_length(
     folder: Path, old: int, new: int, done: int, rates: Callable[[int], Callable[[Any], Any]], schedule: str
 ) -> str | None:
-    """Refuses another length for a run whose steps so far would not have been the same with it.
+    """Refuses a new length for a run if its steps so far would have been different with that length.
 
     Args:
       folder: of the run.
-      old, new: steps of the whole run, as it began and as wanted.
-      done: steps that its newest checkpoint has behind it.
+      old, new: steps of the whole run, original and new.
+      done: steps of its newest checkpoint.
       rates: steps of the whole run -> (steps made -> learning rate).
       schedule: its name, for the message.
 
     Returns:
-      A line that says what changes; None where nothing does.
+      A line that says what changes; None if nothing does.
 
     Raises:
-      BadRequest: the run has done more steps than that, or had other learning rates.
+      BadRequest: the run has already done more steps, or had other learning rates.
     """
     if new == old:
         return None
     where = f"the run in {folder} of {old:,} steps has done {done:,}"
     if new < done:
-        raise errors.BadRequest(f"{where}; it cannot end at {new:,}. Give a length of at least that.")
+        raise errors.BadRequest(f"{where}; it cannot end at {new:,}. Give a length of at least as many.")
     if done:
         steps = jnp.arange(done)
         was, now = (np.broadcast_to(jax.jit(jax.vmap(rates(total)))(steps), (done,)) for total in (old, new))
         if not np.array_equal(was, now):
             first = int(np.flatnonzero(was != now)[0])
             raise errors.BadRequest(
-                f"{where}, and in one of {new:,} steps its learning rates would have been others from step "
-                f"{first + 1} on (schedule {schedule!r}). Train on in a new run that begins with its weights: "
-                f"--config.init_from={folder}@last and another --workdir; or let it end as it began. Schedules that "
-                "may be made longer: 'constant', 'rsqrt', and 'step' with boundaries in steps; a warm-up in steps."
+                f"{where}; in a run of {new:,} steps its learning rates would have been different from step "
+                f"{first + 1} on (schedule {schedule!r}). Continue in a new run that starts from its weights: "
+                f"--config.init_from={folder}@last and another --workdir; or keep the original length. Schedules that "
+                "can be made longer: 'constant', 'rsqrt', and 'step' with boundaries in steps; a warm-up in steps."
             )
     return f"note: the run's length changes from {old:,} to {new:,} steps; {done:,} are done."
 
 
 def refuse_unwritable(folder: Path, what: str) -> None:
-    """Raises `BadRequest` where a folder cannot be made or written; leaves nothing behind."""
+    """Raises `BadRequest` if a folder cannot be created or written; leaves nothing behind."""
     above = folder
     try:
         while not above.exists() and above != above.parent:
             above = above.parent
-        with tempfile.TemporaryFile(dir=above):  # root may do what the disk may not
+        with tempfile.TemporaryFile(dir=above):  # permissions do not limit root, but the disk may be read-only
             pass
     except OSError as e:
         raise errors.BadRequest(f"cannot write to {what} {errors.printable(folder)}: {e.strerror or e}.") from None
 
 
 def make(folder: Path) -> None:
-    """Makes the folder.
+    """Creates the folder.
 
     Raises:
-      BadRequest: it cannot be made.
+      BadRequest: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,13 +194,13 @@ def make(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: dict[str, Any], old: dict[str, Any] | None) -> None:
-    """Writes `config.json` where it differs from what is there."""
+    """Writes `config.json` if it differs from the existing one."""
     if old is None or json.dumps(old) != json.dumps(plain_json(config)):
         write_json(folder / "config.json", config)
 
 
 def set_summary_aside(folder: Path) -> None:
-    """Renames the summary of a run that is to go on after its end: who reads one takes the run to be finished."""
+    """Renames the summary of a finished run that is continued: a summary means that the run is finished."""
     path = folder / "summary.json"
     if not path.exists():
         return
@@ -217,17 +217,17 @@ def set_summary_aside(folder: Path) -> None:
 
 
 class Workdir:
-    """A run's folder from the outside, in two stages: looked at, with everything refused that can be; then taken.
+    """A run's folder in two stages: first it is checked, and refused if anything is wrong; then it is taken.
 
     Args:
-      path: as the user gave it.
+      path: as given by the user.
       config: the run's config as plain dicts, with absolute paths (`absolute`).
       differences: (old, new) -> lines that name differing keys of two configs.
       say: prints a line for the user.
-      main: whether this process writes; of several, one does.
+      main: whether this process writes; only one of several does.
 
     Raises:
-      BadRequest: the folder cannot be written, is another run's, or another process is writing it.
+      BadRequest: the folder cannot be written, belongs to another run, or another process is writing it.
     """
 
     def __init__(
@@ -250,23 +250,23 @@ class Workdir:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """Makes the folder and keeps it for this process until the end of the `with`."""
+        """Creates the folder and reserves it for this process until the end of the `with`."""
         if self._main:
             make(self.folder)
             self._lock.take()
         try:
-            self.old = self._check()  # once more, as somebody may have been here since
+            self.old = self._check()  # again, because another process may have changed it
             processes.barrier("workdir")
             yield
         finally:
             self._lock.release()
 
     def held(self) -> None:
-        """Raises `Failure` where another process has taken the folder meanwhile."""
+        """Raises `Failure` if another process has taken the folder meanwhile."""
         self._lock.check()
 
     def write(self, length_changes: bool) -> None:
-        """Writes the config where it is new, as the first of what a run leaves."""
+        """Writes the config if it is new, before any other file of the run."""
         if self._main:
             if length_changes:
                 set_summary_aside(self.folder)

@@ -159,7 +159,7 @@ def test_workdirs(program, tmp_path):
     other.mkdir()
     (other / "config.json").write_text(json.dumps(small.sections(seed=6, optim__lr=0.1)))
     got = program("train", changed(tmp_path, {}), f"--workdir={other}")
-    assert_one_line(got, 2, r"holds a run of another config.*Differing: optim\.lr: 0\.1 -> 0\.05; seed: 6 -> 5$")
+    assert_one_line(got, 2, r"holds a run with another config.*Differing: optim\.lr: 0\.1 -> 0\.05; seed: 6 -> 5$")
 
 
 def test_debug_shows_the_traceback(program, tmp_path):

@@ -41,8 +41,8 @@ def test_names_of_folders_are_made_absolute(tmp_path, monkeypatch):
         "gs://bucket/x": r"gs:// is not taken here, but a folder on a disk; mount the bucket",
         "file://host/x": r"file:// is not taken here",
         "~nobody-of-this-name/x": r"--workdir=~nobody-of-this-name/x: Could not determine home",
-        "": "is no folder's name",
-        "a\0b": "is no folder's name",
+        "": "is not the name of a folder",
+        "a\0b": "is not the name of a folder",
     }.items(),
 )
 def test_other_names_are_refused(name, expected):
@@ -81,7 +81,7 @@ def test_a_folder_belongs_to_one_config(tmp_path):
     other = {"seed": 0, "optim": {"lr": 0.2, "name": "sgd"}, "data": {"train": ["a", "b"], "val": "c"}, "dtype": 7}
     with pytest.raises(errors.BadRequest) as caught:
         opened(folder, other)
-    assert "holds a run of another config" in str(caught.value)
+    assert "holds a run with another config" in str(caught.value)
     assert "Differing: data.val: None -> 'c'; dtype: None -> 7; optim.lr: 0.1 -> 0.2" in str(caught.value)
     assert json.loads((folder / "config.json").read_text()) == one
 
