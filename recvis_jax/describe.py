@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from recvis_jax import cli, columns, errors
-from recvis_jax import config as configs
+from recvis_jax.config import define_flag, read
 
 _MACS = "\nMACs: multiplications, each with an addition."
 _FIELDS = """ sees: receptive field of an output in pixels, were the image large;
@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Config file: its model, images and optimizer.")
+    define_flag("Config file: its model, images and optimizer.")
     flags.DEFINE_list("model", [], "Instead of a config: names of models, as resnet50,vit_s16.")
     flags.DEFINE_string("image_size", "224", "With --model: rows and columns of the images, as 224 or 160x240.")
     flags.DEFINE_integer("channels", 3, "With --model: channels of the images.", lower_bound=1)
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         shape = (*_image_size(FLAGS.image_size), FLAGS.channels)
         found = {name: _of_model(name, shape, FLAGS.num_classes) for name in FLAGS.model}
     else:
-        found = _of_config(configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py"))
+        found = _of_config(read(FLAGS["config"], "configs/fashion_mnist/lenet5.py"))
     if len(found) == 1:
         (only,) = found.values()
         print(_layers_table(only["layers"]))

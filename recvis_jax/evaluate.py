@@ -130,7 +130,7 @@ def evaluate_windows(
     """Ranks the images of a split of the data set `name` by their windows; returns and prints average precisions."""
     from recvis_jax import build, trained
     from recvis_jax.data import sources, windows
-    from recvis_jax.evaluation import windows as scoring
+    from recvis_jax.evaluation import window_scores
 
     _check_summary(folder)
     if batch_size:
@@ -152,8 +152,8 @@ def evaluate_windows(
         raise errors.BadRequest(f"windows are square, but the run's images are {height}x{width}.")
     given = {k: v for k, v in (data.get("windows") or {}).items() if k in ("scales", "overlap")}
     found = windows.every(images, size=height, **given)
-    values = scoring.evaluate(
-        run.task.predict, scoring.image_ranking(found.labels), run.data.preprocess, run.mesh,
+    values = window_scores.evaluate(
+        run.task.predict, window_scores.image_ranking(found.labels), run.data.preprocess, run.mesh,
         model.params, model.model_state,
         _counted(build.eval_batches(run, found.source), images.name, found.source.length, run.eval_batch_size, say),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from recvis_jax import build, environment, errors, reading, trained
 from recvis_jax.data import data_info, similar
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
-from recvis_jax.evaluation import diagnosis, outcomes
+from recvis_jax.evaluation import outcomes, symptoms
 from recvis_jax.training import log
 
 EXAMPLES = 10_000  # of a split that are predicted, at most
@@ -76,7 +76,7 @@ class Seen:
     missing: str = ""
     model: trained.Trained | None = None
     splits: dict[str, Split] = dataclasses.field(default_factory=dict)
-    pictures: diagnosis.Pictures | None = None
+    pictures: symptoms.Pictures | None = None
     counts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -181,7 +181,7 @@ def _looks(source: Source, places: np.ndarray, what: str, say: Say) -> tuple[sim
 
 def _compare(
     train: Source, val: Source, num_classes: int, most: tuple[int, int], counts: dict[str, np.ndarray], say: Say
-) -> diagnosis.Pictures:
+) -> symptoms.Pictures:
     """Compares validation images with training images, which are drawn at random so that they represent all."""
 
     def places(source: Source, most: int) -> np.ndarray:
@@ -204,7 +204,7 @@ def _compare(
     alike = similar.vote(found, there_labels, num_classes) == mine_labels
     own_alike = similar.vote(own_found, there_labels, num_classes) == there_labels[:few]
     fresh = similar.Neighbours(found.places[new], found.distance[new])
-    return diagnosis.Pictures(
+    return symptoms.Pictures(
         compared=(len(order), len(mine.small)),
         copies=float(copied.mean()),
         near=float(near.mean()),
@@ -222,7 +222,7 @@ def images(split: Split, chosen: Sequence[int]) -> list[np.ndarray]:
     return [row["image"] for row in split.source.read(split.places[list(chosen)])] if chosen else []
 
 
-def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
+def of_run(records: Records, seen: Seen) -> symptoms.Evidence:
     """Collects the evidence for a diagnosis."""
     known, config = records.info, records.config
     classes = known.num_classes if known and not known.multi_label else 0
@@ -236,11 +236,9 @@ def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
     failed = failures[0] if failures else ""
     reason = records.summary.get("reason")
     ended = reason if isinstance(reason, str) else "done" if planned and done >= planned else ""
-    clean = {
-        name: diagnosis.Measured(split.outcomes.accuracy, len(split.places)) for name, split in seen.splits.items()
-    }
+    clean = {name: symptoms.Measured(split.outcomes.accuracy, len(split.places)) for name, split in seen.splits.items()}
     rates = [r["learning_rate"] for r in records.records if r["split"] == "train" and is_number(r.get("learning_rate"))]
-    return diagnosis.Evidence(
+    return symptoms.Evidence(
         train=train,
         val=val,
         steps=(done, max(planned, done)),
@@ -260,7 +258,7 @@ def of_run(records: Records, seen: Seen) -> diagnosis.Evidence:
     )
 
 
-def _curve(records: list[dict[str, Any]], split: str) -> diagnosis.Curve:
+def _curve(records: list[dict[str, Any]], split: str) -> symptoms.Curve:
     rows = [r for r in records if r["split"] == split]
 
     def column(name: str) -> np.ndarray:
@@ -268,7 +266,7 @@ def _curve(records: list[dict[str, Any]], split: str) -> diagnosis.Curve:
 
     accuracy = column("accuracy")
     accuracy[~((accuracy >= 0) & (accuracy <= 1))] = math.nan
-    return diagnosis.Curve(np.array([r["step"] for r in rows], int), column("loss"), accuracy)
+    return symptoms.Curve(np.array([r["step"] for r in rows], int), column("loss"), accuracy)
 
 
 def is_number(value: Any) -> bool:
@@ -286,12 +284,12 @@ def _softmax(config: dict[str, Any]) -> bool:
     )
 
 
-def _test(records: Records, examples: int) -> diagnosis.Measured | None:
+def _test(records: Records, examples: int) -> symptoms.Measured | None:
     """Test accuracy of the kept checkpoint, from the summary."""
     for which in ("best", "final"):
         found = records.summary.get(which)
         values = found.get("test") if isinstance(found, dict) else None
         accuracy = values.get("accuracy") if isinstance(values, dict) else None
         if is_number(accuracy) and examples:
-            return diagnosis.Measured(float(accuracy), examples)  # type: ignore[arg-type]
+            return symptoms.Measured(float(accuracy), examples)  # type: ignore[arg-type]
     return None

@@ -20,14 +20,14 @@ from pathlib import Path
 from absl import flags
 
 from recvis_jax import cli, errors
-from recvis_jax import config as configs
+from recvis_jax.config import define_flag, read
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Instead of --workdir: a config whose init_from names the weights, or that is learnt.")
+    define_flag("Instead of --workdir: a config whose init_from names the weights, or that is learnt.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
     flags.DEFINE_string(
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     if argv[1:]:
         of_images(argv[1:])
         return 0
-    config = configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None
+    config = read(FLAGS["config"], "") if FLAGS.workdir is None else None
     model, folder = represent.open_either(FLAGS.workdir, config, FLAGS.out, FLAGS.checkpoint, cli.progress)
     learnt, data = represent.SECTION in (config or {}), model.run.data  # which has written features already
     split = trained.canonical(FLAGS.split) if FLAGS.split else trained.default_split(data)

@@ -13,14 +13,14 @@ from typing import Any
 from absl import flags
 
 from recvis_jax import cli, errors
-from recvis_jax import config as configs
+from recvis_jax.config import define_flag, read
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Config file, such as configs/imagenet/vit_b16.py[:argument].")
+    define_flag("Config file, such as configs/imagenet/vit_b16.py[:argument].")
     flags.DEFINE_string("topology", "", "Machines, such as v5e:16x16,v4:4x4x4,h100:8.")
     flags.DEFINE_bool("search", False, "Try other strategies, and list those that fit, the cheapest first.")
     flags.DEFINE_enum(
@@ -35,7 +35,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    config = configs.read(FLAGS["config"], "configs/imagenet/vit_b16.py")
+    config = read(FLAGS["config"], "configs/imagenet/vit_b16.py")
     if not FLAGS.topology:
         raise errors.BadRequest("--topology is missing, for instance --topology=v5e:2x4.")
     from recvis_jax.planning import topology
@@ -49,17 +49,16 @@ def main(argv: list[str]) -> None:
         raise errors.Failure("; ".join(lacking))
 
 
-def _plan(config: dict[str, Any], machine: Any, search: bool, level: str) -> str:
+def _plan(config: dict[str, Any], machine: Any, searched: bool, level: str) -> str:
     """Prints the plan for one machine; returns why it does not fit, or an empty string if it does."""
-    from recvis_jax.planning import planner, report
-    from recvis_jax.planning import search as searching
+    from recvis_jax.planning import planner, report, search
 
-    if not search:
+    if not searched:
         plan = planner.make_plan(config, machine)
         print(report.describe(plan, level), flush=True)
         return "" if plan.fits else report.verdict(plan)
     planner.check_config(config)
-    found = searching.search(config, machine, planner.make_plan, lambda text: print(f"  {text}", file=sys.stderr))
+    found = search.search(config, machine, planner.make_plan, lambda text: print(f"  {text}", file=sys.stderr))
     if not found:
         print(f"{machine.name}: none of the strategies fits", flush=True)
         return f"{machine.name}: none of the strategies fits"

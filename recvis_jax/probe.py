@@ -24,14 +24,14 @@ from typing import Any
 from absl import flags
 
 from recvis_jax import cli, columns, errors
-from recvis_jax import config as configs
+from recvis_jax.config import define_flag, read
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Instead of --workdir: a config whose init_from names the weights.")
+    define_flag("Instead of --workdir: a config whose init_from names the weights.")
     flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.DEFINE_string("out", None, "Folder to write to; by default that of the run.")
     flags.DEFINE_string("checkpoint", None, "best, last, a step, or random; by default the best.")
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     cli.start_jax(FLAGS.compile_cache)
     probe(
         workdir=FLAGS.workdir,
-        config=configs.read(FLAGS["config"], "") if FLAGS.workdir is None else None,
+        config=read(FLAGS["config"], "") if FLAGS.workdir is None else None,
         out=FLAGS.out,
         checkpoint=FLAGS.checkpoint,
         protocols=FLAGS.protocols,

@@ -10,7 +10,7 @@ import numpy as np
 
 from recvis_jax import errors, evidence, trained, trees
 from recvis_jax.data.opened import Data
-from recvis_jax.evaluation import diagnosis, outcomes
+from recvis_jax.evaluation import diagnosis, outcomes, symptoms
 from recvis_jax.training import log
 from recvis_jax.vis import filters, run_page, structure
 
@@ -143,7 +143,7 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
     )
 
 
-def _limits(known: diagnosis.Evidence, shown: evidence.Split | None) -> list[str]:
+def _limits(known: symptoms.Evidence, shown: evidence.Split | None) -> list[str]:
     """Sentences on the limits of the diagnosis."""
     out = []
     if shown and len(shown.places) < shown.source.length:
@@ -208,12 +208,12 @@ def _confusion(found: evidence.Records, shown: evidence.Split | None) -> tuple[n
 def _shown(name: str, value: float, examples: int) -> str:
     """A metric as text, an accuracy with its 95 % interval."""
     if name == "accuracy" and 0 <= value <= 1 and examples > 0:
-        return f"{100 * value:.2f} ± {100 * diagnosis.half_width(value, examples):.2f} %"
+        return f"{100 * value:.2f} ± {100 * symptoms.half_width(value, examples):.2f} %"
     share = name == "accuracy" or name.startswith(("top_", "mean_average", "mean_per_class", "probe_"))
     return f"{100 * value:.2f} %" if share else f"{value:.4g}"
 
 
-def _facts(found: evidence.Records, known: diagnosis.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
+def _facts(found: evidence.Records, known: symptoms.Evidence, seen: evidence.Seen) -> list[tuple[str, str]]:
     model = found.config.get("model")
     out = [("model", str(model.get("name", "")) if isinstance(model, dict) else "the author's own")]
     if found.info:
@@ -265,7 +265,7 @@ def _numbers(found: evidence.Records) -> list[tuple[str, ...]]:
     return [tuple(row[i] for i in (0, *kept)) for row in (head, *rows)] if rows else []
 
 
-def _cost(found: evidence.Records, known: diagnosis.Evidence, macs: int) -> list[tuple[str, str]]:
+def _cost(found: evidence.Records, known: symptoms.Evidence, macs: int) -> list[tuple[str, str]]:
     """Speed and cost of the training; `macs` are multiplications per image, 0 if unknown."""
     speeds, times = (_positive(found.records, name) for name in ("images_per_second", "seconds"))
     out = []

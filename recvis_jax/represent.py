@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 from recvis_jax import build, errors, library, trained
-from recvis_jax import config as configs
 from recvis_jax.classical import gmm, kmeans, pca, storage, stream
+from recvis_jax.config import differences
 from recvis_jax.data.sources import Source
 from recvis_jax.evaluation import features, probes, svm
 from recvis_jax.models import BagOfWords
@@ -72,7 +72,7 @@ def open_learnt(
     if jax.process_count() > 1:
         raise errors.BadRequest("vocabularies are learnt by a single process: leave out --num_processes.")
     whole = workdir.absolute({"seed": 0, "batch_size": 256, **config, "steps": 1, "optim": build.OWN})
-    home = workdir.Workdir(str(folder), whole, configs.differences)
+    home = workdir.Workdir(str(folder), whole, differences)
     if home.old is not None:
         return trained.of_run(home.folder, trained.read_config(home.folder))
     run, plan = make_run(config), Plan(**config[SECTION])

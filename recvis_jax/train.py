@@ -17,14 +17,14 @@ from typing import Any, Literal
 from absl import flags
 
 from recvis_jax import cli, errors
-from recvis_jax import config as configs
+from recvis_jax.config import define_flag, differences, read
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags of this program."""
-    configs.define_flag("Config file, such as configs/fashion_mnist/lenet5.py[:argument].")
+    define_flag("Config file, such as configs/fashion_mnist/lenet5.py[:argument].")
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, summary.")
     flags.DEFINE_bool("report", True, "Write report.html at the end: curves, diagnosis, predictions; a second or two.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
@@ -32,7 +32,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     del argv
-    config = configs.read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
+    config = read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
     if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing, for instance --workdir=runs/first.")
     if "learn" in config:
@@ -108,7 +108,7 @@ def train(
 
     began, tell = time.monotonic(), print if distributed.is_main() else (lambda text: None)
     paths = absolute({"data": data, "init_from": init_from, "checkpoint_dir": checkpoint_dir})
-    home = Workdir(workdir, absolute(config or paths), configs.differences, tell, distributed.is_main())
+    home = Workdir(workdir, absolute(config or paths), differences, tell, distributed.is_main())
     folder, root = home.folder, checkpoint.place(home.folder, paths["checkpoint_dir"])
     if "://" not in str(root):
         refuse_unwritable(Path(root), "config.checkpoint_dir")

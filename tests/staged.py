@@ -22,7 +22,7 @@ import small
 import recvis_jax as rv
 from recvis_jax import errors, evidence, trained
 from recvis_jax import train as program
-from recvis_jax.evaluation import diagnosis
+from recvis_jax.evaluation import diagnosis, symptoms
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
 MOST = 1400, 350  # examples for training and validation
@@ -197,7 +197,7 @@ def train(name: str, folder: Path, d: Images, seed: int = 0) -> Any:
     return staged.data
 
 
-def diagnose(folder: Path, data: Any) -> tuple[list[diagnosis.Finding], diagnosis.Evidence]:
+def diagnose(folder: Path, data: Any) -> tuple[list[diagnosis.Finding], symptoms.Evidence]:
     """Returns what the report of a run says is wrong with it, and the evidence."""
     records = evidence.read(folder)
     seen = evidence.Seen()

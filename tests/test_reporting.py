@@ -83,7 +83,7 @@ def test_without_data_the_rest_is_there(run, program, tmp_path):
         (folder / name).write_text(text.replace('"digits"', '"gone"', 1))
     report(program, folder, f"--data_dir={tmp_path}")
     page = (folder / "report.html").read_text()
-    assert "The data are not at hand" in page and "gone" in page
+    assert "The data are not available" in page and "gone" in page
     assert "Curves" in page and "Throughput" in page and "Worst" not in page
 
 

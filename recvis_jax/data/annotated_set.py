@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recvis_jax.data import annotated_folder, duplicates, image_file, image_header, objects, writing
-from recvis_jax.data import fields as declarations
+from recvis_jax.data import annotated_folder, duplicates, fields, image_file, image_header, objects, writing
 from recvis_jax.data.annotated_folder import AnnotatedFolder
 from recvis_jax.data.annotations import Mended, Picture, box_within
 from recvis_jax.data.download import Say
@@ -103,12 +102,12 @@ def prepare(
             say(line)
         most = max(max(counts) for counts in seen.counts.values())
         masks, points = _has(found)
-        fields = objects.declare(max(1, most), masks=masks, points=points, pairs=found.pairs)
+        declared = objects.declare(max(1, most), masks=masks, points=points, pairs=found.pairs)
         record = {
             "source": str(source.resolve()),
             "format": kind,
             "fingerprint": fingerprint({**seen.digests, **digests(of_files)}),
-            "fields": declarations.as_json(fields),
+            "fields": fields.as_json(declared),
             "objects": {s: {str(n): counts[n] for n in sorted(counts)} for s, counts in seen.counts.items()},
             "class_ids": list(found.ids),
             "points": list(found.points),

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import augment as device_augment
 from recvis_jax.data import data_info, pipeline
-from recvis_jax.data.buckets import as_key, of_source
 from recvis_jax.data.fields import Field, check, image_and_label, stack, unpadded
-from recvis_jax.data.opened import Data, first_shape, hosts, normaliser
+from recvis_jax.data.opened import Data, assemble, first_shape, hosts
 from recvis_jax.data.sources import Indices, NoSplit, Source, parts_of
 
 Held = float | tuple[Any, Any] | None
@@ -75,7 +73,7 @@ def from_arrays(
     if statistics == "measured":
         statistics = _measure(parts["train"][0])
     sources = {s: _source(f"{name}/{s}", s, *p, count, tuple(class_names), kinds) for s, p in parts.items()}
-    return _assembled(name, sources, transform, eval_transform, augment, statistics)
+    return _opened(name, sources, transform, eval_transform, augment, statistics)
 
 
 def from_examples(
@@ -135,7 +133,7 @@ def from_examples(
     parts["train"] = [examples[i] for i in np.sort(rows)]
     count = len(class_names) or _classes(declared, parts["train"])
     sources = {s: _of_examples(f"{name}/{s}", s, p, declared, count, tuple(class_names)) for s, p in parts.items()}
-    return _assembled(name, sources, transform, eval_transform, augment, statistics, visible, buckets)
+    return _opened(name, sources, transform, eval_transform, augment, statistics, visible, buckets)
 
 
 def _cut(split: str, held: Any, count: int, left: int) -> int:
@@ -255,12 +253,12 @@ def _source(
     )
 
 
-def _assembled(
+def _opened(
     name: str,
     there: dict[str, Source],
     transform: str,
     eval_transform: str,
-    augment: str,
+    operations: str,
     statistics: Any,
     visible: float = 0.0,
     buckets: Mapping[str, Any] | None = None,
@@ -271,18 +269,13 @@ def _assembled(
     shape = first_shape(train, host if transform else None)
     if "val" in there and there["val"].image_shape[2] != train.image_shape[2]:
         raise errors.BadRequest(f"val images have {there['val'].image_shape[2]} channels, the others {shape[2]}.")
-    device_augment.statistics(statistics, shape[2])
-    device = device_augment.parse(augment, train.num_classes, train.fields, visible)
     splits = {s: data_info.Split(s, source.length, source.digest) for s, source in there.items()}
     info = data_info.DataInfo(
         name, train.num_classes, train.class_names, train.multi_label, shape, eval_transform, statistics, splits,
         train.fields,
     )  # fmt: skip
-    normalise, edges = normaliser(statistics), as_key(buckets or {})
-    if edges:
-        of_source(train, edges)  # refuses wrong ones early
 
-    def opened(expression: str, which: str = "") -> Source:
+    def part(expression: str, which: str = "") -> Source:
         parts = parts_of(expression, {s: source.length for s, source in there.items()}, name)
         if len(parts) > 1:
             raise NoSplit(f"{name}: the split {expression!r} has several parts; arrays are read from one.")
@@ -293,11 +286,7 @@ def _assembled(
             parts=parts, digest=f"{source.digest}[{low}:{high}]",
         )  # fmt: skip
 
-    return Data(
-        info=info, train=train, val=there.get("val"), open=opened, named=lambda which: there.get(which),
-        test_split="test" if "test" in there else None, transform=host.fn if transform else None, random=host.random,
-        eval_transform=eval_host.fn if eval_transform else None,
-        augment=lambda key, batch: normalise(device(key, batch)), preprocess=normalise,
-        denormalise=lambda images: device_augment.denormalise(images, statistics), image_shape=shape,
-        cache=pipeline.choose_cache("auto", train, host.random, bool(edges)), threads=8, workers=0, edges=edges,
+    return assemble(
+        info, train, there.get("val"), host, eval_host, open=part, named=there.get,
+        test_split="test" if "test" in there else None, operations=operations, visible=visible, buckets=buckets,
     )  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recvis_jax import errors, reading
-from recvis_jax.data.fields import Field, of_json
-from recvis_jax.data.fields import as_json as fields_as_json
+from recvis_jax.data import fields
+from recvis_jax.data.fields import Field
 from recvis_jax.data.sources import Source
 
 FILE = "data.json"
@@ -95,8 +95,8 @@ def read(folder: Path) -> Recorded | None:
 
     names, shape = take(found, "class_names", list), take(found, "image_shape", list)
     count, splits = take(found, "num_classes", int), take(found, "splits", dict)
-    fields = of_json(found.get("fields", []), str(path))
-    least = 1 if not fields or any(f.kind == "image" for f in fields) else 0
+    declared = fields.of_json(found.get("fields", []), str(path))
+    least = 1 if not declared or any(f.kind == "image" for f in declared) else 0
     if len(shape) != 3 or not all(type(n) is int and least <= n <= _MOST_PIXELS for n in shape):
         raise errors.BadRequest(
             f"{path} is damaged: 'image_shape' is {str(shape)[:60]}, not (rows, columns, channels)."
@@ -125,7 +125,7 @@ def read(folder: Path) -> Recorded | None:
         eval_transform=take(found, "eval_transform", str),
         statistics=take(found, "statistics", str, list),
         splits=held,
-        fields=fields,
+        fields=declared,
     )
     return Recorded(info, folder)
 
@@ -133,7 +133,7 @@ def read(folder: Path) -> Recorded | None:
 def as_json(info: DataInfo) -> dict[str, Any]:
     """Returns the record as nested dicts of JSON types."""
     splits = {name: split._asdict() for name, split in info.splits.items()}
-    return info._asdict() | {"splits": splits, "fields": fields_as_json(info.fields)}
+    return info._asdict() | {"splits": splits, "fields": fields.as_json(info.fields)}
 
 
 def differences(old: DataInfo, new: DataInfo) -> list[str]:

@@ -1,20 +1,22 @@
 """An opened data set: its splits and the preparation of their examples; see `open_data` and `data.arrays`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import augment as device_augment
-from recvis_jax.data import data_info, pipeline, sources, subset, transforms
+from recvis_jax.data import augment, data_info, pipeline, sources, subset, transforms
 from recvis_jax.data.buckets import Buckets, as_key, of_source
 from recvis_jax.data.fields import Field
 from recvis_jax.data.windows import labelled
 
 
-class Data(NamedTuple):
-    """The data of a run.
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data of a run; made by `assemble`.
 
     Attributes:
       info: what is known of the data without reading them.
@@ -63,7 +65,8 @@ class Data(NamedTuple):
     ) -> Iterator[pipeline.Batch]:
         """Yields training batches on the devices, augmented and normalised.
 
-        Batch i is a function of (seed, i) alone, so `start` may be any number.
+        Batch i is a function of (seed, i) alone, so `start` may be any number. Data that `cache` keeps in memory are
+        read at the first call, and stay there.
 
         Args:
           batch_size: examples per batch, over all devices.
@@ -86,14 +89,18 @@ class Data(NamedTuple):
         distributed.check_batch(batch_size, 1, mesh.size, "batch_size")
         total = length(self, batch_size, steps, 1 if steps is None and epochs is None else epochs)
         assert self.train is not None  # otherwise `length` has raised
-        kept, transform = self.kept()
+        kept, transform = self._held
         found = pipeline.train_batches(
             kept, self.train, batch_size=batch_size, seed=seed, start=start, stop=start + total,
             placement=distributed.jit_placement(mesh), transform=transform, threads=self.threads, workers=self.workers,
             buckets=self.buckets(self.train),
         )  # fmt: skip
-        augment, key = jax.jit(self.augment), jax.random.key(seed)
-        return (augment(jax.random.fold_in(key, i), batch) for i, batch in enumerate(found, start))
+        augmented, key = jax.jit(self.augment), jax.random.key(seed)
+        return (augmented(jax.random.fold_in(key, i), batch) for i, batch in enumerate(found, start))
+
+    @functools.cached_property
+    def _held(self) -> tuple[Any, Callable | None]:
+        return self.kept()
 
     def kept(self) -> tuple[Any, Callable | None]:
         """Returns the training data in the form of the cache, in numpy, and the transform that is left to apply."""
@@ -232,36 +239,71 @@ def open_data(
         info = known(train_source, first_shape(train_source, host if transform else None))
         info = info.with_split("train", train, train_source).with_split("val", val or "", val_source)
     there = {"train": train_source, "val": val_source}
-    with errors.at("config.data.augment"):
-        device = device_augment.parse(augment, info.num_classes, info.fields, visible)
-    with errors.at("config.data.statistics"):  # refuses a wrong name early
-        device_augment.statistics(statistics, info.image_shape[2])
-    normalise = normaliser(statistics)
-    if visible and not any(f.kind == "boxes" for f in info.fields):
-        raise errors.BadRequest(f"data.visible={visible} concerns boxes, but {errors.printable(name)} has none.")
-    edges = as_key(buckets or {})
-    if edges and train_source:
-        of_source(train_source, edges)  # refuses wrong ones early
 
     def named(which: str) -> sources.Source | None:
         expression = expressions[which]
         return there.get(which) or (of_run(expression, which) if expression else None)
 
+    return assemble(
+        info, train_source, val_source, host, eval_host, open=of_run, named=named, test_split=test, operations=augment,
+        visible=visible, buckets=buckets, cache=cache, threads=threads, workers=workers, section=section,
+    )  # fmt: skip
+
+
+def assemble(
+    info: data_info.DataInfo,
+    train: sources.Source | None,
+    val: sources.Source | None,
+    host: transforms.Transform,
+    eval_host: transforms.Transform,
+    *,
+    open: Callable[..., sources.Source],
+    named: Callable[[str], sources.Source | None],
+    test_split: str | None,
+    operations: str,
+    visible: float,
+    buckets: Mapping[str, Any] | None,
+    cache: Literal["none", "host", "device", "auto"] = "auto",
+    threads: int = 8,
+    workers: int = 0,
+    section: dict[str, Any] | None = None,
+) -> Data:
+    """Returns opened data, after checking what concerns devices and memory.
+
+    Args:
+      info, train, val, open, named, test_split, threads, workers, section: see `Data`.
+      host, eval_host: host pipelines of training and of evaluation.
+      operations: device operations on training batches, see `data.augment.OPERATIONS`.
+      visible, buckets, cache: see `open_data`.
+
+    Raises:
+      BadRequest: an unknown operation, unknown statistics, wrong buckets, or an impossible cache.
+    """
+    with errors.at("config.data.augment"):
+        device = augment.parse(operations, info.num_classes, info.fields, visible)
+    with errors.at("config.data.statistics"):  # refuses a wrong name early
+        augment.statistics(info.statistics, info.image_shape[2])
+    normalise = normaliser(info.statistics)
+    if visible and not any(f.kind == "boxes" for f in info.fields):
+        raise errors.BadRequest(f"data.visible={visible} concerns boxes, but {errors.printable(info.name)} has none.")
+    edges = as_key(buckets or {})
+    if edges and train:
+        of_source(train, edges)  # refuses wrong ones early
     return Data(
         info=info,
-        train=train_source,
-        val=val_source,
-        open=of_run,
+        train=train,
+        val=val,
+        open=open,
         named=named,
-        test_split=test,
-        transform=host.fn if transform else None,
+        test_split=test_split,
+        transform=host.fn if host.spec else None,
         random=host.random,
-        eval_transform=eval_host.fn if eval_transform else None,
+        eval_transform=eval_host.fn if eval_host.spec else None,
         augment=lambda key, batch: normalise(device(key, batch)),
         preprocess=normalise,
-        denormalise=lambda images: device_augment.denormalise(images, statistics),
+        denormalise=lambda images: augment.denormalise(images, info.statistics),
         image_shape=info.image_shape,
-        cache=pipeline.choose_cache(cache, train_source, host.random, bool(edges)) if train_source else "none",
+        cache=pipeline.choose_cache(cache, train, host.random, bool(edges)) if train else "none",
         threads=threads,
         workers=workers,
         section=section,
@@ -299,7 +341,7 @@ def normaliser(statistics: str | tuple | list) -> Callable[[dict], dict]:
     def normalise(batch: dict) -> dict:
         if "image" not in batch:
             return batch
-        return {**batch, "image": device_augment.normalise(batch["image"], statistics)}
+        return {**batch, "image": augment.normalise(batch["image"], statistics)}
 
     return normalise
 

@@ -1,8 +1,8 @@
 """Sliding windows of images with boxed objects, as examples for a classifier: the protocol of Oquab et al. 2014.
 
 A window is a square of an image, given in pixels as ymin xmin ymax xmax, ends excluded. `labelled` and `every` turn a
-source of images into one of windows: the first for training, the second to score whole images (`evaluation.windows`). A
-split expression still counts images, so windows of one image are never in two splits.
+source of images into one of windows: the first for training, the second to score whole images
+(`evaluation.window_scores`). A split expression still counts images, so windows of one image are never in two splits.
 
 Reference: Oquab, Bottou, Laptev and Sivic 2014, "Learning and transferring mid-level image representations using
 convolutional neural networks", sections 3.2 to 3.4.

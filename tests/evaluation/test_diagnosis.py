@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from recvis_jax.evaluation import diagnosis
-from recvis_jax.evaluation.diagnosis import Curve, Evidence, Measured, Pictures
+from recvis_jax.evaluation import diagnosis, symptoms
+from recvis_jax.evaluation.symptoms import Curve, Evidence, Measured, Pictures
 
 STEPS = np.arange(1, 41) * 25
 T = STEPS / 1000  # from 0 to 1
@@ -84,8 +84,8 @@ CASES = {
     ),
     "test is worse": (evidence(*GOOD, test=Measured(0.88, 2000)), ["validation unrepresentative"]),
     "few validation images": (evidence(*GOOD, val_examples=30), ["validation too small"]),
-    "no validation": (evidence(GOOD[0], diagnosis.NO_CURVE, (0.99, 0), clean_val=None, val_examples=0), ["fine"]),
-    "nothing": (Evidence(diagnosis.NO_CURVE, diagnosis.NO_CURVE, (0, 0)), ["fine"]),
+    "no validation": (evidence(GOOD[0], symptoms.NO_CURVE, (0.99, 0), clean_val=None, val_examples=0), ["fine"]),
+    "nothing": (Evidence(symptoms.NO_CURVE, symptoms.NO_CURVE, (0, 0)), ["fine"]),
     "a regression": (Evidence(curve(fall(0.1)), curve(fall(0.12)), (1000, 1000)), ["fine"]),
     "a regression that overfits": (Evidence(curve(fall(0.1)), curve(fall(0.2) + T), (1000, 1000)), ["overfitting"]),
 }  # fmt: skip
@@ -110,6 +110,6 @@ def test_more_than_one_thing_may_be_wrong():
 def test_the_interval_of_an_accuracy():
     """Against Wilson's formula solved by hand: the ends p fulfil |p - q| = z sqrt(p (1 - p) / n)."""
     for q, n in ((0.9, 100), (0.5, 20), (1.0, 30)):
-        width, z = diagnosis.half_width(q, n), 1.96
+        width, z = symptoms.half_width(q, n), 1.96
         ends = np.roots([1 + z**2 / n, -(2 * q + z**2 / n), q**2]).real
         assert width == pytest.approx(abs(ends[0] - ends[1]) / 2, abs=1e-6)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from recvis_jax import errors
-from recvis_jax.evaluation import metrics, windows
+from recvis_jax.evaluation import metrics, window_scores
 
 RNG = np.random.default_rng(0)
 
@@ -15,7 +15,7 @@ def test_image_scores_by_hand():
     """Image 0: (0.5^2 + 1) / 2 and (0.5^2 + 0) / 2; image 1: one window; image 2: none that counts."""
     scores = jnp.array([[0.5, 0.5], [1.0, 0.0], [0.2, 0.6], [np.nan, 0.9]])
     image, mask = jnp.array([0, 0, 1, 2]), jnp.array([True, True, True, False])
-    sums, counts = windows.image_sums(scores, image, mask, 3, power=2)
+    sums, counts = window_scores.image_sums(scores, image, mask, 3, power=2)
     np.testing.assert_allclose(sums, [[1.25, 0.25], [0.04, 0.36], [0, 0]], rtol=1e-6)
     np.testing.assert_array_equal(counts, [2, 1, 0])
 
@@ -25,7 +25,7 @@ def test_high_powers_ask_for_the_best_window():
     once, everywhere = [[0.9]] + [[0.0]] * 9, [[0.5]] * 10
     scores, image = jnp.array(once + everywhere), jnp.repeat(jnp.arange(2), 10)
     for power, first in ((1, False), (5, True)):
-        sums, _ = windows.image_sums(scores, image, jnp.ones(20, bool), 2, power)
+        sums, _ = window_scores.image_sums(scores, image, jnp.ones(20, bool), 2, power)
         assert bool(sums[0, 0] > sums[1, 0]) == first
 
 
@@ -59,7 +59,7 @@ def test_ranking_agrees_with_scikit_learn(power):
     expected = [average_precision_score(labels[:, k], scores[:, k]) for k in range(3)]
     order = RNG.permutation(len(logits))
     for size in (1, 5, 84, 100):
-        found = ranked(windows.image_ranking(labels, power, "all"), logits[order], image[order], size)
+        found = ranked(window_scores.image_ranking(labels, power, "all"), logits[order], image[order], size)
         np.testing.assert_allclose(found["mean_average_precision_per_class"], expected, rtol=1e-6)
         assert found["mean_average_precision"] == pytest.approx(np.mean(expected), rel=1e-6)
 
@@ -68,20 +68,20 @@ def test_images_without_a_class_are_ranked_too():
     """Probabilities of about 1e-9, whose fifth powers are no float32, in the order 2, 0, 1."""
     labels = np.float32([[0, 1], [1, 1], [0, 0]])
     logits = np.float32([[-21, 0, 0], [-22, 0, 0], [-20, 0, 0]])
-    found = ranked(windows.image_ranking(labels, 5.0, "all"), logits, np.arange(3), 2)
+    found = ranked(window_scores.image_ranking(labels, 5.0, "all"), logits, np.arange(3), 2)
     assert found["mean_average_precision_per_class"][0] == pytest.approx(1 / 3)
     ahead = np.float32([[-21, 0, 0], [-19, 0, 0], [-20, 0, 0]])
-    found = ranked(windows.image_ranking(labels, 5.0, "all"), ahead, np.arange(3), 2)
+    found = ranked(window_scores.image_ranking(labels, 5.0, "all"), ahead, np.arange(3), 2)
     assert found["mean_average_precision_per_class"][0] == 1.0
 
 
 def test_score_maps_by_hand():
     """A 3x4 image: one window over all of it, one over two columns; the last class of both is 1."""
     scores = jnp.array([[0.2, 1.0], [0.6, 1.0]])
-    found = windows.score_map(scores, jnp.array([[0, 0, 3, 4], [0, 2, 3, 4]]), 3, 4, power=1)
+    found = window_scores.score_map(scores, jnp.array([[0, 0, 3, 4], [0, 2, 3, 4]]), 3, 4, power=1)
     np.testing.assert_allclose(found[..., 0], [[0.2, 0.2, 0.4, 0.4]] * 3, rtol=1e-6)
     np.testing.assert_allclose(found[..., 1], np.ones((3, 4)), rtol=1e-6)
-    alone = windows.score_map(scores[1:], jnp.array([[1, 2, 3, 4]]), 3, 4, power=2)
+    alone = window_scores.score_map(scores[1:], jnp.array([[1, 2, 3, 4]]), 3, 4, power=2)
     np.testing.assert_allclose(alone[..., 0], [[0, 0, 0, 0], [0, 0, 0.36, 0.36], [0, 0, 0.36, 0.36]], rtol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_score_maps_are_means_over_covering_windows():
     corners = RNG.integers(0, 10, (30, 2))
     places = np.concatenate([corners, corners + RNG.integers(1, 8, (30, 1))], 1)  # some reach over the edge
     scores = np.float32(RNG.random((30, 3)))
-    found = windows.score_map(jnp.asarray(scores), jnp.asarray(places), 12, 14, 5.0)
+    found = window_scores.score_map(jnp.asarray(scores), jnp.asarray(places), 12, 14, 5.0)
     for y, x in RNG.integers(0, 12, (20, 2)):
         inside = [(t <= y < b) and (left <= x < r) for t, left, b, r in places]
         expected = (scores[inside] ** 5).mean(0) if any(inside) else np.zeros(3)
@@ -99,8 +99,8 @@ def test_score_maps_are_means_over_covering_windows():
 def test_bad_requests():
     labels, logits, image = made_up()
     with pytest.raises(errors.BadRequest, match="power is 0"):
-        windows.image_ranking(labels, 0)
+        window_scores.image_ranking(labels, 0)
     with pytest.raises(errors.BadRequest, match="2 outputs; the images have 3 classes"):
-        ranked(windows.image_ranking(labels), logits[:, :2], image, 84)
+        ranked(window_scores.image_ranking(labels), logits[:, :2], image, 84)
     with pytest.raises(errors.BadRequest, match="2 of 12 images have no windows"):
-        ranked(windows.image_ranking(labels), logits[:70], image[:70], 70)
+        ranked(window_scores.image_ranking(labels), logits[:70], image[:70], 70)
