@@ -101,7 +101,7 @@ def train(
       probe: probes of the features during training; see `trained.make_prober`.
     """
     given = locals()
-    from recvis_jax import build, environment, fitting, trained
+    from recvis_jax import build, environment, finishing, fitting, trained
     from recvis_jax.evaluation import evaluator
     from recvis_jax.training import checkpoint, distributed, log, processes, signals
     from recvis_jax.training.workdir import Workdir, absolute, refuse_unwritable
@@ -157,18 +157,18 @@ def train(
             with contextlib.suppress(errors.Failure):
                 keeper.wait()  # a save in progress is good
             if report and isinstance(e, errors.Failure):
-                tell(_write_page(folder, None))
+                tell(finishing.write_page(folder, None))
             raise
         finally:
             writer.close()
-            _draw_curves(writer.path, folder / "curves.png")
+            finishing.draw_curves(writer.path, folder / "curves.png")
         if done.reason == "interrupted":
-            return _interrupted(done, keeper, stop, tell)
-        best = _best(done, keeper, tell)
-        summary = _summarise(run, done, best, training.evaluate, test)
+            return finishing.interrupted(done, keeper, stop, tell)
+        best = finishing.best_state(done, keeper, tell)
+        summary = finishing.summarise(run, done, best, training.evaluate, test)
         keeper.close()
         if distributed.is_main():
-            _write_summary(folder / "summary.json", summary, tell)
+            finishing.write_summary(folder / "summary.json", summary, tell)
         page = ""
         if report and distributed.is_main():
             kept = best or done.state
@@ -176,9 +176,9 @@ def train(
                 run=run, params=kept.evaluated[0], model_state=kept.evaluated[1], step=int(kept.step),
                 name="best" if best else "last", config=config or paths,
             )  # fmt: skip
-            page = _write_page(folder, None if processes.several() else looked_at)
+            page = finishing.write_page(folder, None if processes.several() else looked_at)
         if distributed.is_main():
-            print(_report(summary, folder, time.monotonic() - began, page), flush=True)
+            print(finishing.report(summary, folder, time.monotonic() - began, page), flush=True)
         return summary
 
 
@@ -224,19 +224,6 @@ def _check_length(home: Any, run: Any, optim: dict, done: int) -> str | None:
     return check_length(home.folder, before, run.total_steps, done, rates, optim.get("schedule", "cosine"))
 
 
-def _interrupted(done: Any, keeper: Any, stop: Any, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Prints what was saved when a run was told to stop."""
-    keeper.close()
-    kept = ", ".join(f"{kind} {', '.join(map(str, s))}" for kind, s in keeper.kept().items() if s)
-    tell(
-        f"stopped by {stop.name} at step {int(done.state.step)}, saved; the same command continues. "
-        f"Kept in {keeper.root}: {kept}."
-    )
-    if stop.name == "Ctrl-C":
-        raise KeyboardInterrupt
-    return {}
-
-
 def _compare_data(folder: Path, info: Any) -> bool:
     """Compares the data with the run's record of them; returns whether there is a record."""
     from recvis_jax.data import data_info
@@ -253,86 +240,6 @@ def _record_data(folder: Path, info: Any) -> None:
     from recvis_jax.training import log
 
     log.write_json(folder / data_info.FILE, data_info.as_json(info))
-
-
-def _draw_curves(records: Path, path: Path) -> None:
-    from recvis_jax.training import distributed, log
-    from recvis_jax.vis import plot
-
-    if distributed.is_main():
-        with contextlib.suppress(OSError, errors.BadRequest):  # a full disk must not hide how the loop ended
-            plot.curves(log.read_records(records), path)
-
-
-def _best(done: Any, keeper: Any, tell: Callable[[str], None]) -> Any:
-    """Returns the state of the best evaluation; None if there was none, or its checkpoint cannot be read."""
-    if not done.best:
-        return None
-    try:
-        step = done.best["step"]
-        return done.state if step == int(done.state.step) else keeper.restore(step).state
-    except (errors.BadRequest, errors.Failure) as e:
-        tell(f"warning: the best checkpoint was not evaluated on test data: {e}")
-        return None
-
-
-def _summarise(run: Any, done: Any, best: Any, evaluate: Any, test: Any) -> dict[str, Any]:
-    """Evaluates the last state and the best on the test split, and returns the run's summary."""
-    from recvis_jax import build, trees
-    from recvis_jax.evaluation import evaluator
-
-    end = int(done.state.step)
-    summary: dict[str, Any] = {
-        "parameters": trees.count(done.state.params), "step": end, "epochs": end / run.steps_per_epoch,
-        "seconds": done.seconds, "reason": done.reason, "seed": run.seed, "final": {"step": end},
-    }  # fmt: skip
-    if done.last:
-        summary["final"]["val"] = done.last["metrics"]
-    if done.best:
-        summary["best"] = {"step": done.best["step"], "val": done.best["metrics"]}
-    if test:
-        batches = build.eval_batches(run, test, keep=True)
-        summary["final"]["test"] = evaluator.scalars(evaluate(*done.state.evaluated, batches))
-        if best is not None:
-            summary["best"]["test"] = evaluator.scalars(evaluate(*best.evaluated, batches))
-    return summary
-
-
-def _write_page(folder: Path, model: Any) -> str:
-    """Writes the report page of the run; returns a line with its place and main finding.
-
-    Args:
-      folder: of the run.
-      model: a `trained.Trained`; None if its predictions are not shown: the run failed, or has several processes, which
-        would all have to take part.
-    """
-    from recvis_jax import reporting
-
-    path = folder / reporting.FILE
-    try:
-        page, headline = reporting.of_run(folder, model, model.run.data if model else None, examples=1000)
-        reporting.write(page, path)
-    except Exception as e:  # the run itself is good
-        return f"note: {path} was not written: {errors.brief(e, 300)}"
-    return f"report: {path}  ({headline.title})"
-
-
-def _write_summary(path: Path, summary: dict[str, Any], tell: Callable[[str], None]) -> None:
-    """Writes the summary; keeps what `evaluate` added to an existing one."""
-    from recvis_jax.training import log
-
-    def change(found: dict[str, Any]) -> None:
-        evaluations = {k: v for k, v in found.items() if k == "evaluations"}
-        found.clear()
-        found.update(summary | evaluations)
-
-    try:
-        log.update_json(path, change)
-    except errors.BadRequest as e:
-        aside = path.with_name(f"{path.name}.damaged")
-        tell(f"warning: {e} The file is now {aside}.")
-        path.rename(aside)
-        log.write_json(path, summary)
 
 
 def _make_draw(run: Any, path: Path, examples: int = 8) -> Callable[[Any], dict[str, float]]:
@@ -397,25 +304,6 @@ def _steps(name: str, value: int | float, per_epoch: float) -> int:
     if steps < 1:
         raise errors.BadRequest(f"config.{name}={value} must be at least one step.")
     return steps
-
-
-def _report(summary: dict[str, Any], folder: Path, seconds: float, page: str) -> str:
-    lines = [
-        f"\nfinished ({summary['reason']}) at step {summary['step']:,}; {summary['seconds']:.0f} s of training in all"
-    ]
-    for which in ("final", "best"):
-        for split in ("val", "test"):
-            values = summary.get(which, {}).get(split)
-            if values:
-                kind = {"val": "validation", "test": "test"}[split]
-                shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items() if v is not None)
-                lines.append(f"  {which} (step {summary[which]['step']:,}) {kind}: {shown}")
-    lines.append(f"run: {folder}  (summary.json, metrics.jsonl, curves.png, checkpoints/; {seconds:.0f} s this time)")
-    lines += [page] if page else []
-    split = next((s for s in ("test", "val") if s in summary["final"]), "train")
-    following = ("python", "-m", "recvis_jax.evaluate", f"--workdir={folder}", f"--split={split}")
-    lines.append(f"next: {errors.command(*following)}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

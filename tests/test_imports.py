@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "training.distributed": ("data.pipeline",),
     "library": ("",),
     "fitting": ("",),
+    "finishing": ("",),
     "environment": ("training.log",),
     "evidence": ("",),
     "reporting": ("",),

@@ -4,23 +4,10 @@
   python -m recvis_jax.evaluate --workdir=runs/digits_fisher
 
 Digits of 8x8 pixels are enlarged to 24x24, in which a descriptor of 4x4 bins of 3 pixels has room.
-"""
 
-import ml_collections
+Settings are in `bovw.py`.
+"""
 
 from recvis_jax import config
 
-
-def get_config(arg=None):
-    arg = config.parse_arg(arg, seed=0)
-    c = ml_collections.ConfigDict()
-    c.seed = arg.seed
-    c.batch_size = 100
-
-    c.data = dict(name="digits", train="train[:90%]", val="train[90%:]", test="test")
-    c.data.transform = c.data.eval_transform = "resize(24, method='bicubic')"
-    c.model = dict(name="bag_of_words", words=16, components=48, xy=2.0)
-    c.model.encoder = dict(name="fisher")
-    c.model.descriptor = dict(name="phow", sizes=(3, 4), step=2, root=True)
-    c.learn = dict(images=0, per_image=100)
-    return config.finish(c, arg)
+get_config = config.like(__file__, "bovw.py", "encoding=fisher")

@@ -8,9 +8,25 @@ import ml_collections
 
 from recvis_jax import config
 
+_SIFT = dict(name="phow", sizes=(2, 3, 4), step=2, root=True)
+_COUNTS = dict(descriptor=_SIFT, words=256, encoder=dict(name="hard", root=True, norm="l2"))
+_PLACES = dict(descriptor=_SIFT, words=64, components=64, xy=1.0)  # words know places
+# encoding -> arguments of the model, and of learning
+ENCODINGS = dict(
+    bovw=(_COUNTS, {}),
+    pyramid=(dict(_COUNTS, pyramid="1x1+2x2+3x1"), {}),
+    vlad=(dict(_PLACES, encoder=dict(name="vlad")), {}),
+    fisher=(
+        dict(_PLACES, encoder=dict(name="fisher")),
+        dict(images=3000, per_image=100, passes=25, mirrored=True),
+    ),
+    hog=(dict(descriptor=dict(name="hog", cell=4), encoder=None), {}),
+)
+
 
 def get_config(arg=None):
-    arg = config.parse_arg(arg, seed=0, per_class=0)
+    arg = config.parse_arg(arg, encoding="bovw", seed=0, per_class=0)
+    model, learn = ENCODINGS[arg.encoding]
     c = ml_collections.ConfigDict()
     c.seed = arg.seed
     c.batch_size = 200
@@ -18,8 +34,6 @@ def get_config(arg=None):
     c.data = dict(name="fashion_mnist", train="train[:57000]", val="train[57000:]", test="test")
     c.data.per_class = arg.per_class
     c.data.subset_seed = arg.seed
-    c.model = dict(name="bag_of_words", words=256)
-    c.model.descriptor = dict(name="phow", sizes=(2, 3, 4), step=2, root=True)
-    c.model.encoder = dict(name="hard", root=True, norm="l2")
-    c.learn = dict()
+    c.model = dict(name="bag_of_words", **model)
+    c.learn = learn
     return config.finish(c, arg)

@@ -89,10 +89,7 @@ def fit(
         raise BadRequest(f"start has {len(known)} components, but k is {k}.")
     mixture = _of_words(start, descriptors, floor, rows) if isinstance(start, kmeans.Words) else start
     mixture = jax.tree.map(jnp.asarray, mixture)
-    while not bool(mixture.done) and int(mixture.passes) < passes:
-        mixture = _pass(mixture, descriptors, tol, floor, rows)
-        keep(mixture)
-    return mixture
+    return stream.repeat(mixture, lambda mixture: _pass(mixture, descriptors, tol, floor, rows), passes, keep)
 
 
 @jax.jit
@@ -135,17 +132,16 @@ def _of_words(words: kmeans.Words, descriptors: Descriptors, floor: float, rows:
     """Makes a component from each word: share, mean and variances of the descriptors nearest to it."""
     k, d = words.centers.shape
     sums = _empty(k, d)
-    for x, real in stream.blocks(descriptors, rows):
-        _check_width(x, d)
+    for x, real in stream.blocks(descriptors, rows, d, "components"):
         sums = _add_nearest(sums, words.centers, x, real)
     stream.check_enough(int(sums.weights.value.sum()), k, "components")
     return _first(sums, jnp.asarray(words.centers), floor)
 
 
 def _pass(mixture: Mixture, descriptors: Descriptors, tol: float, floor: float, rows: int) -> Mixture:
-    sums = _empty(*mixture.means.shape)
-    for x, real in stream.blocks(descriptors, rows):
-        _check_width(x, mixture.means.shape[1])
+    k, d = mixture.means.shape
+    sums = _empty(k, d)
+    for x, real in stream.blocks(descriptors, rows, d, "components"):
         sums = _add(sums, mixture, x, real)
     return _next(mixture, sums, tol, floor)
 
@@ -218,8 +214,3 @@ def _moments_of(sums: _Sums, shares: Array, x: Array, likelihood: Array) -> _Sum
     first, second = jnp.split(both, 2, axis=1)
     terms = _Sums(shares.sum(0), first, second, likelihood)
     return _Sums(*(stream.add(total, term) for total, term in zip(sums, terms, strict=True)))
-
-
-def _check_width(x: Float[np.ndarray, "r d"], d: int) -> None:
-    if x.shape[1] != d:
-        raise BadRequest(f"descriptors have {x.shape[1]} numbers, the components {d}.")

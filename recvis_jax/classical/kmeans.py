@@ -95,10 +95,8 @@ def fit(
     words: Words = jax.tree.map(jnp.asarray, start)
     if words.centers.ndim != 2 or len(words.centers) != k:
         raise BadRequest(f"start has words of shape {words.centers.shape}, but k is {k}.")
-    while not bool(words.done) and int(words.passes) < passes:
-        words = (_mini_batches if mini_batch else _lloyd)(words, descriptors, tol, rows)
-        keep(words)
-    return words
+    one = _mini_batches if mini_batch else _lloyd
+    return stream.repeat(words, lambda words: one(words, descriptors, tol, rows), passes, keep)
 
 
 def assign(centers: Float[Array, "k d"], x: Float[Array, "n d"]) -> Int[Array, " n"]:
@@ -146,8 +144,7 @@ def _lloyd(words: Words, descriptors: Descriptors, tol: float, rows: int) -> Wor
     k, d = words.centers.shape
     sums = _Sums(stream.zero(k, d), stream.zero(k), stream.zero())
     found = 0
-    for x, real in stream.blocks(descriptors, rows):
-        _check_width(x, d)
+    for x, real in stream.blocks(descriptors, rows, d, "words"):
         sums = _add(sums, words.centers, x, real)
         found += int(real.sum())
     stream.check_enough(found, k, "words")
@@ -219,8 +216,7 @@ def _mini_batches(words: Words, descriptors: Descriptors, tol: float, rows: int)
     k, d = words.centers.shape
     centers, counts, inertia = words.centers, words.counts, stream.zero()
     seen, found = jnp.zeros(k), 0
-    for x, real in stream.blocks(descriptors, rows):
-        _check_width(x, d)
+    for x, real in stream.blocks(descriptors, rows, d, "words"):
         sums = _add(_Sums(stream.zero(k, d), stream.zero(k), stream.zero()), centers, x, real)
         centers, counts, seen, inertia = _move(sums, centers, counts, seen, inertia)
         found += int(real.sum())
@@ -237,8 +233,3 @@ def _move(sums: _Sums, centers: Array, counts: Array, seen: Array, inertia: Tota
     pull = sums.centers.value - here[:, None] * centers
     centers = centers + pull / jnp.maximum(counts, 1)[:, None]
     return centers, counts, seen + here, stream.add(inertia, sums.inertia.value)
-
-
-def _check_width(x: Float[np.ndarray, "r d"], d: int) -> None:
-    if x.shape[1] != d:
-        raise BadRequest(f"descriptors have {x.shape[1]} numbers, the words {d}.")

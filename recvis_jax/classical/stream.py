@@ -1,7 +1,7 @@
 """Descriptors that do not fit in memory: batches of any length, read again in each pass, in blocks of one shape."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from recvis_jax.errors import BadRequest
 Descriptors = np.ndarray | Array | Callable[[], Iterable[Any]]
 
 ROWS = 8192  # per block
+State = TypeVar("State", bound=Any)  # what is learnt, and how far
 
 
 class Total(NamedTuple):
@@ -55,7 +56,7 @@ def batches(descriptors: Descriptors) -> Iterator[Float[np.ndarray, "n d"]]:
 
 
 def blocks(
-    descriptors: Descriptors, rows: int = ROWS
+    descriptors: Descriptors, rows: int = ROWS, width: int | None = None, what: str = ""
 ) -> Iterator[tuple[Float[np.ndarray, "r d"], Bool[np.ndarray, " r"]]]:
     """Yields blocks of `rows` descriptors with a mask of the real ones; the last block is padded with zeros.
 
@@ -64,6 +65,10 @@ def blocks(
     Args:
       descriptors: an array (n d), or a function that returns an iterator over batches (n d).
       rows: per block. It limits the memory.
+      width: d, if it must be that of `what`, such as "words".
+
+    Raises:
+      BadRequest: descriptors of another width; see also `batches`.
 
     Example:
       >>> [(x.shape, int(real.sum())) for x, real in blocks(np.zeros((5, 2)), rows=3)]
@@ -73,6 +78,8 @@ def blocks(
     count = 0
     whole = np.ones(rows, bool)
     for x in batches(descriptors):
+        if width not in (None, x.shape[1]):
+            raise BadRequest(f"descriptors have {x.shape[1]} numbers, the {what} {width}.")
         left.append(x)
         count += len(x)
         if count < rows:
@@ -87,6 +94,21 @@ def blocks(
         padded = np.zeros((rows, joined.shape[1]), np.float32)
         padded[:count] = joined
         yield padded, np.arange(rows) < count
+
+
+def repeat(state: State, one: Callable[[State], State], passes: int, keep: Callable[[State], None]) -> State:
+    """Makes passes over descriptors until the state is done, or has made `passes` in total.
+
+    Args:
+      state: with `passes` so far, and `done`: whether more passes would change little.
+      one: makes one pass.
+      passes: maximum number.
+      keep: called with the state after every pass.
+    """
+    while not bool(state.done) and int(state.passes) < passes:
+        state = one(state)
+        keep(state)
+    return state
 
 
 def sample(descriptors: Descriptors, most: int, seed: int) -> tuple[Float[np.ndarray, "m d"], int]:

@@ -155,6 +155,11 @@ def outputs(
     return np.concatenate([np.asarray(_affine(x, weights, offset)) for x in parts])[: len(features)]
 
 
+def predict(kernel: np.ndarray, bias: np.ndarray, features: np.ndarray) -> Int[np.ndarray, " n"]:
+    """Returns the class of the largest output of a linear layer; in ties the lowest index."""
+    return np.argmax(outputs(kernel, bias, features), axis=1).astype(np.int32)
+
+
 def accuracy(scores: Float[np.ndarray, "n k"], labels: Int[np.ndarray, " n"]) -> float:
     """Returns the fraction of examples with the largest score for their class; in ties the lowest class counts."""
     return float(np.mean(np.argmax(scores, axis=1) == labels))

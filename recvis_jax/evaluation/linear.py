@@ -149,24 +149,21 @@ def fit_path(
     check_numbers(path, max_iter, tol)
     paths.check_patience(patience)
 
-    problem = _Problem([(features, labels)], num_classes, standardise)
-    fits, accuracies, best = paths.walk(
+    def load(both: bool) -> _Problem:
+        return _Problem([(features, labels), *([val] if both else [])], num_classes, standardise)
+
+    found = paths.choose(
         path,
-        lambda l2, before: problem.solve(l2, before, max_iter, tol),
-        lambda found: _accuracy(found, *val),
+        "l2",
+        load,
+        lambda problem, l2, before: problem.solve(l2, before, max_iter, tol),
+        lambda fit: _accuracy(fit, *val),
+        refit=refit,
         patience=patience,
-        last=int(refit),
         say=say,
     )
-    notes = [f"l2={l2:g}: {c.warning}" for l2, c in fits.items() if c.warning]
-    notes += paths.at_the_end(path, best, "l2")
-    classifier = fits[best]
-    if refit:
-        problem = _Problem([(features, labels), val], num_classes, standardise)
-        classifier = problem.solve(best, classifier, max_iter, tol)
-        notes += [f"refit: {classifier.warning}"] if classifier.warning else []
-    say(len(path), len(path))
-    return Chosen(classifier, best, accuracies, {l2: c.iterations for l2, c in fits.items()}, "; ".join(notes))
+    iterations = {l2: c.iterations for l2, c in found.fits.items()}
+    return Chosen(found.fit, found.penalty, found.scores, iterations, found.warning)
 
 
 def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]:
@@ -179,7 +176,8 @@ def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]
       >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
       array([1, 0], dtype=int32)
     """
-    return _predict(classifier, cached.check_features(features, "given", len(classifier.kernel)))
+    features = cached.check_features(features, "given", len(classifier.kernel))
+    return cached.predict(classifier.kernel, classifier.bias, features)
 
 
 def accuracy(classifier: Classifier, features: Features, labels: Labels) -> float:
@@ -211,11 +209,8 @@ class _Problem:
 
     def solve(self, l2: float, init: Classifier | None, max_iter: int, tol: float) -> Classifier:
         k, d = self.num_classes, len(self.mean)
+        paths.check_start(init, d, k)
         kernel, bias = (np.zeros((d, k)), np.zeros(k)) if init is None else (init.kernel, init.bias)
-        if kernel.shape != (d, k) or bias.shape != (k,):
-            raise BadRequest(
-                f"init has a kernel {kernel.shape} and a bias {bias.shape}; they must be {(d, k)}, {(k,)}."
-            )
         kernel, bias = kernel.astype(np.float64), bias.astype(np.float64)
         start = softmax_regression.Parameters(
             jnp.asarray((kernel * self.scale[:, None]).T, jnp.float32),
@@ -237,13 +232,8 @@ def check_numbers(l2s: Sequence[float], max_iter: int, tol: float) -> None:
     """Raises `BadRequest` for penalties, steps or tolerances out of range."""
     if not l2s or not all(np.isfinite(l2) and l2 >= 0 for l2 in l2s):
         raise BadRequest(f"l2 is {', '.join(map(str, l2s)) or 'empty'}; it takes finite numbers of at least 0.")
-    if max_iter < 1 or not tol > 0:
-        raise BadRequest(f"max_iter is {max_iter} and tol is {tol}; they take numbers of at least 1 and above 0.")
+    paths.check_ends(max_iter, tol)
 
 
 def _accuracy(classifier: Classifier, features: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(_predict(classifier, features) == labels))
-
-
-def _predict(classifier: Classifier, features: np.ndarray) -> np.ndarray:
-    return np.argmax(cached.outputs(classifier.kernel, classifier.bias, features), axis=1).astype(np.int32)
+    return float(np.mean(cached.predict(classifier.kernel, classifier.bias, features) == labels))

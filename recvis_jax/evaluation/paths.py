@@ -1,12 +1,35 @@
-"""A path of penalties, strongest first: each fit starts from the one before, and validation data decide."""
+"""A path of penalties, strongest first: each fit starts from the one before, and validation data decide.
+
+Also the checks that all linear classifiers share.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import cached
 
 Fit = TypeVar("Fit")
+
+
+class Choice(NamedTuple):
+    """What `choose` chose.
+
+    Attributes:
+      fit: the one with the best penalty, fitted again if asked for.
+      penalty: the best one.
+      scores: on validation data, by penalty in the order of fitting.
+      fits: by penalty.
+      warning: one line with all warnings of the path, or empty.
+    """
+
+    fit: Any
+    penalty: float
+    scores: dict[float, float]
+    fits: dict[float, Any]
+    warning: str
 
 
 def check_patience(patience: int | None) -> None:
@@ -55,6 +78,60 @@ def walk(
         if patience is not None and i - path.index(best) >= patience:
             break
     return fits, scores, best
+
+
+def choose(
+    path: Sequence[float],
+    name: str,
+    load: Callable[[bool], Any],
+    solve: Callable[[Any, float, Any], Any],
+    score: Callable[[Any], float],
+    *,
+    refit: bool,
+    patience: int | None,
+    say: cached.Progress,
+) -> Choice:
+    """Walks a path, and fits the best penalty again on all data if asked for.
+
+    Args:
+      path, score, patience, say: see `walk`.
+      name: of the penalty, for notes.
+      load: whether to add the validation data to the training data -> the examples.
+      solve: (examples, penalty, the fit to start from or None) -> a fit with a `warning`.
+      refit: whether to fit again on training and validation data.
+    """
+    examples = load(False)
+    fits, scores, best = walk(
+        path,
+        lambda penalty, before: solve(examples, penalty, before),
+        score,
+        patience=patience,
+        last=int(refit),
+        say=say,
+    )
+    notes = [f"{name}={penalty:g}: {fit.warning}" for penalty, fit in fits.items() if fit.warning]
+    notes += at_the_end(path, best, name)
+    chosen = fits[best]
+    if refit:
+        del examples  # frees its features on the device
+        chosen = solve(load(True), best, chosen)
+        notes += [f"refit: {chosen.warning}"] if chosen.warning else []
+    say(len(path), len(path))
+    return Choice(chosen, best, scores, fits, "; ".join(notes))
+
+
+def check_ends(max_iter: int, tol: float) -> None:
+    """Raises `BadRequest` for steps or a tolerance out of range."""
+    if max_iter < 1 or not tol > 0:
+        raise BadRequest(f"max_iter is {max_iter} and tol is {tol}; they take numbers of at least 1 and above 0.")
+
+
+def check_start(init: Any, d: int, k: int) -> None:
+    """Raises `BadRequest` for a linear layer to start from that does not fit d features and k classes."""
+    if init is not None and (np.shape(init.kernel) != (d, k) or np.shape(init.bias) != (k,)):
+        raise BadRequest(
+            f"init has a kernel {np.shape(init.kernel)} and a bias {np.shape(init.bias)}; they must be {(d, k)}, {(k,)}."
+        )
 
 
 def at_the_end(path: Sequence[float], best: float, name: str) -> list[str]:

@@ -79,15 +79,10 @@ def fit_path(
     def score(found: linear.Classifier) -> float:
         return mean_average_precision(cached.outputs(found.kernel, found.bias, val_features), val_labels)
 
-    examples = one_vs_rest.Examples([(features, targets)], mean, std, _BIAS)
-    fits, scores, best = paths.walk(
-        path, lambda l2, before: solve(examples, l2, before), score, patience=patience, last=int(refit), say=say
-    )
-    notes = [f"l2={l2:g}: {c.warning}" for l2, c in fits.items() if c.warning] + paths.at_the_end(path, best, "l2")
-    classifier = fits[best]
-    if refit:
-        both = one_vs_rest.Examples([(features, targets), (val_features, val_targets)], mean, std, _BIAS)
-        classifier = solve(both, best, classifier)
-        notes += [f"refit: {classifier.warning}"] if classifier.warning else []
-    say(len(path), len(path))
-    return linear.Chosen(classifier, best, scores, {l2: c.iterations for l2, c in fits.items()}, "; ".join(notes))
+    def load(both: bool) -> one_vs_rest.Examples:
+        parts = [(features, targets), *([(val_features, val_targets)] if both else [])]
+        return one_vs_rest.Examples(parts, mean, std, _BIAS)
+
+    found = paths.choose(path, "l2", load, solve, score, refit=refit, patience=patience, say=say)
+    iterations = {l2: c.iterations for l2, c in found.fits.items()}
+    return linear.Chosen(found.fit, found.penalty, found.scores, iterations, found.warning)

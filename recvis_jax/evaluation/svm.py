@@ -154,27 +154,20 @@ def fit_path(
     path = sorted(set(CS if cs is None else map(float, cs)))
     _check_numbers(path, max_iter, tol)
     paths.check_patience(patience)
-    scale = cached.length([features]) or 1.0
-    examples = one_vs_rest.Examples([(features, targets)], 0.0, scale, 1.0)
+    scale, parts = cached.length([features]) or 1.0, [(features, targets), (val_features, val_targets)]
     measure = score or cached.accuracy
-
-    def fit_one(c: float, before: Classifier | None) -> Classifier:
-        return _solve(examples, c, before, max_iter, tol)
-
-    def score_one(found: Classifier) -> float:
-        return measure(decide(found, val_features), np.asarray(val_labels))
-
-    fits, scores, best = paths.walk(path, fit_one, score_one, patience=patience, last=int(refit), say=say)
-    notes = [f"c={c:g}: {f.warning}" for c, f in fits.items() if f.warning]
-    notes += paths.at_the_end(path, best, "c")
-    classifier = fits[best]
-    if refit:
-        del examples  # frees its features on the device
-        both = one_vs_rest.Examples([(features, targets), (val_features, val_targets)], 0.0, scale, 1.0)
-        classifier = _solve(both, best, classifier, max_iter, tol)
-        notes += [f"refit: {classifier.warning}"] if classifier.warning else []
-    say(len(path), len(path))
-    return Chosen(classifier, best, scale, scores, {c: f.passes for c, f in fits.items()}, "; ".join(notes))
+    found = paths.choose(
+        path,
+        "c",
+        lambda both: one_vs_rest.Examples(parts if both else parts[:1], 0.0, scale, 1.0),
+        lambda examples, c, before: _solve(examples, c, before, max_iter, tol),
+        lambda fit: measure(decide(fit, val_features), np.asarray(val_labels)),
+        refit=refit,
+        patience=patience,
+        say=say,
+    )
+    passes = {c: f.passes for c, f in found.fits.items()}
+    return Chosen(found.fit, found.penalty, scale, found.scores, passes, found.warning)
 
 
 def decide(classifier: Classifier, features: Features) -> Float[np.ndarray, "n k"]:
@@ -195,7 +188,8 @@ def predict(classifier: Classifier, features: Features) -> Int[np.ndarray, " n"]
       >>> predict(Classifier(np.eye(2), np.zeros(2)), np.array([[1.0, 2.0], [0.0, 0.0]]))
       array([1, 0], dtype=int32)
     """
-    return np.argmax(decide(classifier, features), axis=1).astype(np.int32)
+    features = cached.check_features(features, "given", len(classifier.kernel))
+    return cached.predict(classifier.kernel, classifier.bias, features)
 
 
 def accuracy(classifier: Classifier, features: Features, labels: Targets) -> float:
@@ -211,11 +205,7 @@ def accuracy(classifier: Classifier, features: Features, labels: Targets) -> flo
 
 def _solve(examples: one_vs_rest.Examples, c: float, init: Classifier | None, max_iter: int, tol: float) -> Classifier:
     k = examples.targets.shape[1]
-    if init is not None and (init.kernel.shape != (examples.width - 1, k) or init.bias.shape != (k,)):
-        raise BadRequest(
-            f"init has a kernel {init.kernel.shape} and a bias {init.bias.shape}; they must be "
-            f"{(examples.width - 1, k)}, {(k,)}."
-        )
+    paths.check_start(init, examples.width - 1, k)
     start = jnp.zeros((examples.width, k)) if init is None else examples.weights(init.kernel, init.bias)
     end = one_vs_rest.minimise(examples, one_vs_rest.SQUARED_HINGE, c, start, tol=tol, max_iter=max_iter)
     kernel, bias = examples.layer(end.weights)
@@ -226,7 +216,6 @@ def _solve(examples: one_vs_rest.Examples, c: float, init: Classifier | None, ma
 def _check_numbers(cs: Sequence[float], max_iter: int, tol: float, bias_scale: float = 1.0) -> None:
     if not cs or not all(np.isfinite(c) and c > 0 for c in cs):
         raise BadRequest(f"c is {', '.join(map(str, cs)) or 'empty'}; it takes finite numbers above 0.")
-    if max_iter < 1 or not tol > 0:
-        raise BadRequest(f"max_iter is {max_iter} and tol is {tol}; they take numbers of at least 1 and above 0.")
+    paths.check_ends(max_iter, tol)
     if not (np.isfinite(bias_scale) and bias_scale > 0):
         raise BadRequest(f"bias_scale is {bias_scale}; it takes a finite number above 0.")

@@ -14,11 +14,8 @@ that checkpoint is kept, in `checkpoints/ahead` if it is in the way, until the r
 
 import contextlib
 import dataclasses
-import errno
 import json
-import logging
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +23,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import LatestN
 
 from recvis_jax import errors, reading, trees
-from recvis_jax.training import processes
+from recvis_jax.training import orbax_files, processes
 from recvis_jax.training.state import State, describe, differences
 
 
@@ -97,8 +93,8 @@ class Checkpointer:
         self.say = say
         self.read_only = read_only
         self._held, self._without = held, without
-        self._last = _manager(self.root / "last", keep=2, read_only=read_only)
-        self._best = _manager(self.root / "best", keep=1, read_only=read_only)
+        self._last = orbax_files.open_manager(self.root / "last", keep=2, read_only=read_only)
+        self._best = orbax_files.open_manager(self.root / "best", keep=1, read_only=read_only)
         self._managers = {"last": self._last, "best": self._best}
 
     def save(self, state: State, meta: dict[str, Any], *, best: bool) -> None:
@@ -115,7 +111,7 @@ class Checkpointer:
         meta = {**meta, "step": step, "fingerprint": trees.fingerprint(state), "shapes": describe(state)}
         # A deep copy: it is written while the caller continues.
         meta = json.loads(json.dumps(meta, allow_nan=False))
-        meta["digest"] = _digest(meta)
+        meta["digest"] = orbax_files.digest(meta)
         if jax.default_backend() == "cpu":
             state = jax.tree.map(jnp.copy, state)  # on CPU the writer may share memory with a donated buffer
         self._guard(lambda: self._best.wait_until_finished())
@@ -123,11 +119,11 @@ class Checkpointer:
             self._guard(lambda: self._last.wait_until_finished())
         self._forget_ahead()
         if best and self._make_way(step, meta):
-            self._guard(lambda: _save(self._best, step, state, meta))
+            self._guard(lambda: orbax_files.save(self._best, step, state, meta))
             if processes.several():
                 self._guard(lambda: self._best.wait_until_finished())
         if step not in self._last.all_steps():
-            self._guard(lambda: _save(self._last, step, state, meta))
+            self._guard(lambda: orbax_files.save(self._last, step, state, meta))
 
     def check(self) -> None:
         """Raises `Failure` if a background save has failed; does not wait for one in progress."""
@@ -243,7 +239,7 @@ class Checkpointer:
         """Lists everything named like a checkpoint, newest first; by default "last", then "best"."""
         out = []
         for kind in kinds or ("last", "best"):
-            steps = [int(p.name) for p in _listed(self.root / kind) if _is_step(p.name)]
+            steps = [int(p.name) for p in orbax_files.listed(self.root / kind) if orbax_files.is_step(p.name)]
             out += [_Saved(kind, step) for step in sorted(steps, reverse=True)]
         return out
 
@@ -282,7 +278,7 @@ class Checkpointer:
 
     def _forget_ahead(self) -> None:
         """Removes checkpoints in `ahead` whose steps the run has reached and saved again."""
-        ahead = [p for p in _listed(self.root / "ahead") if _is_step(p.name.partition(".")[0])]
+        ahead = [p for p in orbax_files.listed(self.root / "ahead") if orbax_files.is_step(p.name.partition(".")[0])]
         if not ahead or self.read_only:
             return
         reached = max((saved.step for saved in self._there("last")), default=0)
@@ -299,10 +295,10 @@ class Checkpointer:
             if "://" not in str(path):
                 reading.regular(Path(path / "meta" / "metadata"), "record bytes")
             meta = json.loads((path / "meta" / "metadata").read_text())
-            if meta["digest"] == _digest(meta):
+            if meta["digest"] == orbax_files.digest(meta):
                 return meta
         except Exception as e:
-            raise errors.Failure(f"the checkpoint {path} cannot be read ({_line(e)})") from e
+            raise errors.Failure(f"the checkpoint {path} cannot be read ({orbax_files.line(e)})") from e
         raise errors.Failure(f"the checkpoint {path} is corrupt: the record beside its state changed")
 
     def _compare(self, saved: _Saved, meta: dict[str, Any]) -> None:
@@ -328,7 +324,7 @@ class Checkpointer:
         try:
             self._compare(saved, meta)
             if saved.kind not in self._managers:
-                self._managers[saved.kind] = _manager(self.root / saved.kind, keep=1, read_only=True)
+                self._managers[saved.kind] = orbax_files.open_manager(self.root / saved.kind, keep=1, read_only=True)
             names = [f.name for f in dataclasses.fields(self.template) if f.name != self._without]
             wanted: Any = {n: getattr(self.template, n) for n in names} if self._without else self.template
             shaped = ocp.checkpoint_utils.construct_restore_args(wanted)
@@ -338,7 +334,7 @@ class Checkpointer:
         except Mismatch:
             raise
         except Exception as e:
-            raise errors.Failure(f"the checkpoint {path} cannot be read ({_line(e)})") from e
+            raise errors.Failure(f"the checkpoint {path} cannot be read ({orbax_files.line(e)})") from e
         given, expected = trees.fingerprint(state), meta["fingerprint"]
         wrong = [k for k in given if given[k] != expected.get(k)]
         if wrong:
@@ -355,77 +351,13 @@ class Checkpointer:
                 with contextlib.suppress(errors.Failure):
                     good = sorted({*good, *_steps(self._there(kind))})
             have = f"The checkpoints of steps {good} are intact." if good else "There is no earlier checkpoint."
-            if any(map(_is_full, _chain(e))):
+            if orbax_files.is_full(e):
                 what, remedy = f"the disk is full: {self.root} has no room for a checkpoint", "Make room and give"
             else:
-                what, remedy = f"saving a checkpoint in {self.root} failed ({_line(e)})", "Give"
+                what, remedy = f"saving a checkpoint in {self.root} failed ({orbax_files.line(e)})", "Give"
             rest = "to continue from there" if good else "again"
             raise errors.Failure(f"{what}. {have} {remedy} the same command {rest}.") from e
 
 
-def _listed(folder: epath.Path) -> list[epath.Path]:
-    """Lists a folder, which need not exist; `Failure` if it is not a folder or cannot be read."""
-    try:
-        return list(folder.iterdir()) if folder.exists() else []
-    except OSError as e:
-        raise errors.Failure(f"the checkpoints in {folder} cannot be read: {e.strerror or e}.") from e
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdecimal()
-
-
 def _steps(saved: list[_Saved]) -> list[int]:
     return sorted({s.step for s in saved})
-
-
-def _chain(e: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and its causes."""
-    for _ in range(20):
-        if e is None:
-            return
-        yield e
-        e = e.__cause__ or e.__context__
-
-
-def _is_full(e: BaseException) -> bool:
-    full = (errno.ENOSPC, errno.EDQUOT)
-    signs = ("No space left", "ENOSPC", "quota exceeded", *(f"os_error_code='{n}'" for n in full))
-    return getattr(e, "errno", None) in full or any(sign in str(e) for sign in signs)
-
-
-def _manager(folder: epath.Path, keep: int, read_only: bool) -> ocp.CheckpointManager:
-    if "://" not in str(folder):
-        for path in sorted(Path(folder).rglob("*")):  # orbax would wait for ever for data from a named pipe
-            if path.exists() and not (path.is_dir() or path.is_file()):
-                raise errors.Failure(f"the checkpoints in {folder} cannot be read: {path} is not a regular file.")
-    # No compression: it saves only a twelfth of float32 parameters, and competes with training for the CPUs.
-    handlers = {"state": ocp.PyTreeCheckpointHandler(use_compression=False), "meta": ocp.JsonCheckpointHandler()}
-    absl = logging.getLogger("absl")
-    level = absl.level
-    absl.setLevel(logging.ERROR)  # silences a warning that the folder is read-only, which is intended
-    try:
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(keep),
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
-        )
-        return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-    finally:
-        absl.setLevel(level)
-
-
-def _save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-    if not manager.save(step, args=args):  # for instance if there are later steps
-        raise RuntimeError(f"orbax did not save step {step} beside {manager.all_steps()}")
-
-
-def _digest(meta: dict[str, Any]) -> int:
-    """Checksum of the JSON without the checksum itself."""
-    return zlib.crc32(json.dumps({k: v for k, v in meta.items() if k != "digest"}, sort_keys=True).encode())
-
-
-def _line(e: BaseException) -> str:
-    return " ".join(str(e).split())[:200] or type(e).__name__

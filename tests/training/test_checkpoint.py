@@ -15,7 +15,7 @@ import pytest
 
 from recvis_jax import errors
 from recvis_jax.pretrained import files
-from recvis_jax.training import checkpoint, sharding
+from recvis_jax.training import checkpoint, orbax_files, sharding
 from recvis_jax.training.state import State
 
 
@@ -270,7 +270,7 @@ def test_another_state_is_refused_and_nothing_is_moved(change, expected, earlier
         for path in (tmp_path / "checkpoints").rglob("meta/metadata"):
             meta = json.loads(path.read_text())
             del meta["shapes"]
-            path.write_text(json.dumps({**meta, "digest": checkpoint._digest(meta)}))
+            path.write_text(json.dumps({**meta, "digest": orbax_files.digest(meta)}))
     template = jax.eval_shape(lambda: other(0, change))
     for read_only in (True, False):
         keeper = checkpoint.Checkpointer(
