@@ -101,15 +101,12 @@ def choose(
       refit: whether to fit again on training and validation data.
     """
     examples = load(False)
-    fits, scores, best = walk(
-        path,
-        lambda penalty, before: solve(examples, penalty, before),
-        score,
-        patience=patience,
-        last=int(refit),
-        say=say,
-    )
-    notes = [f"{name}={penalty:g}: {fit.warning}" for penalty, fit in fits.items() if fit.warning]
+
+    def fit(penalty: float, before: Any) -> Any:
+        return solve(examples, penalty, before)
+
+    fits, scores, best = walk(path, fit, score, patience=patience, last=int(refit), say=say)
+    notes = [f"{name}={penalty:g}: {found.warning}" for penalty, found in fits.items() if found.warning]
     notes += at_the_end(path, best, name)
     chosen = fits[best]
     if refit:
@@ -128,10 +125,11 @@ def check_ends(max_iter: int, tol: float) -> None:
 
 def check_start(init: Any, d: int, k: int) -> None:
     """Raises `BadRequest` for a linear layer to start from that does not fit d features and k classes."""
-    if init is not None and (np.shape(init.kernel) != (d, k) or np.shape(init.bias) != (k,)):
-        raise BadRequest(
-            f"init has a kernel {np.shape(init.kernel)} and a bias {np.shape(init.bias)}; they must be {(d, k)}, {(k,)}."
-        )
+    if init is None:
+        return
+    kernel, bias = np.shape(init.kernel), np.shape(init.bias)
+    if (kernel, bias) != ((d, k), (k,)):
+        raise BadRequest(f"init has a kernel {kernel} and a bias {bias}; they must be {(d, k)}, {(k,)}.")
 
 
 def at_the_end(path: Sequence[float], best: float, name: str) -> list[str]:
