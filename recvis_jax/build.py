@@ -278,7 +278,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
       init_from: a source of `pretrained.load`, or a dict of its arguments, such as
         {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}. None, or a dict
         without any value, means no checkpoint.
-      say: is told what was adapted.
+      say: called with each line about what was adapted.
 
     Raises:
       BadRequest: the checkpoint cannot be read or does not fit; the message names keys that would help.

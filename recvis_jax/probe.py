@@ -122,7 +122,7 @@ def probe(
       classes: the only classes probed.
       splits: expressions that train, val and perhaps test stand for, if not those of the run.
       overwrite: computes features again that are there.
-      say: is told (what is done, how much of it, how much in all).
+      say: called with (what, done, total).
 
     Raises:
       BadRequest: an unknown name, splits that are not there or share examples, too few examples, features that are

@@ -226,7 +226,7 @@ def features_of(
       paths: of the images.
       layers: names of intermediates, or `PIXELS`.
       pool: see `models.layer_head.pooled`.
-      say: is told (what, images done, images in all).
+      say: called with (what, images done, total).
 
     Raises:
       BadRequest: an unknown layer or pool, or an image that cannot be read.
@@ -320,7 +320,7 @@ def write_features(
       pool: see `models.layer_head.pooled`.
       overwrite: replaces what is there.
       reuse: takes what is there.
-      say: is told (what is done, how much of it, how much in all).
+      say: called with (what, done, total).
       note: prints a line for the user.
 
     Raises:

@@ -121,7 +121,7 @@ def load(
       ignore: regular expression of names in the checkpoint that the model need not have.
       image_size: rows and columns of the model's images; with them grids of patches are compared, which may differ
         even if the number of patches does not.
-      say: is told about each choice and adaptation.
+      say: called with a line about each choice and adaptation.
       spell: (key, value) -> how the user writes an argument of this function, for messages; empty if the user cannot
         set it.
 

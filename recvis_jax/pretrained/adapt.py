@@ -25,7 +25,7 @@ def keep_head(found: Fit, heads: Mapping[str, Any], theirs: Iterable[str], say: 
       found: the checkpoint, without its heads.
       heads: our name -> initialised array, for all heads of the model; empty if it has none.
       theirs: names of heads that the checkpoint has.
-      say: is told what was done.
+      say: called with each line about what was done.
 
     Raises:
       BadRequest: `heads` are shapes without values.
@@ -61,7 +61,7 @@ def fit_positions(
       asked: the caller's request.
       trained: the grid that the source recorded.
       model: the model's grid, if the image size is known.
-      say: is told what was done.
+      say: called with each line about what was done.
       spell: (key, value) -> how the user writes an argument of `pretrained.load`.
 
     Returns:
@@ -240,7 +240,7 @@ def without_decoder(tensors: Mapping[str, Any], used: set[str], say: Callable[[s
     Args:
       tensors: the library's name -> array.
       used: names that the model has in the library.
-      say: is told what was done.
+      say: called with each line about what was done.
     """
     decoder = [n for n in tensors if re.match(r"(decoder_|decoder\.|mask_token$|vit\.embeddings\.mask_token$)", n)]
     if not any(n.endswith("decoder_embed.weight") for n in decoder) or used.intersection(decoder):
@@ -262,14 +262,14 @@ _CLASS_TOKENS = {"cls_token": "pos_embed", "vit.embeddings.cls_token": "vit.embe
 def encoder_alone(
     tensors: Mapping[str, Any], template: Mapping[str, Any], say: Callable[[str], None]
 ) -> Mapping[str, Any]:
-    """Turns a masked autoencoder's variables, where they are for another model, into those of its encoder as a ViT's.
+    """Converts a masked autoencoder's variables to those of its encoder as a ViT, unless the model is an autoencoder.
 
-    Its fixed positions become the values at which learnt ones start; without a class token theirs goes too.
+    Its fixed positions become the initial values of learnt ones; without a class token, its position is dropped.
 
     Args:
-      tensors: our name -> array; what is no masked autoencoder, or is for one, stays as it is.
+      tensors: our name -> array; returned unchanged if they are not a masked autoencoder's, or if the model is one.
       template: our name -> array or shape, of the model.
-      say: is told.
+      say: called with each line about what was done.
     """
     if "params/decoder_embed/kernel" not in tensors or "params/decoder_embed/kernel" in template:
         return tensors
