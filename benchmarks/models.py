@@ -8,7 +8,7 @@ and measured in full; beside it the same with THP_MEM_ALLOC_ENABLE=1, as our pro
 `ratio` is PyTorch's time over ours, above 1 where we are faster: the median of the rounds, with quartiles. MFU is the
 model's theoretical arithmetic over that of a matrix product measured in the same run. Rows that are not measured keep
 what was found last, and so do those of another version of JAX: the table shows each row with the newest one that it was
-measured with, beside it the ratio with the one before.
+measured with, beside it the ratio with the one before. Processors without AVX-512 have a table of their own.
 """
 
 import os
@@ -150,14 +150,15 @@ def release(version: str) -> tuple[int, ...]:
 
 def main(argv: list[str]) -> None:
     del argv
-    kept = {(row["name"], row["jax"]): row for row in sides.load_rows("models")}
+    table = "models" if "AVX-512" in sides.machine() else "models_avx2"
+    kept = {(row["name"], row["jax"]): row for row in sides.load_rows(table) if "jax" in row}
     for kind in _KINDS.value:
         for name in ROWS:
             if not _ROWS.value or any(name.startswith(r) for r in _ROWS.value):
                 row = compare(name, kind)
                 kept[row["name"], row["jax"]] = row
                 print(COLUMNS["speed / PyTorch's"].format(**row), row["name"], file=sys.stderr, flush=True)
-                sides.save("models", list(kept.values()), COLUMNS, shown=newest(list(kept.values())))
+                sides.save(table, list(kept.values()), COLUMNS, shown=newest(list(kept.values())))
 
 
 if __name__ == "__main__":

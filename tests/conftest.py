@@ -41,14 +41,44 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
-@pytest.fixture(autouse=True, scope="module")
-def memory():
-    """Gives back what a file's tests have compiled, and with it most of a worker's memory."""
-    yield
+# Bytes by which a worker may grow before it gives back what its tests have compiled.
+GROWTH = 1.5 * 2**30
+
+
+def resident():
+    """Returns the bytes of memory that this process has, 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+
+
+def give_back():
+    """Gives back what tests have compiled, and with it most of a worker's memory."""
     jax.clear_caches()
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's
         libc.malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory():
+    """Gives back memory after each file."""
+    yield
+    give_back()
+
+
+@pytest.fixture(scope="session")
+def least():
+    """The memory that a worker had after it last gave some back, in a list."""
+    return [resident()]
+
+
+@pytest.fixture(autouse=True)
+def much_memory(least):
+    """Gives back memory within a file whose tests compile much, such as those of a contract."""
+    yield
+    if resident() > least[0] + GROWTH:
+        give_back()
+        least[0] = resident()
 
 
 @pytest.fixture(scope="session")
