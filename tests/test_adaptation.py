@@ -35,6 +35,7 @@ def runs(program, tmp_path_factory):
     return source, adapted
 
 
+@pytest.mark.full
 def test_only_the_new_layers_are_trained(runs):
     source, adapted = (programs.arrays(run, "last") for run in runs)
     trunk = {k.replace("['backbone']", ""): v for k, v in adapted.items() if "['params']['backbone']" in k}
@@ -44,6 +45,7 @@ def test_only_the_new_layers_are_trained(runs):
     assert {k for k in adapted if "['params']['hidden0']" in k or "['params']['head']" in k}
 
 
+@pytest.mark.full
 def test_scenes_are_ranked_by_their_windows(runs, program):
     """The printed precisions are scikit-learn's of Σ_i y(C|P_i)^5 / M over the windows, each through the model."""
     _, adapted = runs
@@ -73,6 +75,7 @@ def test_scenes_are_ranked_by_their_windows(runs, program):
     assert found["mean_average_precision"] > 0.25, "one class an image in ten: chance is little above 0.1"
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_refused(runs, program, tmp_path):
     _, adapted = runs
     for flags, text in (

@@ -10,6 +10,7 @@ from recvis_jax import cli
 SMOKE = ("-m", "recvis_jax.train", f"{programs.DIGITS}:smoke")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("given, there", [({}, True), ({"GLIBC_TUNABLES": ""}, False)])
 def test_the_allocator_is_set_unless_the_user_did(given, there, tmp_path):
     text = programs.run(*SMOKE, "--debug", f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", **given)
@@ -18,6 +19,7 @@ def test_the_allocator_is_set_unless_the_user_did(given, there, tmp_path):
     assert "finished (done)" in text
 
 
+@pytest.mark.full
 def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
     caller = tmp_path / "caller.py"
     caller.write_text(
@@ -30,6 +32,7 @@ def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
     assert "XLA_FLAGS" not in text and "GLIBC_TUNABLES" not in text  # without --debug
 
 
+@pytest.mark.full
 def test_names_cannot_move_the_cursor():
     """What a program prints is printable in every line, on terminals of any encoding."""
     raw = io.BytesIO()

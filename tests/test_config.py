@@ -71,6 +71,7 @@ def marked(path):
     return pytest.param(path, marks=[pytest.mark.slow] if any(name in path for name in SLOW) else [])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p in TRACED])
 def test_smoke_run_fits_together(path):
     sections = load(path, "smoke")[0].copy_and_resolve_references().to_dict()  # with tuples, which types ask for

@@ -36,6 +36,7 @@ def describe(program, *flags):
     return layers, totals, got.out
 
 
+@pytest.mark.full
 def test_several_models_side_by_side(program):
     layers, totals, _ = describe(program, "--model=resnet50,vit_s16,mae_b16")
     assert not layers and totals[""] == ["resnet50", "vit_s16", "mae_b16"]
@@ -72,6 +73,7 @@ def test_layers_add_up_to_the_totals(flags, program):
         assert layers["patch_embed/proj"] | {"pad": "0", "sees": "16", "step": "16"} == layers["patch_embed/proj"]
 
 
+@pytest.mark.full
 def test_a_config_decides_images_and_optimizer(program):
     """LeNet-5 by hand, of data that are not there: nothing is read."""
     flag = f"--config={ROOT}/configs/fashion_mnist/lenet5.py"

@@ -57,6 +57,7 @@ def test_same_numbers_as_in_the_report(split, which, program, trained):
     }
 
 
+@pytest.mark.full
 def test_numbers_by_class_add_up(program, trained):
     flags = ("--metrics=per_class_accuracy,confusion_matrix,top_3", "--split=test", "--checkpoint=best")
     found, text = evaluate(program, trained, *flags)
@@ -70,6 +71,7 @@ def test_numbers_by_class_add_up(program, trained):
     assert text.count("\n    ") >= 20, "a line for each class"
 
 
+@pytest.mark.full
 def test_the_batch_size_does_not_matter(program, trained):
     values = []
     for size in (7, 64, 1000):
@@ -79,6 +81,7 @@ def test_the_batch_size_does_not_matter(program, trained):
         assert other == pytest.approx(values[0], rel=1e-6)
 
 
+@pytest.mark.full
 def test_what_is_not_there_is_said(program, trained):
     for flags, text in (
         (("--checkpoint=7",), "no checkpoint of step 7 in"),
@@ -90,6 +93,7 @@ def test_what_is_not_there_is_said(program, trained):
         assert ended.code == 2 and ended.err.count("\n") == 1 and text in ended.err
 
 
+@pytest.mark.full
 def test_a_run_is_only_read(program, trained, tmp_path):
     """But for the summary; where that cannot be written, as on a read-only disk, the numbers are still printed."""
 
@@ -177,6 +181,7 @@ def train_on_quarters(program, folder, **changes):
     return json.loads((folder / "run/summary.json").read_text())
 
 
+@pytest.mark.full
 def test_several_labels(program, tmp_path):
     def feature(features):
         return features.Sequence(features.ClassLabel(names=["top left", "top right", "bottom left", "bottom right"]))
@@ -191,6 +196,7 @@ def test_several_labels(program, tmp_path):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("loss", ["l2", "l1", "huber"])
 def test_numbers(loss, program, tmp_path):
     write_data_set(tmp_path, lambda bright: np.float32(bright.mean()), lambda features: features.Scalar(np.float32))

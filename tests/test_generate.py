@@ -43,6 +43,7 @@ def test_images_are_drawn_and_do_not_depend_on_the_batch(run, program):
     assert (drawn(program, run, "--number=4", "--seed=4")["images"] != again["images"]).any()
 
 
+@pytest.mark.full
 def test_upper_halves_are_kept(run, program):
     found = drawn(program, run, "--complete", "--number=3", "--top_k=5")
     # A grey of 255 becomes the nearest of the model's 17.

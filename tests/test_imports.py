@@ -168,6 +168,7 @@ def test_all_programs_can_be_imported_together():
     assert text == "False\n"
 
 
+@pytest.mark.full
 def test_training_imports_neither_tensorflow_nor_torch():
     """Everything that a run may need, tfds's reader included."""
     rooms = ("data", "operations", "kernels", "models", "tasks", "training", "evaluation", "vis", "build")

@@ -74,6 +74,7 @@ def test_importing_is_light():
         _ = rv.fti
 
 
+@pytest.mark.full
 def test_what_was_learned(run, data, digits):
     images, labels = digits
     assert run.evaluate("test")["accuracy"] > 0.9 < run.evaluate()["accuracy"]
@@ -149,6 +150,7 @@ np.savez(sys.argv[1], **kept)
         np.testing.assert_allclose(found[1][name], found[8][name], atol=2e-6)
 
 
+@pytest.mark.full
 def test_a_run_is_saved_and_opened_without_its_data(run, data, digits, tmp_path, program):
     folder = run.save(tmp_path / "a run")
     again = rv.open(folder)
@@ -179,6 +181,7 @@ class Own(nn.Module):
         return nn.Dense(10)(hidden), {"hidden": hidden}
 
 
+@pytest.mark.full
 def test_a_model_of_ones_own(data, digits, tmp_path):
     run = rv.fit(Own(), data, optax.adam(1e-2), epochs=1, batch_size=64, progress=False)
     assert run.features(digits[0][:3], "hidden").shape == (3, 8)
@@ -191,6 +194,7 @@ def test_a_model_of_ones_own(data, digits, tmp_path):
         rv.open(folder, model=Own(width=9))
 
 
+@pytest.mark.full
 def test_a_run_of_the_program_is_opened(program, tmp_path):
     flag = programs.write_config(tmp_path / "c.py", dict(
         seed=0, steps=20, batch_size=64, eval_every=10, log_every=5, checkpoint_every=10,

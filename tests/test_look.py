@@ -30,6 +30,7 @@ def request(folder, images, **changes):
     return asked._replace(**changes)
 
 
+@pytest.mark.full
 def test_figures_and_the_page_of_them(folder, tmp_path):
     where, images = folder
     asked = request(where, images)

@@ -37,6 +37,7 @@ def run(made):
     )  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_toy_learns_where_the_objects_are(run, made):
     losses = [r["loss"] for r in run.history if r["split"] == "train"]
     assert losses[-1] < 0.6 * losses[0]
@@ -45,6 +46,7 @@ def test_a_toy_learns_where_the_objects_are(run, made):
     assert run.features(made[0].val, "hidden").shape == (2, 64), "features of a split without labels"
 
 
+@pytest.mark.full
 def test_the_run_is_opened_without_its_data(run, made, tmp_path):
     data, folder, data_dir = made
     saved = run.save(tmp_path / "run")

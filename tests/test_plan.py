@@ -28,6 +28,7 @@ def test_a_config_on_simulated_devices(program):
         assert re.search(r"[\d,]+ steps of 96; 1,\d+ images an epoch \(the data set itself", text)
 
 
+@pytest.mark.full
 def test_search_on_simulated_devices(program):
     flags = ("--config.batch_size=96", "--search", "--level=O1")
     got = program("plan", LINEAR, "--topology=cpu:4", *flags)
@@ -36,6 +37,7 @@ def test_search_on_simulated_devices(program):
     assert "replicate: fits" in got.err and "fsdp: fits" in got.err
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_said_with_the_shortfall(program):
     flags = (DIGITS, "--config.batch_size=96", "--memory=0.0005")
     got = program("plan", *flags, "--topology=cpu:1,cpu:2")

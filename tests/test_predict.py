@@ -103,6 +103,7 @@ def test_a_run(which, program, trained, digits):
     assert notes == [f"{trained}: mlp, checkpoint {which} of step {step}"]
 
 
+@pytest.mark.full
 def test_top_and_names(program, trained, digits, tmp_path):
     folder, images = digits
     names = ["nought", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine (9)"]
@@ -120,6 +121,7 @@ def test_top_and_names(program, trained, digits, tmp_path):
     assert got.code == 2 and "there are 9 names of classes, but the model has 10 outputs" in got.err
 
 
+@pytest.mark.full
 def test_a_folder_and_what_cannot_be_read(program, trained, digits, tmp_path):
     """All images in order of their names, also in subfolders; a bad one is named, and the rest goes on."""
     _, images = digits
@@ -204,6 +206,7 @@ def test_outputs_that_are_no_softmax(program, digits, tmp_path):
         assert len(notes) == 2 and ("do not sum to 1" in notes[1] if loss == "sigmoid" else "no prob" in notes[1])
 
 
+@pytest.mark.full
 def test_a_number(program, tmp_path):
     """Regression prints what it predicts, here how bright an image is."""
     grey = np.random.default_rng(0).integers(0, 256, (64, 2, 2), np.uint8)
@@ -270,6 +273,7 @@ def resnet(tmp_path_factory):
     return folder, partial(model.apply, variables, train=False), picture
 
 
+@pytest.mark.full
 def test_published_weights(program, resnet, tmp_path):
     """The preprocessing by hand: the shorter side has 256 pixels already, and 224 x 224 are cut from the centre."""
     folder, apply, picture = resnet
@@ -297,6 +301,7 @@ def test_a_grey_picture_is_one_of_three_equal_channels(program, resnet, tmp_path
     assert notes == ["preprocessing: resize_crop(64, resize=73, method='bilinear'), statistics of inception"]
 
 
+@pytest.mark.full
 def test_another_number_of_classes(program, resnet, tmp_path):
     folder, _, _ = resnet
     model = pretrained.create("torchvision", "resnet18", num_classes=3)

@@ -27,6 +27,7 @@ def run(tmp_path_factory, program):
     return folder / "run"
 
 
+@pytest.mark.full
 def test_features_are_what_the_model_computes_one_image_at_a_time(run, program):
     done = program("features", f"--workdir={run}", "--split=val", "--layers=features,stage1/block1")
     assert done.code == 0, done.err
@@ -47,6 +48,7 @@ def test_features_are_what_the_model_computes_one_image_at_a_time(run, program):
     assert origin["weights"]["step"] == model.step and origin["data"]["examples"] == source.length
 
 
+@pytest.mark.full
 def test_what_is_there_is_not_overwritten_and_what_is_stale_is_refused(run, program):
     args = ("features", f"--workdir={run}", "--split=train[:40]", "--layers=stem")
     assert program(*args).code == 0
@@ -89,6 +91,7 @@ def test_the_table_of_probes_is_right(run, program):
     assert [r["seed"] for r in few] == [0, 1, 2] and len({r["accuracy"] for r in few}) > 1
 
 
+@pytest.mark.full
 def test_what_is_reported_is_unseen_and_named_by_one_flag(run, program, tmp_path):
     """The validation split, when it is reported on, chooses nothing; nor do training examples report."""
     args = ("probe", f"--workdir={run}", "--protocols=knn")
@@ -159,6 +162,7 @@ def test_too_few_examples_are_said_by_the_name_of_the_class():
         probes.check(["knn"], labels.astype(float), (), 2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
 def test_probes_of_constant_features_and_absent_classes(protocol):
     told = []
@@ -191,6 +195,7 @@ def test_a_wrong_layer_is_answered_with_all(run, program):
     assert "Did you mean 'stage1/block2'?" in done.err and "logits" in done.err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_training_a_probe_leaves_every_byte_of_the_backbone(run, tmp_path, ema):
     config = small.sections(
@@ -231,6 +236,7 @@ def test_a_probe_on_the_whole_layer_is_the_head_of_the_model(run):
         np.testing.assert_allclose(out, logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.full
 def test_probes_during_training_and_on_published_weights(run, program, tmp_path):
     sections = small.sections(steps=20, eval_every=10, probe=dict(every=20, protocols=["knn"], layer="stage1/block1"))
     done = program("train", programs.write_config(tmp_path / "a.py", sections), f"--workdir={tmp_path}/run")
@@ -247,6 +253,7 @@ def test_probes_during_training_and_on_published_weights(run, program, tmp_path)
     assert a == b
 
 
+@pytest.mark.full
 def test_images_of_several_classes_get_a_mean_average_precision(program, tmp_path):
     """Of pixels, which no run is needed for: --checkpoint=random."""
     data = dict(name="fashion_scenes", mock=60, train="train[:80%]", val="train[80%:]", test="test")

@@ -166,6 +166,7 @@ def test_the_death_of_a_process_ends_the_others_and_is_named(tmp_path):
     assert "error: process 1 of 2 (" in text and f"pid {both[1].pid}) has died" in text
 
 
+@pytest.mark.full
 def test_flags_that_name_the_others(tmp_path):
     train = ("-m", "recvis_jax.train", f"--config={programs.ROOT}/tests/small.py", f"--workdir={tmp_path}")
     for flags, expected in {

@@ -48,6 +48,7 @@ def test_training_writes_the_page_and_says_where(run):
     assert page.count("<img") >= 24 and "recvis_jax.train" in page
 
 
+@pytest.mark.full
 def test_the_program_writes_the_same_bytes_every_time(run, program):
     folder, _ = run
     first = (folder / "report.html").read_bytes()
@@ -57,6 +58,7 @@ def test_the_program_writes_the_same_bytes_every_time(run, program):
         (folder / name).unlink()
 
 
+@pytest.mark.full
 def test_predictions_are_those_of_the_evaluation(run):
     """Counts of the page's matrix against the accuracy that training measured, and probabilities against numpy."""
     folder, _ = run
@@ -97,6 +99,7 @@ def test_without_a_checkpoint_the_rest_is_there(run, program, tmp_path):
     assert "checkpoint" in report(program, folder, "--checkpoint=best", code=2)
 
 
+@pytest.mark.full
 def test_runs_side_by_side(run, program, tmp_path):
     other = copied(run[0], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
@@ -109,6 +112,7 @@ def test_runs_side_by_side(run, program, tmp_path):
     assert "2 runs" in page and page.count("Nothing stands out") + page.count('class="finding') >= 2
 
 
+@pytest.mark.full
 def test_a_run_that_diverges_has_a_page(program, tmp_path):
     sections = small.sections(task=dict(name="classify", loss="l2"), optim__lr=100.0, log_every=1)
     flag = programs.write_config(tmp_path / "config.py", sections)
@@ -118,6 +122,7 @@ def test_a_run_that_diverges_has_a_page(program, tmp_path):
     assert "The training diverged." in page and "at step" in page
 
 
+@pytest.mark.full
 def test_no_page_where_none_is_wanted(program, tmp_path):
     flag = programs.write_config(tmp_path / "config.py", small.sections(steps=20))
     done = program("train", flag, f"--workdir={tmp_path / 'run'}", "--report=false")
@@ -169,6 +174,7 @@ def test_other_bad_requests(run, program, tmp_path):
     assert "final.val" in report(program, folder, code=2)
 
 
+@pytest.mark.full
 def test_a_long_run_of_a_thousand_classes(tmp_path):
     """From its files alone: 100,000 records and a confusion matrix of a million numbers."""
     folder, k = tmp_path / "run", 1000

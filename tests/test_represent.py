@@ -58,6 +58,7 @@ def test_the_run_is_like_any_other(run, program):
     assert model.step == 1 and set(model.variables) == {"params", "vocabulary"}
 
 
+@pytest.mark.full
 def test_probe_features_and_predict_read_it(run, program, tmp_path):
     done = program("probe", f"--workdir={run}", "--protocols=linear,knn", "--baselines=random")
     assert done.code == 0, done.err
@@ -77,6 +78,7 @@ def test_probe_features_and_predict_read_it(run, program, tmp_path):
     assert [int(words[-1]) for words in named] == labels and all(words[0].endswith("%") for words in named)
 
 
+@pytest.mark.full
 def test_the_same_command_finds_what_is_there_and_another_config_is_refused(run, program, tmp_path):
     before = (run / "config.json").stat().st_mtime_ns
     config = programs.write_config(tmp_path / "c.py", sections())
@@ -88,6 +90,7 @@ def test_the_same_command_finds_what_is_there_and_another_config_is_refused(run,
     assert done.code == 2 and "model.words: 8 -> 9" in done.err
 
 
+@pytest.mark.full
 def test_an_interrupted_learning_goes_on(run, program, tmp_path):
     """Whatever of it is there already, the same command ends with the same bits."""
     whole = trained.of_run(run, trained.read_config(run)).variables

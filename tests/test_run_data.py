@@ -69,6 +69,7 @@ def changed(program, fruit):
     (root / "pictures").rename(root / "fruit")
 
 
+@pytest.mark.full
 def test_a_run_predicts_without_its_data(program, fruit, changed):
     root, _ = fruit
     for name in ("apple", "banana"):
@@ -79,6 +80,7 @@ def test_a_run_predicts_without_its_data(program, fruit, changed):
     assert got.code == 2 and "no data set 'fruit'" in got.err, "what reads a split needs the data"
 
 
+@pytest.mark.full
 def test_features_of_images_need_no_data(program, fruit, changed, tmp_path):
     root, _ = fruit
     pictures = [root / "pictures" / "banana" / "3.png", root / "pictures" / "apple"]
@@ -95,6 +97,7 @@ def test_features_of_images_need_no_data(program, fruit, changed, tmp_path):
     assert got.code == 2 and "--overwrite" in got.err
 
 
+@pytest.mark.full
 def test_a_run_is_exported_without_its_data(program, fruit, changed):
     root, _ = fruit
     flags = (f"--weights={root / 'run'}@last", f"--out={root / 'vit.safetensors'}")
@@ -109,6 +112,7 @@ def test_a_run_is_exported_without_its_data(program, fruit, changed):
     assert got.code == 2 and "--overwrite" in got.err
 
 
+@pytest.mark.full
 def test_names_of_the_time_of_training_count(program, fruit, changed):
     root, _ = fruit
     changed(("cherry", "banana"))  # sorted, banana is now the first
@@ -118,6 +122,7 @@ def test_names_of_the_time_of_training_count(program, fruit, changed):
     assert got.code == 2 and "no longer there: apple; new: cherry" in got.err
 
 
+@pytest.mark.full
 def test_data_that_grew_are_not_taken_in_silence(program, fruit, changed):
     root, flags = fruit
     changed(("apple", "banana"), count=16)

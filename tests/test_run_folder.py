@@ -60,6 +60,7 @@ def test_a_checkpoint_dir_that_cannot_be_is_refused_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.full
 def test_a_relative_checkpoint_dir_holds_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("run", checkpoint_dir="ck", steps=2)
@@ -74,6 +75,7 @@ def assert_same_state(a, b):
     programs.assert_same_arrays(programs.arrays(a, "best"), programs.arrays(b, "best"))
 
 
+@pytest.mark.full
 def test_a_run_is_made_longer_where_its_schedule_permits(tmp_path, capsys):
     whole, longer = tmp_path / "whole", tmp_path / "longer"
     run(whole, optim__schedule="constant", steps=12)
@@ -94,6 +96,7 @@ def test_a_run_is_made_longer_where_its_schedule_permits(tmp_path, capsys):
     assert json.loads((longer / "summary.json").read_text())["evaluations"] == {"test": {"best": {"step": 3}}}
 
 
+@pytest.mark.full
 def test_where_it_does_not_permit_the_way_is_said_and_nothing_changes(tmp_path):
     run(tmp_path / "run", steps=4)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
@@ -104,6 +107,7 @@ def test_where_it_does_not_permit_the_way_is_said_and_nothing_changes(tmp_path):
     assert summary["step"] == 4
 
 
+@pytest.mark.full
 def test_another_model_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     """As where the code changed: the config is the same, the state is not."""
     run(tmp_path / "run", steps=4)
@@ -117,6 +121,7 @@ def test_another_model_is_refused_before_anything_is_written(tmp_path, monkeypat
     assert run(tmp_path / "run", steps=4)["step"] == 4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lr, steps", [(1e30, 1), (1e38, 1), (1e30, 5)])
 def test_a_run_that_ends_with_no_number_is_no_run_that_is_done(lr, steps, tmp_path, monkeypatch):
     monkeypatch.setitem(ranges.RANGES, "lr", ranges.Range(0, 1e39))  # else such a rate is refused at once
@@ -127,12 +132,14 @@ def test_a_run_that_ends_with_no_number_is_no_run_that_is_done(lr, steps, tmp_pa
     assert programs.steps(tmp_path / "run", "last") == [] and not (tmp_path / "run/summary.json").exists()
 
 
+@pytest.mark.full
 def test_a_run_shorter_than_log_every_has_a_curve(tmp_path):
     run(tmp_path / "run", steps=5, log_every=100)
     steps = [r["step"] for r in log.read_records(tmp_path / "run/metrics.jsonl") if r["split"] == "train"]
     assert steps == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.full
 def test_a_damaged_summary_is_set_aside(tmp_path, capsys):
     run(tmp_path / "run", steps=2)
     (tmp_path / "run/summary.json").write_text('{"loss": NaN}')

@@ -15,6 +15,7 @@ def digits():
     return staged.images()
 
 
+@pytest.mark.full
 @pytest.mark.every
 @pytest.mark.parametrize(
     "name",

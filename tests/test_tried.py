@@ -182,6 +182,7 @@ def test_onednn_can_be_turned_off(monkeypatch):
     assert not onednn.available.__wrapped__()
 
 
+@pytest.mark.full
 def test_a_version_that_nobody_tried_trains_and_debug_says_so(tmp_path):
     caller = tmp_path / "caller.py"
     caller.write_text(

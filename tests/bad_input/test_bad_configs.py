@@ -199,6 +199,7 @@ def test_malformed_configs(part, tmp_path):
     harness.hold(cases(part), tmp_path)
 
 
+@pytest.mark.full
 def test_the_request_is_good_without_the_wrong_value(tmp_path):
     request(tmp_path, "seed", 0)
     assert (tmp_path / "run/summary.json").exists()

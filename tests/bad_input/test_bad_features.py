@@ -114,6 +114,7 @@ def cases(good):
         yield Case(f"record is {what}", functools.partial(read, good, put(files[2], data)), (good.stem,))
 
 
+@pytest.mark.full
 def test_malformed_features(good, tmp_path):
     harness.hold(list(cases(good)), tmp_path)
 

@@ -249,10 +249,12 @@ def cases(part):
     return list(PARTS[part]())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("part", PARTS)
 def test_malformed_folders(part, tmp_path):
     harness.hold(cases(part), tmp_path)
 
 
+@pytest.mark.full
 def test_damaged_data_sets(prepared, tmp_path):
     harness.hold(list(prepared_cases(prepared)), tmp_path)

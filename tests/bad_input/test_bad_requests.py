@@ -168,6 +168,7 @@ def test_debug_shows_the_traceback(program, tmp_path):
     assert got.err.splitlines()[-1].startswith("error: config.seed is -1; it takes")
 
 
+@pytest.mark.full
 def test_a_failure_is_no_bad_request(program, tmp_path):
     """The rate explodes after step 20, while the checkpoint of that step is still being written."""
     changes = dict(optim__schedule="step", optim__warmup=0, data__augment="flip")
@@ -258,6 +259,7 @@ def test_labels_out_of_range(program, pictures, tmp_path):
     assert_one_line(train_on(program, tmp_path), 2, r"pictures/train.*: label 2 is outside 0\.\.1")
 
 
+@pytest.mark.full
 def test_data_sets_that_are_not_there(program, pictures, tmp_path):
     assert prepare(program, pictures).code == 0
     got = train_on(program, tmp_path, data__name="picture")

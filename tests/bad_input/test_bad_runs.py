@@ -126,6 +126,7 @@ def _made(run, name, make, folder):
     look(copy)
 
 
+@pytest.mark.full
 def test_damaged_documents(run, tmp_path):
     look(run)
     harness.hold(list(document_cases(run)), tmp_path)
@@ -237,6 +238,7 @@ def record_cases(run):
         yield Case(f"metrics.jsonl is {what}", read, ("metrics.jsonl",))
 
 
+@pytest.mark.full
 def test_damaged_records(run, tmp_path):
     harness.hold(list(record_cases(run)), tmp_path)
 
@@ -246,6 +248,7 @@ SUMMARIES = {
 }  # fmt: skip
 
 
+@pytest.mark.full
 def test_damaged_summaries(run, program, tmp_path):
     """`evaluate` adds to the summary of a run; a damaged one is named, and nothing of it is lost."""
     copy = copied(run, tmp_path)

@@ -455,6 +455,7 @@ def test_the_means_are_sound(tmp_path):
         harness.CANARY.unlink()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("part", PARTS)
 def test_malformed_weights(part, tmp_path):
     harness.hold(cases(part), tmp_path)

@@ -13,6 +13,7 @@ class Taken(Exception):
     """Nothing was refused before the first step."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("part", PARTS)
 def test_wrong_values(part, monkeypatch, tmp_path):
     def first_step(*args, **kwargs):

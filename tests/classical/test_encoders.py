@@ -184,6 +184,7 @@ def test_linear_codes_minimise_their_objective():
     np.testing.assert_allclose(encode(encoder, words, *drawn()), largest, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("intra, root", [(False, False), (True, False), (False, True), (True, True)])
 def test_vlad_is_its_formula_and_vlfeats(intra, root):
     x, positions, mask = drawn()
@@ -235,6 +236,7 @@ def test_fisher_vectors_are_scikit_images(improved):
         np.testing.assert_allclose(found[i], wanted.ravel(), atol=1e-3 if improved else 1e-5)
 
 
+@pytest.mark.full
 def test_fisher_vectors_are_the_gradient():
     """Of the mean log-likelihood by means and standard deviations, over the root of the approximate information."""
     x, positions, mask = drawn()

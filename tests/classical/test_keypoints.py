@@ -49,6 +49,7 @@ def test_points_are_padded(found):
     assert few.mask.tolist() == [[True] * 3, [False] * 3]
 
 
+@pytest.mark.full
 def test_an_upright_point_is_dense_sift():
     image = jnp.asarray(noise(60, 60, seed=2))[None]
     scale = 4 / 3 * 1.2  # bins of 4.8 pixels; the third level of the first octave is smoothed by 1.6

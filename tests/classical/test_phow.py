@@ -21,6 +21,7 @@ def test_smoothing_is_scipys(sigma):
     np.testing.assert_allclose(sampling.smooth(jnp.asarray(image)[None], sigma)[0], theirs, atol=1e-6)
 
 
+@pytest.mark.full
 def test_phow_is_vlfeats():
     space, channels = "opponent", 3
     image = noise(40, 52, 3)

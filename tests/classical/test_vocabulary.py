@@ -91,6 +91,7 @@ def test_fewer_different_descriptors_than_words_end():
     assert np.isfinite(gmm.posteriors(mixture, jnp.asarray(x))).all()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("offset", [0.0, OFFSET])
 @pytest.mark.parametrize("batches", [lambda x: x, cut], ids=["array", "stream"])
 def test_expectation_maximisation_reaches_scikit_learns_likelihood(offset, batches):

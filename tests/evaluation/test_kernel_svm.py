@@ -55,6 +55,7 @@ def test_kernels_are_chosen_among_those_that_the_features_allow():
         kernel_svm.fit_path(x - 0.1, y, val, val_labels, num_classes=10, kernels=["chi2"])
 
 
+@pytest.mark.full
 def test_many_examples_are_compared_with_landmarks(monkeypatch):
     """With all examples as landmarks the map has the kernel as its inner products; with some it comes near."""
     x, y, val, val_labels = digits()

@@ -81,6 +81,7 @@ def test_standardised_fits_do_not_depend_on_scale_and_offset():
     np.testing.assert_array_equal(linear.predict(a, val), linear.predict(b, (val + 5) * factors))
 
 
+@pytest.mark.full
 def test_fewer_examples_than_dimensions_are_fitted_in_what_they_span():
     """The same minimum as in all dimensions, and as scikit-learn's; whatever the start has of other directions goes."""
     x, y, _, _ = digits()
@@ -101,6 +102,7 @@ def test_fewer_examples_than_dimensions_are_fitted_in_what_they_span():
         np.testing.assert_allclose(a.parameters.kernel.T, kernel, atol=3e-3 * np.abs(kernel).max())
 
 
+@pytest.mark.full
 def test_a_constant_feature_is_left_out():
     x, y, _, _ = digits()
     constant = np.full((len(x), 1), 1234.567, np.float32)

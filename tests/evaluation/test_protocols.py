@@ -28,6 +28,7 @@ def several_classes():
     return out
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("protocol", probes.PROTOCOLS)
 def test_protocols(protocol):
     train, val, test = sets()

@@ -47,6 +47,7 @@ def test_decides_as_liblinear_does(c, bias_scale, atol):
     np.testing.assert_allclose(got.objective, best, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_more_dimensions_than_examples_and_than_all_eigenvectors_are_found_of(monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 300)
@@ -89,6 +90,7 @@ def test_several_classes_an_example_and_ignored_entries():
     assert not nobody.kernel.any() and not nobody.bias.any() and not nobody.warning
 
 
+@pytest.mark.full
 def test_classes_without_examples_and_features_without_information():
     x, y, val, _ = digits()
     few = y < 2
@@ -114,6 +116,7 @@ def test_logistic_loss_is_scikit_learns_logistic_regression():
     np.testing.assert_allclose(got, want.decision_function((val - mean) / scale), atol=5e-3)
 
 
+@pytest.mark.full
 def test_path_chooses_on_validation_data_and_refits():
     x, y, val, val_labels = digits()
     x, val = 7 * x, 7 * val

@@ -50,6 +50,7 @@ def ranked(metric, logits, image, size):
     return metrics.accumulate({"m": metric}, states())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("power", [1.0, 5.0])
 def test_ranking_agrees_with_scikit_learn(power):
     labels, logits, image = made_up()
@@ -96,6 +97,7 @@ def test_score_maps_are_means_over_covering_windows():
         np.testing.assert_allclose(found[y, x], expected, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_bad_requests():
     labels, logits, image = made_up()
     with pytest.raises(errors.BadRequest, match="power is 0"):

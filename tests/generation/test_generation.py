@@ -54,6 +54,7 @@ def test_probabilities_of_all_images_sum_to_one(net):
     assert np.exp(p).sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.full
 def test_samples_do_not_depend_on_the_batch_and_have_their_probability(net):
     model, variables = net
 

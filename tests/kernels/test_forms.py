@@ -75,6 +75,7 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
     check_convolution((3, *image), kernel, padding)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
     "image, outputs, padding",
@@ -95,6 +96,7 @@ def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, pa
     check_convolution((*image, 4), (3, 3, 4, outputs), padding)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize(
     "image, outputs, padding",
@@ -141,6 +143,7 @@ def test_winograds_convolutions_are_for_large_ones_on_one_device():
         assert not pays((16, 56, 56, 64), (3, 3, 64, 64))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "image, kernel, padding, strides",
     [
@@ -158,6 +161,7 @@ def test_convolutions_by_onednn_are_convolutions(monkeypatch, image, kernel, pad
     assert asked
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "image, kernel, padding",
     [
@@ -214,6 +218,7 @@ def test_products_by_onednn_and_their_gradients_of_any_order_are_those_of_numpy(
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_large_dense_layer_and_attention_are_onednns_and_what_they_were(monkeypatch):
     """Tokens, attention weights and gradients of a block of each kind, as plain programs have them."""
     x = jax.random.normal(jax.random.key(0), (8, 17, 48))
@@ -235,6 +240,7 @@ def test_a_large_dense_layer_and_attention_are_onednns_and_what_they_were(monkey
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
 
 
+@pytest.mark.full
 def test_programs_with_onednns_calls_stay_out_of_the_compilation_cache(tmp_path):
     """jaxlib would fail to write them; nothing of them is left there, without a warning, and others are kept."""
     script = """

@@ -29,6 +29,7 @@ def plain(tmp_path_factory):
     return np.load(folder / "found.npz")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", small_models.SMALL)
 @pytest.mark.every
 def test_without_the_folder_outputs_and_gradients_are_the_same(plain, name, monkeypatch):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from cluster import HERE, ROOT
 
 
@@ -46,6 +47,7 @@ def test_a_summary_of_an_earlier_end_does_not_count(tmp_path):
     assert process.wait(20) == 75
 
 
+@pytest.mark.full
 def test_what_dies_of_being_told_to_stop_has_stopped(tmp_path):
     """The signal may find a program that has set no handler yet, or that has saved and whose interpreter is ending."""
     (tmp_path / "deaf.py").write_text("import sys, time\nprint('here', flush=True)\ntime.sleep(30)\n")

@@ -116,6 +116,7 @@ def test_objects_are_applied_or_shown(tmp_path):
     assert (tmp_path / "input").read_text() == text
 
 
+@pytest.mark.full
 def test_what_cannot_run_is_refused():
     for flags, message in (
         (("--workdir=runs/x", *TPU), "is not a place that the pods share"),

@@ -81,6 +81,7 @@ def test_a_dry_run_prints_what_a_shell_can_run(tmp_path):
         assert json.loads((tmp_path / f"a b/argv_{i}.json").read_text())[1:-3] == ["--steps=2", *NASTY]
 
 
+@pytest.mark.full
 def test_a_killed_process_ends_the_run_or_restarts_it(tmp_path):
     flags = (*COUNTING, "--processes=2", f"--workdir={tmp_path}", "--steps=40", "--fail=1:10:kill")
     _, err = run(*flags, code=137)
@@ -107,6 +108,7 @@ def test_a_wrong_request_is_not_tried_again(tmp_path):
     assert "error: unknown flag --procesess." in err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_on_to_all_processes_and_nothing_is_restarted(number, tmp_path):
     flags = (*COUNTING, "--processes=2", f"--workdir={tmp_path}", "--steps=60", "--held=1", "--max_restarts=3")

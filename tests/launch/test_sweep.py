@@ -40,6 +40,7 @@ def rows(out):
     return {line[0]: dict(zip(head, line, strict=False)) for line in found}
 
 
+@pytest.mark.full
 def test_all_combinations_run_once_and_end_in_one_table(tmp_path):
     out, err = sweep(*COUNTING, *GRID, "--workdir", tmp_path, '--text=it\'s "a" b')
     found = rows(out)
@@ -88,6 +89,7 @@ def test_a_list_names_runs_and_combines_with_a_grid(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.full
 def test_a_signal_stops_the_run_and_the_sweep(tmp_path):
     flags = ("--program=counting", "--steps=100", "--grid=config.seed=0,1", f"--workdir={tmp_path}")
     process = start(*flags)
@@ -134,6 +136,7 @@ def test_real_runs_and_one_that_is_refused(tmp_path):
             assert first[f"{which} {split} accuracy"] == f"{summary[which][split]['accuracy']:.4f}"
 
 
+@pytest.mark.full
 def test_what_cannot_run_is_refused(tmp_path):
     for flags, message in (
         ((f"--workdir={tmp_path}",), "there is nothing to vary"),

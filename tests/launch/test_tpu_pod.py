@@ -58,6 +58,7 @@ def verbs(cloud):
     return found
 
 
+@pytest.mark.full
 def test_a_run_from_nothing_to_the_deletion(cloud, tmp_path):
     flags = train(tmp_path, "--steps=5", *NASTY)
     extra = ("--extra=--network=my net", "--ssh=--internal-ip", "--prepare=echo it\\'s > ~/prepared", "--env=A=b c")
@@ -83,6 +84,7 @@ def test_a_run_from_nothing_to_the_deletion(cloud, tmp_path):
     assert out.count("finished\n") == 1 and "process 0 starts at 0\n" in out and "process 1" not in out
 
 
+@pytest.mark.full
 def test_buckets_are_mounted_on_all_hosts(cloud):
     flags = ("--program=counting", "--finished=summary.json", "--workdir=gs://mine/runs/x", "--steps=3")
     kept = ("--text=no gs://third", "--config.checkpoint_dir=gs://fourth/x")
@@ -95,6 +97,7 @@ def test_buckets_are_mounted_on_all_hosts(cloud):
     assert (cloud.folder / "gcs/mine/runs/x/summary.json").exists()
 
 
+@pytest.mark.full
 def test_a_failed_host_makes_all_start_again(cloud, tmp_path):
     flags = train(tmp_path, "--steps=30", "--fail=1:5:kill", "--max_restarts=1", "--create")
     _, err = finish(start(cloud, *flags))
@@ -105,6 +108,7 @@ def test_a_failed_host_makes_all_start_again(cloud, tmp_path):
     assert "the TPU still exists and costs money" in err
 
 
+@pytest.mark.full
 def test_restarts_end_and_wrong_requests_are_not_tried_again(cloud, tmp_path):
     _, err = finish(start(cloud, *train(tmp_path, "--fail=1:1:3", "--always=1", "--max_restarts=1", "--create")), 3)
     assert "--max_restarts=1 is used up" in err and verbs(cloud).count("start") == 2
@@ -112,6 +116,7 @@ def test_restarts_end_and_wrong_requests_are_not_tried_again(cloud, tmp_path):
     assert verbs(cloud).count("start") == 3 and "delete" not in verbs(cloud)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("queued", [False, True])
 def test_a_preempted_tpu_is_created_anew(queued, cloud, tmp_path):
     process = start(cloud, "--queued" if queued else "--create", "--spot", *train(tmp_path, "--steps=60", "--held=1"))
@@ -138,6 +143,7 @@ def test_a_preempted_tpu_is_created_anew(queued, cloud, tmp_path):
         assert "WAITING_FOR_RESOURCES; waiting" in err
 
 
+@pytest.mark.full
 def test_the_run_outlives_its_launcher_and_stops_when_told(cloud, tmp_path):
     flags = train(tmp_path, "--create", "--steps=10000")
     process = start(cloud, *flags)
@@ -161,6 +167,7 @@ def test_the_run_outlives_its_launcher_and_stops_when_told(cloud, tmp_path):
     assert verbs(cloud)[-1] == "delete" and not (cloud.folder / "state").exists()
 
 
+@pytest.mark.full
 def test_a_dry_run_prints_what_a_shell_can_run(cloud, tmp_path):
     flags = train(tmp_path, "--steps=5", *NASTY)
     text, _ = finish(start(cloud, "--create", "--delete", "--dry_run", *flags))
@@ -172,6 +179,7 @@ def test_a_dry_run_prints_what_a_shell_can_run(cloud, tmp_path):
         assert json.loads((tmp_path / f"it is shared/argv_{host}.json").read_text()) == [*flags[2:]]
 
 
+@pytest.mark.full
 def test_what_cannot_run_is_refused_at_once(cloud, tmp_path):
     for flags, message in (
         (("--workdir=runs/x",), "is not a place that the hosts share"),

@@ -41,6 +41,7 @@ def test_attention_is_its_formula(masked):
     np.testing.assert_allclose(weights, want_weights, atol=1e-6)
 
 
+@pytest.mark.full
 def test_masked_tokens_have_no_influence():
     q, k, v = (jnp.asarray(tokens(i, 2, 6, 2, 4)) for i in range(3))
     mask = np.array([True, True, False, True, False, True])
@@ -140,6 +141,7 @@ def test_sinusoidal_positions():
             np.testing.assert_allclose(table[p, 2 * i : 2 * i + 2], [np.sin(angle), np.cos(angle)], atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_decoder_sees_neither_the_future_nor_padding():
     model = Transformer(width=16, heads=2, encoder_depth=1, decoder_depth=1, hidden=32)
     source, target = jnp.asarray(tokens(0, 2, 5, 16)), jnp.asarray(tokens(1, 2, 6, 16))

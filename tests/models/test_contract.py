@@ -298,6 +298,7 @@ def test_other_sizes_work_or_say_why(name, shape):
         assert output.shape == (shape[0], *(patches if name in AUTOENCODERS else (10,)))
 
 
+@pytest.mark.full
 def test_unknown_names_and_values():
     with pytest.raises(BadRequest, match="resnet20"):
         models.create("resnet21")

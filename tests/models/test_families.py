@@ -43,6 +43,7 @@ def test_convnet_has_the_tutorials_feature_maps():
     assert v["params"]["fc1"]["kernel"].shape == (320, 50)
 
 
+@pytest.mark.full
 def test_convnet_drops_whole_channels():
     model = models.create("convnet", dropout=0.7)
     x = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))

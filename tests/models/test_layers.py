@@ -142,6 +142,7 @@ def test_group_norm_groups():
         norms.make_norm("instance")().init(jax.random.key(0), jnp.zeros((2, 48)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 3, 0), (3, 1, 1), (2, 3, 0)])
 def test_pools_match_flax(window, stride, padding):
     x, pads = data((2, 9, 8, 3)), ((padding, padding),) * 2
@@ -202,6 +203,7 @@ def test_layer_norm_and_its_gradients_are_those_of_flax(shape):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
+@pytest.mark.full
 def test_layers_compute_in_their_dtype():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8), jnp.bfloat16)
     for layer in (norms.LayerNorm(dtype=jnp.bfloat16), layers.Dense(4, dtype=jnp.bfloat16)):

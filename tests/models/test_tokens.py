@@ -45,6 +45,7 @@ def run(model, variables, x, **kw):
     return jax.jit(lambda v, x: model.apply(v, x, **kw))(variables, x)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SMALL)
 def test_scan_equals_unrolled(name):
     unrolled, spec, x = build(name)
@@ -69,6 +70,7 @@ def test_unequal_blocks_cannot_be_stacked():
         scan.unstack({"blocks": {"a": np.ones(2), "b": np.ones(3)}})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scanned", [False, True])
 def test_drop_path(scanned):
     model, spec, x = build("vit_ti16", drop_path=0.6, scan=scanned)
@@ -196,6 +198,7 @@ def test_random_masking():
         np.testing.assert_array_equal(np.flatnonzero(mask[b] == 0), sorted(order[:3]))
 
 
+@pytest.mark.full
 def test_masked_patches_are_not_seen_by_the_encoder():
     model, spec, x = build("mae_b16", size=16)
     variables = fill(spec)
@@ -213,6 +216,7 @@ def test_masked_patches_are_not_seen_by_the_encoder():
         model.apply(variables, x, train=False, noise=noise[:, :9])
 
 
+@pytest.mark.full
 def test_initial_positions_of_the_autoencoder_are_fixed():
     model, _, x = build("mae_b16")
     variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()

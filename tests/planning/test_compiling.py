@@ -38,6 +38,7 @@ def replicated():
     return planner.make_plan(config(), topology.parse("cpu:8")[0])
 
 
+@pytest.mark.full
 def test_what_a_device_keeps(replicated):
     m = replicated.memory
     layers = (64 * 64 + 64) + (64 * 32 + 32) + (32 * 10 + 10)
@@ -53,6 +54,7 @@ def test_what_a_device_keeps(replicated):
     assert m.need == parts + m.program + m.padding
 
 
+@pytest.mark.full
 def test_a_device_keeps_its_part(replicated):
     split = planner.make_plan(config() | {"sharding": "fsdp"}, topology.parse("cpu:8")[0])
     whole = replicated.memory
@@ -69,6 +71,7 @@ def test_data_that_are_cached_on_devices_count(replicated):
     assert found.memory.ahead - replicated.memory.ahead == round(0.9 * 1437) * (64 + 4)
 
 
+@pytest.mark.full
 def test_a_program_that_does_not_fit(replicated):
     machine = topology.parse("cpu:8")[0]
     tight = machine._replace(device=machine.device._replace(memory=replicated.memory.need - 1024))

@@ -33,6 +33,7 @@ def block(n, d):
     return 4 * n * d * d + 2 * n * n * d + 8 * n * d * d
 
 
+@pytest.mark.full
 def test_vision_transformers_by_formula():
     for name, width, depth in (("vit_s16", 384, 12), ("vit_b16", 768, 12)):
         run = run_of(
@@ -42,6 +43,7 @@ def test_vision_transformers_by_formula():
         assert model_flops(run) == pytest.approx(6 * 2 * expected, rel=0.02)
 
 
+@pytest.mark.full
 def test_a_masked_autoencoder_sees_a_quarter():
     run = run_of("mae_b16", size=224, task="mae", batch_size=2)
     encoder = 196 * 768 * 768 + 12 * block(1 + 49, 768)
@@ -49,6 +51,7 @@ def test_a_masked_autoencoder_sees_a_quarter():
     assert model_flops(run) == pytest.approx(6 * 2 * (encoder + decoder), rel=0.02)
 
 
+@pytest.mark.full
 def test_resnet50_by_formula():
     """Stages of (blocks, size, width): 1x1, 3x3 and 1x1 to four times the width; He et al. 2015, table 1."""
     total, channels = 112**2 * 49 * 3 * 64, 64
@@ -78,6 +81,7 @@ WAYS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_compiled_is_what_is_asked_for(way):
     """On four devices, whatever the way: products and loops of XLA's program add up to those of the step's own."""

@@ -65,6 +65,7 @@ def test_new_head_for_and_from_a_backbone_alone():
     same(loaded["params"]["head"], variables["params"]["head"])
 
 
+@pytest.mark.full
 def test_new_heads_of_googlenet():
     model = pretrained.create("torchvision", "googlenet")
     state = pretrained.export(filled(template(model, 32)), model, "torchvision")
@@ -225,6 +226,7 @@ def test_grids_are_compared_and_not_their_numbers():
     np.testing.assert_array_equal(got, adapt.resample(old, (2, 5), (4, 4), 1))
 
 
+@pytest.mark.full
 def test_grids_that_nothing_tells_are_asked_for():
     got, old, said = positions_of((16, 16), (16, 16), False)
     np.testing.assert_array_equal(got, old)  # published weights are of squares
@@ -292,6 +294,7 @@ def test_what_a_config_beside_the_file_says(tmp_path):
 # --- runs of our own ---
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("ema", [False, True])
 def test_a_run_of_our_own(ema, tmp_path):
     model, variables = resnet()
@@ -336,6 +339,7 @@ def test_a_run_of_our_own(ema, tmp_path):
         pretrained.files.read(f"{tmp_path}@last")
 
 
+@pytest.mark.full
 def test_a_run_whose_equal_blocks_are_stacked(tmp_path):
     kw = {"width": 8, "depth": 2, "heads": 2, "num_classes": 3}
     scanned, plain = models.create("vit_ti16", scan=True, **kw), models.create("vit_ti16", **kw)

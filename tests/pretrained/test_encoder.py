@@ -56,6 +56,7 @@ def test_the_vit_computes_what_the_encoder_does(tmp_path, scan):
     assert "decoder" in said[0]
 
 
+@pytest.mark.full
 def test_a_new_head_and_no_class_token(tmp_path):
     _, variables = autoencoder()
     run_of(tmp_path / "run", variables)
@@ -67,6 +68,7 @@ def test_a_new_head_and_no_class_token(tmp_path):
     np.testing.assert_array_equal(found["params"]["head"]["kernel"], template["params"]["head"]["kernel"])
 
 
+@pytest.mark.full
 def test_a_file_of_another_library_into_a_net_without_class_token(tmp_path):
     model, variables = autoencoder()
     file, said = tmp_path / "mae.safetensors", []
@@ -79,6 +81,7 @@ def test_a_file_of_another_library_into_a_net_without_class_token(tmp_path):
     assert any("class token is left out" in line for line in said)
 
 
+@pytest.mark.full
 def test_another_width_is_refused_with_the_shapes(tmp_path):
     _, variables = autoencoder()
     run_of(tmp_path / "run", variables)
@@ -88,6 +91,7 @@ def test_another_width_is_refused_with_the_shapes(tmp_path):
         pretrained.load(tmp_path / "run", other, template)
 
 
+@pytest.mark.full
 def test_a_model_of_another_family_is_refused(tmp_path):
     _, variables = autoencoder()
     run_of(tmp_path / "run", variables)

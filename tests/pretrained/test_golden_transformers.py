@@ -51,11 +51,13 @@ LARGE = ("base", "_b16", "convmixer")
 HEAD = {"timm_vit_base_r50_s16_224": {"num_classes": 1000}}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [pytest.param(n, marks=slow if any(s in n for s in LARGE) else ()) for n in INFERENCE])
 def test_inference(name):
     check_inference(name, "timm", name.removeprefix("timm_"), INFERENCE[name], **HEAD.get(name, {}))
 
 
+@pytest.mark.full
 def test_inference_of_the_mean_of_patches():
     features = VIT | {"feat_tokens": "block11", "feat_pooled": "features"}
     check_inference("timm_vit_tiny_patch16_224_gap", "timm", "vit_tiny_patch16_224", features, pool="gap_norm")
@@ -79,6 +81,7 @@ def test_training(name):
     check_training(f"timm_{name}_train", "timm", name)
 
 
+@pytest.mark.full
 def test_training_by_scan():
     check_training("timm_vit_tiny_patch16_224_train", "timm", "vit_tiny_patch16_224", scan=True, remat=True)
 
@@ -96,6 +99,7 @@ def mae_loss(pred, mask, images, norm_pix):
     return (jnp.square(pred - target).mean(-1) * mask).sum() / mask.sum()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_masked_autoencoder(name, scan):
@@ -121,6 +125,7 @@ def test_masked_autoencoder(name, scan):
             fixture.compare("feat_decoder_embed", acts["decoder_embed"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_masked_autoencoder_training(name):
     fixture, (library, eps) = Fixture(f"{name}_train"), AUTOENCODERS[name]
@@ -169,6 +174,7 @@ def transformer(kind):
     return model, jax.eval_shape(lambda: model.init(jax.random.key(0), token, token, train=False))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["post", "pre"])
 def test_transformer(kind):
     fixture, (model, template) = Fixture(f"torch_transformer_{kind}"), transformer(kind)
@@ -184,6 +190,7 @@ def test_transformer(kind):
             fixture.compare("feat_memory", acts["memory"])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["post", "pre"])
 def test_transformer_training(kind):
     fixture, (model, template) = Fixture(f"torch_transformer_{kind}_train"), transformer(kind)
@@ -217,6 +224,7 @@ def test_image_gpt():
             fixture.compare("feat_final", acts["tokens"])
 
 
+@pytest.mark.full
 def test_image_gpt_training():
     fixture, (model, template) = Fixture("hf_imagegpt_tiny_train"), image_gpt()
     tokens = jnp.asarray(fixture.arrays["input_ids"], jnp.int32)

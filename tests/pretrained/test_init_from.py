@@ -27,6 +27,7 @@ def run():
     return build.make_run(**{k: v for k, v in sections.items() if k in errors.keywords(build.make_run)})
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_answered_with_the_flags_that_help(run, published):
     for init_from in (published, dict(source=published), dict(source=published, new_head=False, resample=None)):
         with pytest.raises(errors.BadRequest) as e:

@@ -192,6 +192,7 @@ def same(model, state, x, want, tolerance=2e-5, **kw):
     return variables
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES)
 def test_outputs(case, tmp_path):
     theirs, name, kw, size = CASES[case]

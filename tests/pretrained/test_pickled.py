@@ -84,6 +84,7 @@ def test_what_is_refused(tmp_path, monkeypatch, value, message):
     assert [p.name for p in tmp_path.iterdir()] == ["x.pkl"]
 
 
+@pytest.mark.full
 def test_ndfs_names_lead_there_and_back(tmp_path):
     model = models.create("squeezenet1_1", stem=(4, 3), squeezes=(2,) * 8, num_classes=5, ceil=False)
     shapes = template(model, 64)

@@ -79,6 +79,7 @@ def test_export_gives_their_state_dict(fixture, library, name):
         np.testing.assert_array_equal(exported[n], x, err_msg=n)
 
 
+@pytest.mark.full
 def test_big_transfer_names():
     model = pretrained.create("big_transfer", "BiT-M-R50x1", num_classes=21843)
     names = {m.theirs: m for m in pretrained.moves(model, trees.flatten(template(model)), "big_transfer")}
@@ -232,6 +233,7 @@ def test_strict_loading_lists_all_that_differs():
         pretrained.load({**state, **many}, model, shapes)
 
 
+@pytest.mark.full
 def test_a_checkpoint_of_another_family_is_refused_in_one_line():
     model = pretrained.create("torchvision", "resnet18", width=4)
     with pytest.raises(

@@ -44,18 +44,21 @@ TRAINING = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fixture", INFERENCE)
 def test_inference(fixture):
     name, features, kw = INFERENCE[fixture]
     check_inference(fixture, "torchvision", name, features, **kw)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fixture", TRAINING)
 def test_training(fixture):
     name, kw = TRAINING[fixture]
     check_training(fixture, "torchvision", name, **kw)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fixture", ["tv_googlenet", "tv_googlenet_aux"])
 def test_googlenet_as_published_normalises_its_input_again(fixture):
     check_inference(fixture, "torchvision", "googlenet", {}, "logits_transform_input", aux_logits="aux" in fixture)

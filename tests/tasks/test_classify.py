@@ -19,6 +19,7 @@ def make(**kw):
     return classify(models.create("lenet5", num_classes=5), image_shape=(12, 12, 1), num_classes=5, **kw)
 
 
+@pytest.mark.full
 def test_views_average_the_image_its_mirror_image_and_both_moved_by_a_pixel():
     task = make()
     variables = task.init(jax.random.key(0))
@@ -112,6 +113,7 @@ def test_auxiliary_heads_are_trained_and_not_evaluated(weight):
         np.testing.assert_allclose(grads[name]["bias"], expected, atol=1e-4)
 
 
+@pytest.mark.full
 def test_auxiliary_heads_of_googlenet():
     model = models.create("googlenet", num_classes=5, dropout=0.0, dropout_aux=0.0)
     tasks = {w: classify(model, image_shape=(15, 15, 1), num_classes=5, aux_weight=w) for w in (0.3, 0.0)}

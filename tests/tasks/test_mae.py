@@ -55,6 +55,7 @@ def test_targets_are_patches_row_by_row_normalised_with_the_unbiased_variance():
         np.testing.assert_allclose(normed[:, k], expected, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampling", masking.SAMPLERS)
 def test_as_many_patches_are_masked_as_the_ratio_says(sampling):
     _, task = build(sampling=sampling)
@@ -77,6 +78,7 @@ def test_masks_are_a_function_of_key_and_slot_and_differ_between_images():
     assert not (all_eight == masks_of(other, range(8))).all(1).any()
 
 
+@pytest.mark.full
 def test_training_masks_by_slot_and_evaluation_by_the_image_alone():
     _, task = build()
     params, state = split(task.init(jax.random.key(0)))
@@ -133,6 +135,7 @@ def test_the_mask_changes_with_the_step_and_not_with_accumulation():
     assert abs(losses[1, 0] - losses[1, 1]) > 1e-3
 
 
+@pytest.mark.full
 def test_mask_tokens_in_the_encoder_see_nothing_of_masked_patches():
     model, task = build(encoder_mask_tokens=True)
     variables = task.init(jax.random.key(0))
@@ -156,6 +159,7 @@ def test_refuses_what_it_cannot_train():
         build(sampling="blok")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("norm_targets", [True, False])
 def test_visible_patches_of_the_figure_are_the_images_own(norm_targets):
     _, task = build(norm_targets=norm_targets)

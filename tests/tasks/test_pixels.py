@@ -30,6 +30,7 @@ def run():
     )
 
 
+@pytest.mark.full
 def test_the_loss_is_minus_the_logarithm_of_a_probability():
     task = pixels(models.create("igpt_s", **TINY), image_shape=(2, 2, 1))
     params = task.init(jax.random.key(0))["params"]
@@ -42,6 +43,7 @@ def test_the_loss_is_minus_the_logarithm_of_a_probability():
     np.testing.assert_allclose(terms["loss"] / task.counts(batch)["loss"], found["loss"], rtol=1e-5)
 
 
+@pytest.mark.full
 def test_what_was_learned_is_drawn(run):
     assert run.evaluate("val")["bits_per_dim"] == pytest.approx(0.25, abs=0.05)  # one bit an image of four pixels
     drawn = np.asarray(run.run.task.generate(run.params, {}, generation.keys(0, jnp.arange(64))))[..., 0]
@@ -50,6 +52,7 @@ def test_what_was_learned_is_drawn(run):
     assert len(kinds) > 58 and 10 < sum(kinds) < 54
 
 
+@pytest.mark.full
 def test_the_given_half_stays_and_the_batch_does_not_matter(run):
     found = run.generate(8, seed=1, split="val")
     np.testing.assert_array_equal(found["images"][:, 0], found["originals"][:, 0])

@@ -59,6 +59,7 @@ def fill(keeper, steps, best=()):
     keeper.wait()
 
 
+@pytest.mark.full
 def test_two_newest_and_the_best_are_kept(opened, tmp_path):
     fill(opened(), (10, 20, 30, 40), best=(10, 20))
     keeper = opened()
@@ -148,6 +149,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_to_any_file_is_found_and_the_one_before_used(damage, opened, tmp_path):
     """Whichever file is damaged, what is restored is right; damage that mattered is reported and set aside."""

@@ -22,6 +22,7 @@ def make(name, **kw):
     return initialiser(net, (16, 16, 3) if name != "lenet5" else (28, 28, 1))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_to_the_bit(kind):
     init, key = make(**KINDS[kind]), jax.random.key(5)
@@ -30,12 +31,14 @@ def test_same_to_the_bit(kind):
     assert jax.tree.structure(plain) == jax.tree.structure(looped)
 
 
+@pytest.mark.full
 def test_program_does_not_grow_with_depth():
     shallow, deep = (make(**KINDS["vit"] | {"depth": depth}) for depth in (3, 9))
     few, many = (str(jax.make_jaxpr(initialisers.looped(init))(jax.random.key(0))) for init in (shallow, deep))
     assert few.count("while") == many.count("while") and few.count("scan[") == many.count("scan[") > 0
 
 
+@pytest.mark.full
 def test_what_is_alike_but_for_its_distribution_keeps_it():
     def init(key):
         a, b, c, d = (jax.random.fold_in(key, n) for n in range(4))

@@ -52,6 +52,7 @@ def gradients(params):
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
 
 
+@pytest.mark.full
 def test_updates_are_multiplied_by_the_factors():
     params = vit()
     g = gradients(params)

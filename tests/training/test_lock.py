@@ -150,6 +150,7 @@ print(count)
 """
 
 
+@pytest.mark.full
 def test_one_of_many_gets_it(tmp_path):
     many = [
         subprocess.Popen(

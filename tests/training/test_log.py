@@ -161,6 +161,7 @@ def test_progress_is_plain_lines_off_a_terminal(tmp_path, capsys):
     assert "\x1b" not in out + err and "\r" not in out + err
 
 
+@pytest.mark.full
 def test_the_progress_bar_shows_step_bar_and_time_left_first(tmp_path):
     """On a terminal of 80 columns; the metrics take what room there is."""
     program = """if True:

@@ -111,6 +111,7 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert again.records == first.records and again.done.best == first.done.best and again.done.last == first.done.last
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stop_after", range(1, 13))
 def test_stopped_anywhere_it_goes_on_the_same(stop_after, tmp_path):
     """`stop` is asked before each step and in evaluations; the n-th question is answered with yes."""
@@ -128,6 +129,7 @@ def test_stopped_anywhere_it_goes_on_the_same(stop_after, tmp_path):
     assert sorted({*first.evaluations, *rest.evaluations}) == whole.evaluations
 
 
+@pytest.mark.full
 def test_early_stopping_counts_across_lives(tmp_path):
     values = {4: 0.5, 8: 0.4, 12: 0.6, 16: 0.1, 20: 0.2, 24: 0.6, 28: 0.9}.get
     whole = life(tmp_path / "whole", total=100, values=values, early_stop=3)

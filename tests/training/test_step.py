@@ -117,6 +117,7 @@ def test_batch_norm_uses_the_whole_batch_under_jit_and_pmap():
         assert difference(expected.params, found.params) < TOLERANCE["resnet20"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("cache", ["host", "device"])
 def test_mixing_and_erasing_do_not_depend_on_the_devices(cache):
     spec = "pad_crop(2)|flip|erase(0.5)|mixup(0.4)"
@@ -126,6 +127,7 @@ def test_mixing_and_erasing_do_not_depend_on_the_devices(cache):
         assert difference(expected.params, found.params) < TOLERANCE["linear"]
 
 
+@pytest.mark.full
 def test_padding_counts_for_nothing():
     task = classify(models.create("mlp", num_classes=10, hidden=(8,)), image_shape=(4, 4, 1), num_classes=10)
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
@@ -142,6 +144,7 @@ def test_padding_counts_for_nothing():
     np.testing.assert_allclose(m["loss"], n["loss"], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_step_is_sgd_on_the_mean_gradient():
     """Against the formula for softmax regression: W - lr x^T (p - y) / b."""
     task = classify(models.create("linear", num_classes=3), image_shape=(2, 2, 1), num_classes=3)
@@ -163,6 +166,7 @@ def test_step_is_sgd_on_the_mean_gradient():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.full
 def test_keys_differ_between_steps_and_streams():
     key = jax.random.key(0)
     drawn = {

@@ -123,6 +123,7 @@ def alone():
     return train()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_same_parameters(alone, way):
     params, found = train(**WAYS[way], cache="device" if "accumulate" in way else "none")
@@ -176,6 +177,7 @@ def test_a_mean_of_means_would_be_another_training(alone):
     assert difference(params, alone[0]) > 1e-2
 
 
+@pytest.mark.full
 def test_the_gradient_is_that_of_the_formula():
     """One step against sum_t w_t S_t / N_t, written down over the whole batch."""
     task, data = toy(weight=2.0), source()

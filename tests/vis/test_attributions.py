@@ -35,6 +35,7 @@ def test_a_linear_network_is_explained_exactly():
     close(found[:, 9, 27], (change[:, :10, 18:].sum((1, 2, 3)) + change[:, 9:19, 18:].sum((1, 2, 3))) / 2)
 
 
+@pytest.mark.full
 def test_rise_by_its_own_masks():
     """Of a score that is linear, the result is known from the masks: the paper's equation 6."""
     key, keep = jax.random.key(5), 0.3
@@ -63,6 +64,7 @@ def _rest(maps):
     return hidden @ p["head"]["kernel"] + p["head"]["bias"]
 
 
+@pytest.mark.full
 def test_a_last_block_without_a_gradient_is_explained():
     model = pretrained.models.create("vit_ti16", patch_size=4, width=8, depth=2, heads=2, num_classes=3)
     variables, apply = tiny.variables(model, (8, 12, 3)), partial(model.apply, train=False)

@@ -17,6 +17,7 @@ def test_a_box_covers_its_first_and_last_pixel_and_no_other_rows():
     assert tuple(out[3, 2]) == boxes.colour(0) == (255, 64, 64)
 
 
+@pytest.mark.full
 def test_masks_points_and_scale():
     image = np.full((6, 6, 3), 100, np.uint8)
     mask = np.zeros((1, 6, 6), bool)

@@ -32,6 +32,7 @@ def test_what_does_not_fit():
         descriptors.glyphs(np.zeros((1, 128)), np.zeros((2, 2)), np.ones(1))
 
 
+@pytest.mark.full
 def test_examples_of_docstrings():
     failed, tried = doctest.testmod(descriptors)
     assert tried and not failed

@@ -28,6 +28,7 @@ def test_one_frequency_is_one_wave_of_natural_strength():
     np.testing.assert_allclose(ratio / ratio[0], [1, 0.27 / 0.26, 0.27 / 0.26], rtol=1e-4)  # the brightness
 
 
+@pytest.mark.full
 def test_moves():
     np.testing.assert_allclose(maximisation.shaken(jax.random.key(0), X, 0.0), X, atol=1e-5)
     found = np.asarray(maximisation.shaken(jax.random.key(1), X, 1.0))
@@ -38,6 +39,7 @@ def test_moves():
 ALIVE = int(np.asarray(vis.activations(APPLY, VARIABLES, X, LAYER)).mean((0, 1, 2)).argmax())  # on images in [0, 1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "target", [vis.Unit(LAYER, ALIVE), vis.Channel(LAYER, ALIVE), 4], ids=["unit", "channel", "class"]
 )
@@ -58,6 +60,7 @@ def test_a_dream_excites_its_layer():
     assert float(found.min()) >= 0 and float(found.max()) <= 1
 
 
+@pytest.mark.full
 def test_gram_matrices_and_a_style():
     maps = np.random.default_rng(0).normal(size=(1, 3, 4, 2)).astype(np.float32)
     want = sum(np.outer(maps[0, i, j], maps[0, i, j]) for i in range(3) for j in range(4)) / 12

@@ -103,6 +103,7 @@ def test_attention_by_hand():
         vis.rollout({"features": a})
 
 
+@pytest.mark.full
 def test_positions_and_mixing_of_real_networks():
     table = np.pad(sincos2d(4, 6, 16), ((1, 0), (0, 0)))[None]
     found = np.asarray(vis.position_similarity({"constants": {"pos_embed": jnp.asarray(table)}}, (4, 6)))

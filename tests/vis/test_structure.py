@@ -93,6 +93,7 @@ class Net(nn.Module):
         return nn.Conv(1, (1, 1), name="e")(avg_pool(x, 2, 1).transpose(0, 2, 1, 3).transpose(0, 2, 1, 3))
 
 
+@pytest.mark.full
 def test_fields_are_where_gradients_are():
     shape, net = (61, 57, 1), Net()
     layer = of(net, shape)["e"]
