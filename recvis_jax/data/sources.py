@@ -1,6 +1,5 @@
 """Sources: random access to the examples of one split, decoded, without TensorFlow."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recvis_jax import errors, reading
+from recvis_jax import errors
 from recvis_jax.data import DATASETS, image_file, mock, objects, writing
 from recvis_jax.data.fields import Field, image_and_label, of_json
+from recvis_jax.data.prepared import digest_of, feature_of, find_builder, first_line, prepare_hint
 
 Example = dict[str, Any]
 Indices = Sequence[int] | np.ndarray
@@ -126,7 +126,7 @@ def parts_of(split: str, lengths: dict[str, int], name: str) -> tuple[tuple[str,
     except Exception as e:
         raise NoSplit(
             f"{name} has no split '{errors.printable(split)[:100]}'; its splits: "
-            f"{', '.join(map(errors.printable, lengths))}. ({errors.printable(_first(e))})"
+            f"{', '.join(map(errors.printable, lengths))}. ({errors.printable(first_line(e))})"
         ) from e
     ends = ((p.splitname, *slice(p.from_, p.to).indices(lengths[p.splitname])[:2]) for p in found)
     parts = tuple((part, first, last) for part, first, last in ends if first < last)
@@ -154,7 +154,7 @@ def own_names(split: str, there: Iterable[str]) -> str:
 _ALIKE = (("validation", "val", "valid"), ("train", "training"), ("test", "testing"))  # names of the same split
 
 
-def _rows(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.ndarray:
+def rows_of(parts: tuple[tuple[str, int, int], ...], names: Sequence[str]) -> np.ndarray:
     """Returns (split number, index) for each example of `parts`, an int array (n 2)."""
     rows = [(names.index(name), i) for name, first, last in parts for i in range(first, last)]
     return np.asarray(rows, np.int64).reshape(-1, 2)
@@ -176,7 +176,7 @@ def _digits(split: str) -> Source:
     cut = 1437
     parts = ((images[:cut], labels[:cut]), (images[cut:], labels[cut:]))
     stretches = parts_of(split, {"train": cut, "test": len(labels) - cut}, "digits")
-    rows = _rows(stretches, ("train", "test"))
+    rows = rows_of(stretches, ("train", "test"))
 
     def read(indices: Indices) -> list[Example]:
         return [{"image": parts[s][0][i], "label": parts[s][1][i]} for s, i in rows[np.asarray(indices, int)].tolist()]
@@ -218,7 +218,7 @@ def _declared_of(
 def _mock_fields(real: _Declared, name: str, split: str, count: int) -> Source:
     """Artificial examples with the fields of a data set."""
     stretches = parts_of(split, dict.fromkeys(real.splits, count), name)
-    rows = _rows(stretches, real.splits)
+    rows = rows_of(stretches, real.splits)
 
     def read(indices: Indices) -> list[Example]:
         seeds = rows[np.asarray(indices, int)].tolist()
@@ -235,7 +235,7 @@ def _mock(name: str, split: str, count: int) -> Source:
     """Artificial images with the shape and classes of `name`; a class is a mean colour, which a model can learn."""
     row = DATASETS[name]
     stretches = parts_of(split, dict.fromkeys(row.splits, count), name)
-    rows = _rows(stretches, row.splits)
+    rows = rows_of(stretches, row.splits)
     h, w, c = row.image_shape
 
     def one(part: int, i: int) -> Example:
@@ -271,13 +271,13 @@ def _tfds(
     import tensorflow_datasets as tfds
 
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
-    builder = _builder(tfds, name, root)
+    builder = find_builder(tfds, name, root)
     features = builder.info.features
     inside = getattr(features["objects"], "feature", {}) if "objects" in features.keys() else {}
     boxed = {"bbox", "label"} <= set(inside.keys())
     if (fields or most_objects) and not boxed:
         raise errors.BadRequest(_NO_BOXES.format(name))
-    image = _feature(features, image_key, name)
+    image = feature_of(features, image_key, name)
     stretches = parts_of(split, {k: v.num_examples for k, v in builder.info.splits.items()}, name)
     split = own_names(split, builder.info.splits)
     try:
@@ -287,7 +287,7 @@ def _tfds(
     except NotImplementedError as e:
         raise errors.BadRequest(
             f"{name} in {errors.printable(root)} is stored as tfrecord, which has no random access without "
-            f"TensorFlow. {_prepare_hint(name, root)}"
+            f"TensorFlow. {prepare_hint(name, root)}"
         ) from e
     channels = (image.shape or (None, None, 3))[-1] or 3
     notes: tuple[str, ...] = ()
@@ -302,7 +302,7 @@ def _tfds(
         if most_objects:
             notes = objects.cut_off(record.get("objects"), [part for part, _, _ in stretches], most_objects)
     else:
-        label = _feature(features, label_key, name)
+        label = feature_of(features, label_key, name)
         classes = getattr(label, "num_classes", None) or getattr(getattr(label, "feature", None), "num_classes", 0)
         within = hasattr(features[label_key.split("/")[0]], "feature") and "/" in label_key  # in a sequence of objects
         multi = bool(classes) and (within or len(label.shape or ()) > 0)
@@ -312,9 +312,8 @@ def _tfds(
         try:
             rows = data.__getitems__([int(i) for i in indices])
         except Exception as e:  # array_record and tfds raise all kinds of errors on damaged files
-            raise errors.Failure(
-                f"{name}/{split} in {errors.printable(builder.data_dir)} cannot be read: {errors.printable(_first(e))}"
-            ) from e
+            where = errors.printable(builder.data_dir)
+            raise errors.Failure(f"{name}/{split} in {where} cannot be read: {errors.printable(first_line(e))}") from e
         pairs = zip(indices, rows, strict=True)
         return [example(row, decode(row[image_key], channels, f"example {i} of {name}/{split}")) for i, row in pairs]
 
@@ -323,7 +322,7 @@ def _tfds(
     names = getattr(label, "names", None) or getattr(inner, "names", None) or ()
     return Source(
         f"{name}/{split}", len(data), read, tuple(image.shape or (None, None, channels)), int(classes or 0),
-        tuple(names), stretches, multi, _digest(builder), declared, notes,
+        tuple(names), stretches, multi, digest_of(builder), declared, notes,
     )  # fmt: skip
 
 
@@ -344,101 +343,6 @@ def _labelled(label_key: str, several: int, boxed: bool) -> Callable[[dict[str, 
         return out
 
     return example
-
-
-def _digest(builder: Any) -> str:
-    """Returns a hash of a prepared data set: classes, splits, names and sizes of its files, digests of its images.
-
-    The same files prepared elsewhere, or by another version of tfds, have the same hash.
-    """
-    folder = Path(builder.data_dir)
-    names = [(p.name, reading.read_bytes(p, "text bytes")) for p in sorted(folder.glob("*.txt"))]
-    files = sorted((p.name, p.stat().st_size) for p in folder.glob("*array_record*"))
-    splits = sorted((k, tuple(v.shard_lengths)) for k, v in builder.info.splits.items())
-    made_of = writing.recorded(folder).get("fingerprint", "")
-    return hashlib.sha256(repr((names, files, splits, made_of)).encode()).hexdigest()[:16]
-
-
-def _builder(tfds: Any, name: str, root: Path) -> Any:
-    """Finds a prepared data set by name, `name/config` or `name:version`, whatever made it."""
-    folder, _, version = name.partition(":")
-    if len(name) > 200 or "\0" in name:
-        raise errors.BadRequest(f"{errors.shown(name)} is not the name of a data set.")
-    versions = (root / folder).glob("*/dataset_info.json") if os.path.isdir(root / folder) else ()
-    found = sorted(versions, key=lambda p: [*map(_number, p.parent.name.split("."))])
-    found = [p for p in found if not version or p.parent.name == version]
-    if not found:
-        prepared = sorted({p.parent.parent.name for p in root.glob("*/*/dataset_info.json")})
-        there = (
-            f"Prepared there: {_some(prepared)}.{errors.nearest(name, prepared)}"
-            if prepared
-            else "No data set is prepared there."
-        )
-        hint = "" if errors.nearest(name, prepared) else f" {_prepare_hint(name, root)}"
-        raise errors.BadRequest(f"no data set '{errors.printable(name)}' in {errors.printable(root)}. {there}{hint}")
-    writing.check(found[-1].parent)
-    reading.read_json(found[-1], "of a data set")
-    _check_features(found[-1].with_name("features.json"))
-    try:
-        return tfds.builder_from_directory(found[-1].parent)
-    except Exception as e:
-        raise errors.BadRequest(
-            f"{errors.printable(found[-1].parent)} is not a readable tfds data set: {errors.printable(_first(e))}"
-        ) from e
-
-
-def _some(names: Sequence[str], count: int = 20) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(map(errors.printable, names[:count])) + more
-
-
-def _check_features(path: Path) -> None:
-    """Checks that a data set's features are tfds's own: tfds imports any module that a file names.
-
-    Raises:
-      BadRequest: the file names a class from another module, or cannot be read.
-    """
-    pending = [reading.read_json(path, "of a data set")]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, list):
-            pending += value
-        elif isinstance(value, dict):
-            pending += value.values()
-            for key in ("pythonClassName", "type"):
-                kind = value.get(key)
-                if isinstance(kind, str) and "." in kind and not kind.startswith("tensorflow_datasets."):
-                    raise errors.BadRequest(
-                        f"{errors.printable(path)} names a feature of a library other than tfds, "
-                        f"'{errors.printable(kind)[:100]}'; it is not loaded."
-                    )
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
-
-
-def _prepare_hint(name: str, root: Path) -> str:
-    program, where = ("python", "-m", "recvis_jax.prepare"), f"--data_dir={root}"
-    if name in DATASETS and not DATASETS[name].elsewhere:
-        return f"Prepare it: {errors.command(*program, f'--dataset={name}', where, '--overwrite')}"
-    return (
-        "With TensorFlow installed, prepare it with: "
-        f"{errors.command('tfds', 'build', name, '--file_format=array_record', where)}; for a folder of images: "
-        f"{errors.command(*program, '--dataset=folder', '--source=PATH', f'--name={name}', where)} (coco, voc or yolo "
-        "for annotated images)"
-    )
-
-
-def _feature(features: Any, path: str, name: str) -> Any:
-    feature = features
-    for key in path.split("/"):
-        inner = getattr(feature, "feature", feature)
-        if not hasattr(inner, "keys") or key not in inner.keys():
-            there = ", ".join(features.keys())
-            raise errors.BadRequest(f"{name} has no feature {path!r}.{errors.nearest(path, features)} It has: {there}.")
-        feature = inner[key]
-    return feature
 
 
 def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
@@ -465,7 +369,3 @@ def decode(data: bytes | np.ndarray, channels: int, where: str) -> np.ndarray:
     if image is None:
         raise errors.BadRequest(f"{where} does not decode as an image ({len(data)} bytes).")
     return image[..., None] if image.ndim == 2 else image
-
-
-def _first(e: BaseException) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
