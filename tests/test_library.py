@@ -250,6 +250,7 @@ WRONG = [
     (lambda x, y, d, r: arrays(x, y, val=3), "val is 3; it takes a share between 0 and 1"),
     (lambda x, y, d, r: arrays(x, y, class_names=("a", "b")), "labels reach 9, and class_names has 2 names"),
     (lambda x, y, d, r: arrays(x, y, vall=0.1), "unknown key from_arrays.vall. Did you mean 'val'"),
+    (lambda x, y, d, r: arrays(x, y, augment="flop"), "^data.augment: unknown device operation 'flop'"),
     (lambda x, y, d, r: opened("fashion_mnits"), "no data set 'fashion_mnits'"),
     (lambda x, y, d, r: opened(3), "a data set is opened by name or folder, not by 3"),
     (lambda x, y, d, r: opened("digits", trian="train"), "unknown key data.trian. Did you mean 'train'"),

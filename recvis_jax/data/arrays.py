@@ -265,8 +265,8 @@ def _opened(
 ) -> Data:
     """Returns the data set made of sources that are in memory."""
     train = there["train"]
-    host, eval_host = hosts(transform, eval_transform, train.fields, visible)
-    shape = first_shape(train, host if transform else None)
+    host, eval_host = hosts(transform, eval_transform, train.fields, visible, "data")
+    shape = first_shape(train, host if transform else None, "data")
     if "val" in there and there["val"].image_shape[2] != train.image_shape[2]:
         raise errors.BadRequest(f"val images have {there['val'].image_shape[2]} channels, the others {shape[2]}.")
     splits = {s: data_info.Split(s, source.length, source.digest) for s, source in there.items()}
@@ -289,4 +289,5 @@ def _opened(
     return assemble(
         info, train, there.get("val"), host, eval_host, open=part, named=there.get,
         test_split="test" if "test" in there else None, operations=operations, visible=visible, buckets=buckets,
+        where="data",
     )  # fmt: skip

@@ -267,6 +267,7 @@ def assemble(
     threads: int = 8,
     workers: int = 0,
     section: dict[str, Any] | None = None,
+    where: str = "config.data",
 ) -> Data:
     """Returns opened data, after checking what concerns devices and memory.
 
@@ -275,13 +276,14 @@ def assemble(
       host, eval_host: host pipelines of training and of evaluation.
       operations: device operations on training batches, see `data.augment.OPERATIONS`.
       visible, buckets, cache: see `open_data`.
+      where: for messages.
 
     Raises:
       BadRequest: an unknown operation, unknown statistics, wrong buckets, or an impossible cache.
     """
-    with errors.at("config.data.augment"):
+    with errors.at(f"{where}.augment"):
         device = augment.parse(operations, info.num_classes, info.fields, visible)
-    with errors.at("config.data.statistics"):  # refuses a wrong name early
+    with errors.at(f"{where}.statistics"):  # refuses a wrong name early
         augment.statistics(info.statistics, info.image_shape[2])
     normalise = normaliser(info.statistics)
     if visible and not any(f.kind == "boxes" for f in info.fields):
@@ -312,25 +314,27 @@ def assemble(
 
 
 def hosts(
-    transform: str, eval_transform: str, fields: Sequence[Field], visible: float
+    transform: str, eval_transform: str, fields: Sequence[Field], visible: float, where: str = "config.data"
 ) -> tuple[transforms.Transform, transforms.Transform]:
     """Returns the host pipelines of training and of evaluation."""
-    with errors.at("config.data.transform"):
+    with errors.at(f"{where}.transform"):
         host = transforms.parse(transform, fields, visible)
-    with errors.at("config.data.eval_transform"):
+    with errors.at(f"{where}.eval_transform"):
         eval_host = transforms.parse(eval_transform, fields)  # evaluation keeps every visible object
     if eval_host.random:
         raise errors.BadRequest(f"data.eval_transform={eval_transform!r} draws random numbers; evaluation must not.")
     return host, eval_host
 
 
-def first_shape(source: sources.Source, transform: transforms.Transform | None) -> tuple[int, int, int]:
+def first_shape(
+    source: sources.Source, transform: transforms.Transform | None, where: str = "config.data"
+) -> tuple[int, int, int]:
     """Returns the shape (h, w, c) of the first image as the input of a model in training; (0, 0, 0) without images."""
     if not any(f.name == "image" for f in source.fields):
         return 0, 0, 0
     first = source.read([0])[0]
     if transform:
-        with errors.at("config.data.transform"):
+        with errors.at(f"{where}.transform"):
             first = transform.fn(np.random.default_rng(0), first)
     return first["image"].shape
 
