@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,6 +220,14 @@ def _compare(
 def images(split: Split, chosen: Sequence[int]) -> list[np.ndarray]:
     """Reads the images of examples, by their index in `split.outcomes`."""
     return [row["image"] for row in split.source.read(split.places[list(chosen)])] if chosen else []
+
+
+def batches(model: trained.Trained, split: Split, count: int) -> Iterator[np.ndarray]:
+    """Yields images of a split's examples as the model is given them, not yet normalised; `count`, spread evenly."""
+    places = split.places[np.linspace(0, len(split.places), count, endpoint=False).astype(int)]
+    part = split.source._replace(length=count, read=_taken(split.source, places))
+    for batch in build.eval_batches(model.run, part):
+        yield np.asarray(batch["image"])[np.asarray(batch["mask"])]
 
 
 def of_run(records: Records, seen: Seen) -> symptoms.Evidence:

@@ -1,11 +1,14 @@
-"""Looks inside a network: what its units like, where it looks, what it attends to. Writes PNGs and a page of them.
+"""Looks inside a network: what its units like, where it looks, what it dreams of. Writes PNGs and a page of them.
 
-  python -m recvis_jax.look --weights=runs/r20 --show=filters,top9,saliency,gradcam
+  python -m recvis_jax.look --weights=runs/r20
   python -m recvis_jax.look --weights=runs/r20 --show=gradcam,occlusion --class=3 shoe.png my/photos
+  python -m recvis_jax.look --weights=runs/r20 --show=maximise --layer=stage2/block1 --units=3,7,12
   python -m recvis_jax.look --model=torchvision/resnet50 --weights=resnet50.safetensors --out=looks cat.jpg
+  python -m recvis_jax.look --model=torchvision/vgg16 --weights=FILE --out=looks --show=style --style=waves.jpg cat.jpg
 
-Images are those that are named (files, or folders of them), or the first --count of a --split of the run's data. The
-page is look.html, in --out, or in the run's folder look/. `rv.vis` has the same as functions that return arrays.
+Images are those that are named (files, or folders of them), or the first --count of a --split of the run's data.
+Without --show there are the figures that suit the network. The page is look.html, in --out, or in the run's folder
+look/. `rv.vis` has the same as functions that return arrays.
 """
 
 from pathlib import Path
@@ -15,16 +18,29 @@ from absl import flags
 from recvis_jax import cli, errors
 
 FLAGS = flags.FLAGS
-_DEFAULT = ["filters", "top9", "saliency", "gradcam"]
+_OF = {
+    "units": ("maximise",),
+    "style": ("style",),
+    "steps": ("maximise", "invert", "dream", "style"),
+}  # flag -> figures
 
 
 def define_flags() -> None:
     """Defines the flags of this program."""
     flags.DEFINE_string("weights", None, "Folder of a run[@checkpoint], a file, or hf://owner/repo[/file].")
     flags.DEFINE_string("model", None, "With a file: name of the model, ours or library/name.")
-    flags.DEFINE_list("show", _DEFAULT, "Figures; a wrong name is answered with all of them.")
-    flags.DEFINE_string("layer", None, "Of maps, top9 and gradcam: a name of an intermediate or of a module.")
+    flags.DEFINE_list(
+        "show", [], "Figures; a wrong name is answered with all of them. By default what suits the network."
+    )
+    flags.DEFINE_string(
+        "layer",
+        None,
+        "Name of an intermediate or of a module, for figures of a layer; by default what suits the figure.",
+    )
     flags.DEFINE_integer("class", None, "Whose score is explained; by default the predicted class.", lower_bound=0)
+    flags.DEFINE_list("units", [], "Of maximise: channels of --layer, or classes; by default the first ones.")
+    flags.DEFINE_string("style", None, "Of style: file of the picture whose style is taken.")
+    flags.DEFINE_integer("steps", None, "Of figures whose images are made, if not their own.", lower_bound=1)
     flags.DEFINE_string("split", None, "Whose images are taken: train, val, test or an expression.")
     flags.DEFINE_integer("count", 8, "Images of the split that are shown.", lower_bound=1)
     flags.DEFINE_integer("image_size", None, "With a file: rows and columns, if not the weights' own.", lower_bound=1)
@@ -39,9 +55,14 @@ def main(argv: list[str]) -> None:
         raise errors.BadRequest("--weights is missing: the folder of a run, a file or hf://owner/repo.")
     if argv[1:] and FLAGS.split:
         raise errors.BadRequest("give images or --split, not both.")
+    for flag, figures in _OF.items():
+        if FLAGS[flag].value and not set(figures) & set(FLAGS.show):
+            raise errors.BadRequest(f"--{flag} is of --show={' or '.join(figures)}, which is not asked for.")
     paths = given.find(argv[1:]) if argv[1:] else []
+    style = given.find([FLAGS.style]) if FLAGS.style else []
+    units = _units(FLAGS.units)
     cli.start_jax(FLAGS.compile_cache)
-    from recvis_jax import looking, network, trained
+    from recvis_jax import figure, looking, network, trained
 
     run = trained.find_run(FLAGS.weights)
     if run and FLAGS.model:
@@ -60,15 +81,24 @@ def main(argv: list[str]) -> None:
         opened = network.of_published(FLAGS.model, FLAGS.weights, FLAGS.image_size)
     print(f"{errors.printable(opened.origin)}: {opened.name}")
     needs_data = FLAGS.split or not paths or "top9" in FLAGS.show
-    split = looking.open_split(opened, FLAGS.split) if needs_data else None
+    split = looking.open_split(opened, FLAGS.split, print) if needs_data else None
     if paths:
         images, names = looking.given_images(opened, paths), [path.name for path in paths]
     else:
         images, names = looking.example_images(opened, split, FLAGS.count)
-    request = looking.Request(opened, images, names, split, FLAGS.layer, FLAGS["class"].value, cli.progress)
-    figures = looking.show(request, FLAGS.show)
+    request = figure.Request(
+        opened, images, names, cli.progress, split, FLAGS.layer, FLAGS["class"].value, units,
+        looking.given_images(opened, style[:1]) if style else None, FLAGS.steps,
+    )  # fmt: skip
+    figures = looking.show(request, FLAGS.show or looking.usual(request))
     page = looking.write(figures, request, out)
     print(f"{errors.printable(page)}: {len(figures)} figures; open it in a browser")
+
+
+def _units(given: list[str]) -> list[int]:
+    if wrong := [u for u in given if not u.isdecimal()]:
+        raise errors.BadRequest(f"--units={errors.brief(wrong[0])}: channels are whole numbers from 0, as in 3,7,12.")
+    return [int(u) for u in given]
 
 
 main.takes_arguments = True  # type: ignore[attr-defined]

@@ -1,53 +1,46 @@
 """What `python -m recvis_jax.look` shows: a function a figure, of a network and its images; `SHOWS` is the list."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
-from recvis_jax import build, errors, trained, vis
+from recvis_jax import build, errors, figure, imagining, patches, trained, vis
+from recvis_jax.figure import Figure, Request
 from recvis_jax.network import Network
 from recvis_jax.tasks.mae import mae
-from recvis_jax.vis import layers, page, pictures, plot, structure
+from recvis_jax.vis import layers, page, pictures, plot
 
 _UNITS = 100  # units of a layer of which pictures are made
+_AMONG, _NEAREST = 10_000, 8  # training images that are compared with an image, and how many are shown
 _MAPS = 64  # maps of an image that are shown
 _PIXELS = 128  # to which small images are enlarged
 
 
-class Request(NamedTuple):
-    """What is to be looked at.
-
-    Attributes:
-      network: the network.
-      images: (n h w c) in [0, 1], as it is given them; may be empty where figures of images are not asked for.
-      names: of the images, for captions.
-      split: examples of the network's data set, for the best patches; None where there is none.
-      layer: name of a layer; None for what suits the figure.
-      target: class whose score is explained; None for the predicted one.
-      say: is told (what, done, in all).
-    """
-
-    network: Network
-    images: Float[np.ndarray, "n h w c"]
-    names: Sequence[str]
-    split: Any
-    layer: str | None
-    target: int | None
-    say: Callable[[str, int, int], None]
-
-
-class Figure(NamedTuple):
-    """A picture (h w c) in [0, 1] with a title and an explanation."""
-
-    name: str
-    title: str
-    caption: str
-    picture: Float[np.ndarray, "h w c"]
+def usual(r: Request) -> list[str]:
+    """Returns the names of the figures that this network can have, few and quick ones."""
+    network, known = r.network, figure.named(r)
+    out = ["filters"]
+    if r.split is not None and any(len(known[n]) == 4 for n in layers.with_places(known)):
+        out.append("top9")
+    if "block0/attention" in known:
+        out.append("attention")
+    for name, weights in (("positions", vis.position_similarity), ("mixing", vis.token_mixing)):
+        with contextlib.suppress(errors.BadRequest):  # it has no patches, or no such weights
+            weights(network.variables, figure.grid(r))
+            out.append(name)
+    if not len(r.images):
+        return out
+    if hasattr(network.trained.run.model if network.trained else None, "mask_ratio"):
+        out.append("reconstructions")
+    image = jax.ShapeDtypeStruct((1, *network.image_shape), np.float32)
+    if len(jax.eval_shape(network.apply, network.variables, image)[0].shape) == 2:
+        out += ["saliency", *(["gradcam"] if layers.with_places(known) else [])]
+    return out
 
 
 def show(request: Request, names: Sequence[str]) -> list[Figure]:
@@ -72,12 +65,12 @@ def write(figures: Sequence[Figure], request: Request, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     network, body = request.network, []
     body.append(f"<h1>{page.text(network.name)}</h1><p class='dim'>{page.text(network.origin, 400)}</p>")
-    for figure in figures:
-        plot.png(figure.picture, folder / f"{figure.name}.png")
-        shown = (figure.picture.clip(0, 1) * 255).round().astype(np.uint8)
+    for name, title, caption, picture in figures:
+        plot.png(picture, folder / f"{name}.png")
+        shown = (picture.clip(0, 1) * 255).round().astype(np.uint8)
         body.append(
-            f"<h2>{page.text(figure.title)}</h2><figure><img alt='' src='data:image/png;base64,"
-            f"{page.encoded(shown, '.png')}'><figcaption>{page.text(figure.caption, 2000)}</figcaption></figure>"
+            f"<h2>{page.text(title)}</h2><figure><img alt='' src='data:image/png;base64,"
+            f"{page.encoded(shown, '.png')}'><figcaption>{page.text(caption, 2000)}</figcaption></figure>"
         )
     plot.replace(folder / "look.html", page.document(f"{network.name}, looked into", body).encode())
     return folder / "look.html"
@@ -85,15 +78,15 @@ def write(figures: Sequence[Figure], request: Request, folder: Path) -> Path:
 
 def _filters(r: Request) -> Figure:
     found = np.asarray(vis.first_filters(r.network.apply, r.network.variables, r.network.image_shape))
-    tiles = pictures.stretched(_seen(found))
+    tiles = pictures.stretched(figure.seen(found))
     picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 32))
     return Figure("filters", "Filters of the first layer", f"{len(found)}, each stretched to its own range.", picture)
 
 
 def _maps(r: Request) -> Figure:
-    layer = r.layer or _placed(r)[0]
-    found = vis.activations(r.network.apply, r.network.variables, _images(r)[:1], layer)
-    shapes = layers.names(r.network.apply, r.network.variables, _images(r)[:1])
+    layer = r.layer or figure.placed(r)[0]
+    found = vis.activations(r.network.apply, r.network.variables, figure.images(r)[:1], layer)
+    shapes = layers.names(r.network.apply, r.network.variables, figure.images(r)[:1])
     found = np.asarray(layers.as_maps(found, shapes, r.network.image_shape[:2], layer))[0]
     tiles = pictures.stretched(np.moveaxis(found, -1, 0)[:_MAPS])
     picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 48))
@@ -105,40 +98,29 @@ def _top9(r: Request) -> Figure:
     if r.split is None:
         raise errors.BadRequest("the best patches are those of a data set: a run's, --weights=RUN.")
     network, split = r.network, r.split
-    layer = r.layer or _placed(r)[-1]
-    run = network.trained.run  # type: ignore[union-attr]
+    layer = r.layer or figure.placed(r)[-1]
 
     def batches() -> Iterator[np.ndarray]:
-        for batch in build.eval_batches(run, split):
-            yield _as_float(np.asarray(batch["image"])[np.asarray(batch["mask"])])
-
-    def fetch(indices: np.ndarray) -> np.ndarray:
-        found: dict[int, np.ndarray] = {}
-        wanted, start = set(indices.tolist()), 0
-        for images in batches():
-            found |= {i: images[i - start] for i in wanted.intersection(range(start, start + len(images)))}
-            start += len(images)
-        return np.stack([found[i] for i in indices.tolist()])
+        for batch in build.eval_batches(network.trained.run, split):  # type: ignore[union-attr]
+            yield figure.as_float(np.asarray(batch["image"])[np.asarray(batch["mask"])])
 
     say = partial(r.say, split.name)
-    top = vis.top_patches(network.apply, network.variables, batches(), layer, say=lambda done: say(done, split.length))
-    values = partial(layers.activations, network.apply, layer=layer)
-    window = structure.window(values, network.variables, network.image_shape)
-    units = [u for u in np.argsort(-top.values[:, 0], kind="stable") if top.values[u, 0] > 0][:_UNITS]
-    if not units:
-        raise errors.BadRequest(f"no unit of {layer!r} is above zero on any image.")
-    cut = _seen(vis.crops(fetch, top._replace(images=top.images[units], places=top.places[units]), window))
-    picture = pictures.groups(cut, range(len(units)), pictures.zoom_for(cut.shape[2], 24))
-    size = "the whole image" if window is None else f"{window.size[0]}x{window.size[1]} pixels"
+    found = patches.best(
+        network.apply, network.variables, network.image_shape, batches, layer, most=_UNITS,
+        say=lambda done: say(done, split.length),
+    )  # fmt: skip
+    cut = figure.seen(found.crops)
+    picture = pictures.groups(cut, range(len(cut)), pictures.zoom_for(cut.shape[2], 24))
+    size = "the whole image" if found.window is None else f"{found.window.size[0]}x{found.window.size[1]} pixels"
     caption = (
-        f"{layer}: the nine images of {split.name} ({split.length:,}) that excite a unit most, {len(units)} units, the "
+        f"{layer}: the nine images of {split.name} ({split.length:,}) that excite a unit most, {len(cut)} units, the "
         f"strongest first. A unit sees {size}."
     )
     return Figure("top9", "The patches that units like best", caption, picture)
 
 
 def _attribution(name: str, r: Request) -> Figure:
-    network, images = r.network, _images(r)
+    network, images = r.network, figure.images(r)
     more: dict[str, Any] = {}
     if name == "gradcam":
         more["layer"] = r.layer or vis.default_layer(network.apply, network.variables, images)
@@ -149,14 +131,14 @@ def _attribution(name: str, r: Request) -> Figure:
     found = vis.ATTRIBUTIONS[name](network.apply, network.variables, images, r.target, **more)
     if name == "gradcam":
         found = vis.enlarged(found, images.shape[1:3])
-    maps, shown = np.asarray(found), _seen(images)
+    maps, shown = np.asarray(found), figure.seen(images)
     if name in ("gradcam", "occlusion", "rise"):
         below = pictures.over(shown, maps - (maps.min((1, 2), keepdims=True) if name == "rise" else 0))
     elif name in ("guided_backpropagation", "deconvnet"):
-        below = pictures.around_grey(_seen(maps))
+        below = pictures.around_grey(figure.seen(maps))
     else:
         below = pictures.coloured(pictures.magnitudes(maps))
-    rows = np.concatenate([_rgb(shown), _rgb(below)])
+    rows = np.concatenate([figure.rgb(shown), figure.rgb(below)])
     picture = pictures.mosaic(rows, columns=len(images), gap=2, zoom=pictures.zoom_for(images.shape[1], _PIXELS))
     title = name.replace("_", " ").capitalize().replace("Gradcam", "Grad-CAM").replace("Rise", "RISE")
     of_layer = f" Layer {more['layer']}." if "layer" in more else ""
@@ -164,7 +146,7 @@ def _attribution(name: str, r: Request) -> Figure:
 
 
 def _attention(r: Request) -> Figure:
-    network, images = r.network, _images(r)
+    network, images = r.network, figure.images(r)
     acts = jax.jit(network.apply)(network.variables, images)[1]
     weights = vis.attention_weights(acts)
     shapes = {name: x.shape for name, x in acts.items()}
@@ -173,21 +155,26 @@ def _attention(r: Request) -> Figure:
     rolled = np.asarray(vis.from_class_token(vis.rollout(acts), where))
     columns = np.concatenate([last, rolled[:, None]], axis=1)  # (b k+1 i j)
     maps = np.stack([np.asarray(vis.enlarged(c, images.shape[1:3])) for c in columns])
-    shown = _seen(images)
+    shown = figure.seen(images)
     rows = []
     for image, of_heads in zip(shown, maps, strict=True):
         beside = image[None].repeat(len(of_heads), 0)
-        rows.append(np.concatenate([_rgb(image[None]), pictures.over(beside, of_heads)]))
+        rows.append(np.concatenate([figure.rgb(image[None]), pictures.over(beside, of_heads)]))
     tiles, zoom = np.concatenate(rows), pictures.zoom_for(images.shape[1], 96)
     picture = pictures.mosaic(tiles, columns=len(rows[0]), gap=2, zoom=zoom)
     heads = last.shape[1]
     who = "the class token attends" if where.extra else "all tokens together attend"
-    caption = f"What {who} to in the last block, by its {heads} heads; last column: rollout over all blocks."
+    patch = images.shape[1] / where.rows, images.shape[2] / where.columns
+    distance = np.asarray(vis.attention_distance(weights[-1], where, patch)).mean(0)
+    caption = (
+        f"What {who} to in the last block, by its {heads} heads; last column: rollout over all blocks. Patches attend "
+        f"to others at a mean distance of {', '.join(f'{d:.1f}' for d in distance)} pixels, by head."
+    )
     return Figure("attention", "Attention", caption, picture)
 
 
 def _positions(r: Request) -> Figure:
-    found = np.asarray(vis.position_similarity(r.network.variables, _grid(r)))
+    found = np.asarray(vis.position_similarity(r.network.variables, figure.grid(r)))
     tiles = pictures.coloured((found + 1) / 2)
     picture = pictures.mosaic(tiles, columns=found.shape[2], gap=2, zoom=pictures.zoom_for(found.shape[1], 32))
     caption = "For each patch, in its place: the cosine of its position embedding with those of all patches."
@@ -195,29 +182,61 @@ def _positions(r: Request) -> Figure:
 
 
 def _mixing(r: Request) -> Figure:
-    found = vis.token_mixing(r.network.variables, _grid(r))
+    found = vis.token_mixing(r.network.variables, figure.grid(r))
     name = r.layer if r.layer in found else next(iter(found))
     tiles = pictures.around_grey(np.asarray(found[name])[:_MAPS, ..., None])
     picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 40))
     return Figure("mixing", "Token mixing", f"{name}: how {len(tiles)} units read the patches; grey is zero.", picture)
 
 
+def _neighbours(r: Request) -> Figure:
+    network, images = r.network, figure.images(r)
+    if network.trained is None:
+        raise errors.BadRequest("the nearest images are those of a run's training data: --weights=RUN.")
+    run, known = network.trained.run, figure.named(r)
+    layer = r.layer or ("features" if "features" in known else next(reversed(known)))
+    source = trained.open_named(run.data, "train")
+    places = np.unique(np.linspace(0, source.length, min(source.length, _AMONG), endpoint=False).astype(int))
+    part = source._replace(length=len(places), read=lambda indices: source.read(places[np.asarray(indices, int)]))
+
+    def features(x: np.ndarray) -> np.ndarray:
+        found = np.asarray(vis.activations(network.apply, network.variables, x, layer))
+        return found.reshape(len(found), -1, found.shape[-1]).mean(1)  # of maps and tokens the mean over places
+
+    there, found = [], []
+    for batch in build.eval_batches(run, part):
+        x = np.asarray(batch["image"])
+        found.append(features(figure.as_float(x))[np.asarray(batch["mask"])])
+        there.append(x[np.asarray(batch["mask"])])
+        r.say(source.name, sum(map(len, there)), len(places))
+    nearest = vis.neighbours(features(images), np.concatenate(found), min(_NEAREST, len(places)))
+    near = figure.as_float(np.concatenate(there)[nearest])  # (n k h w c)
+    tiles = figure.seen(np.concatenate([images[:, None], near], axis=1).reshape(-1, *images.shape[1:]))
+    columns = 1 + near.shape[1]
+    picture = pictures.mosaic(tiles, columns=columns, gap=2, zoom=pictures.zoom_for(images.shape[1], 96))
+    caption = (
+        f"The image, then the {columns - 1} of {len(places):,} images of {source.name} whose {layer} has the largest "
+        "cosine with its own."
+    )
+    return Figure("neighbours", "Nearest training images", caption, picture)
+
+
 _RATIOS = (0.25, 0.5, 0.75, 0.9)  # of patches that are masked
 
 
 def _reconstructions(r: Request) -> Figure:
-    network, images = r.network, _images(r)
+    network, images = r.network, figure.images(r)
     run = network.trained.run if network.trained else None
     if run is None or not hasattr(run.model, "mask_ratio"):
         raise errors.BadRequest("reconstructions are those of a masked autoencoder's run.")
     section = {k: v for k, v in (network.trained.config.get("task") or {}).items() if k != "name"}  # type: ignore[union-attr]
-    columns = [_seen(images)]
+    columns = [figure.seen(images)]
     for ratio in _RATIOS:
         objective = mae(run.model.clone(mask_ratio=ratio), image_shape=network.image_shape, **section)
         batch = run.data.preprocess({"image": images})
         found = objective.figure(network.trained.params, network.trained.model_state, batch)  # type: ignore
         for name in ("masked", "reconstruction"):
-            columns.append(_seen(run.data.denormalise(found[name])))
+            columns.append(figure.seen(run.data.denormalise(found[name])))
     tiles = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     picture = pictures.mosaic(tiles, columns=len(columns), gap=2, zoom=pictures.zoom_for(images.shape[1], 96))
     shown = ", ".join(f"{ratio:.0%}" for ratio in _RATIOS)
@@ -234,77 +253,62 @@ SHOWS: dict[str, Callable[[Request], Figure]] = {
     "positions": _positions,
     "mixing": _mixing,
     "reconstructions": _reconstructions,
+    "neighbours": _neighbours,
+    **imagining.SHOWS,
 }
 
 
-def example_images(network: Network, split: Any, count: int) -> tuple[np.ndarray, list[str]]:
-    """Returns the first `count` images of a split in [0, 1], and their names."""
-    if network.trained is None:
-        raise errors.BadRequest("--split takes images of a run's data; of published weights name images.")
-    chosen = list(range(min(count, split.length)))
-    run = network.trained.run
-    found = next(iter(build.eval_batches(run, split)))
-    return _as_float(np.asarray(found["image"])[: len(chosen)]), [f"{split.name} {i}" for i in chosen]
+def open_split(network: Network, name: str | None, say: Callable[[str], None] = print) -> Any:
+    """Returns a split of a run's data; None of published weights, or where the data are not there and none is named.
 
+    Args:
+      network: of a run, or published weights.
+      name: of the split; None for the one that is reported.
+      say: is told why the data cannot be opened.
 
-def open_split(network: Network, name: str | None) -> Any:
-    """Returns a split of a run's data; None of published weights, or where the data are not there and none is named."""
+    Raises:
+      BadRequest: the named split cannot be opened.
+    """
     if network.trained is None:
+        if name:
+            raise errors.BadRequest("--split takes images of a run's data; of published weights name images.")
         return None
     data = network.trained.run.data
-    return trained.open_named(data, name or trained.default_split(data))
+    try:
+        return trained.open_named(data, name or trained.default_split(data))
+    except errors.BadRequest as e:
+        if name:
+            raise
+        say(f"without data: {e}")
+        return None
+
+
+def example_images(network: Network, split: Any, count: int) -> tuple[np.ndarray, list[str]]:
+    """Returns the first `count` images of a split in [0, 1], and their names; none without a split."""
+    if split is None:
+        return np.zeros((0, *network.image_shape), np.float32), []
+    found, there, count = [], 0, min(count, split.length)
+    for batch in build.eval_batches(network.trained.run, split):  # type: ignore[union-attr]
+        found.append(np.asarray(batch["image"])[np.asarray(batch["mask"])])
+        there += len(found[-1])
+        if there >= count:
+            break
+    return figure.as_float(np.concatenate(found)[:count]), [f"{split.name} {i}" for i in range(count)]
 
 
 def given_images(network: Network, paths: Sequence[Path]) -> np.ndarray:
     """Returns image files as the network is given them, in [0, 1]."""
-    return _as_float(np.stack([network.prepare(path) for path in paths]))
-
-
-def _as_float(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
-
-
-def _images(r: Request) -> np.ndarray:
-    if not len(r.images):
-        raise errors.BadRequest("this figure is of images: name some, or a --split of the run's data.")
-    return r.images
-
-
-def _seen(x: np.ndarray) -> np.ndarray:
-    """Returns images of 1 or 3 channels; of any other number the mean."""
-    x = np.asarray(x)
-    return x if x.shape[-1] in (1, 3) else x.mean(-1, keepdims=True)
-
-
-def _rgb(x: np.ndarray) -> np.ndarray:
-    return x.repeat(3, -1) if x.shape[-1] == 1 else x
-
-
-def _placed(r: Request) -> list[str]:
-    image = jax.ShapeDtypeStruct((1, *r.network.image_shape), np.float32)
-    found = layers.with_places(layers.names(r.network.apply, r.network.variables, image))
-    if not found:
-        raise errors.BadRequest("none of the network's layers has places; name one by --layer.")
-    return found
-
-
-def _grid(r: Request) -> tuple[int, int]:
-    """Returns rows and columns of the network's patches."""
-    image = jax.ShapeDtypeStruct((1, *r.network.image_shape), np.float32)
-    shapes = layers.names(r.network.apply, r.network.variables, image)
-    stem = shapes.get("stem", ())
-    if len(stem) != 3:
-        raise errors.BadRequest("the network cuts its images into no patches.")
-    where = layers.grid(shapes, stem[1], r.network.image_shape[:2])
-    return where.rows, where.columns
+    return figure.as_float(np.stack([network.prepare(path) for path in paths]))
 
 
 def _explained(r: Request) -> str:
     """Returns whose score is explained, image by image."""
-    output = np.asarray(jax.jit(r.network.apply)(r.network.variables, _images(r))[0])
+    output = np.asarray(jax.jit(r.network.apply)(r.network.variables, figure.images(r))[0])
     chosen = output.argmax(1) if r.target is None else np.full(len(output), r.target)
-    probable = np.asarray(jax.nn.softmax(output))
-    classes = r.network.classes
-    known = [classes[c] if c < len(classes) else f"class {c}" for c in chosen]
-    parts = [f"{n}: {k} ({p[c]:.0%})" for n, k, p, c in zip(r.names, known, probable, chosen, strict=True)]
-    return f"Above the images, below what speaks for the class. {'; '.join(map(errors.printable, parts))}."
+    several = r.network.trained is not None and r.network.trained.run.data.info.multi_label
+    probable = np.asarray(jax.nn.sigmoid(output) if several else jax.nn.softmax(output))
+    parts = [
+        f"{errors.printable(n)}: {figure.class_name(r, int(c))} ({p[c]:.0%})"
+        for n, p, c in zip(r.names, probable, chosen, strict=True)
+    ]
+    return f"Above the images, below what speaks for the class. {'; '.join(parts)}."

@@ -101,13 +101,19 @@ def of_run(folder: Path, which: str | None = None) -> Network:
     """Returns a checkpoint of a run as a network: by default the best, or the last if there is no validation."""
     config = trained.read_config(folder)
     found = trained.of_run(folder, config, which)
-    data, model = found.run.data, found.run.model
-    known = data.info
+    model, known = found.run.model, found.run.data.info
+    origin = f"{folder}, checkpoint {found.name} of step {found.step}"
+    prepare = given.preparer(known.eval_transform, known.image_shape)
+    name = (config.get("model") or {}).get("name", type(model).__name__)
+    variables = found.variables
+    return Network(name, forward(found), variables, known.image_shape, prepare, known.class_names, origin, found)
+
+
+def forward(of: trained.Trained) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:
+    """Returns the model of a run as a function of (variables, images in [0, 1]), see `Network.apply`."""
+    data, model = of.run.data, of.run.model
 
     def apply(variables: Any, images: Any) -> Any:
         return model.apply(variables, data.preprocess({"image": images})["image"], train=False)
 
-    origin = f"{folder}, checkpoint {found.name} of step {found.step}"
-    prepare = given.preparer(known.eval_transform, known.image_shape)
-    name = (config.get("model") or {}).get("name", type(model).__name__)
-    return Network(name, apply, found.variables, known.image_shape, prepare, known.class_names, origin, found)
+    return apply

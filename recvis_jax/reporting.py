@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from recvis_jax import errors, evidence, trained, trees
+from recvis_jax import errors, evidence, figure, network, patches, trained, trees
 from recvis_jax.data.opened import Data
 from recvis_jax.evaluation import diagnosis, outcomes, symptoms
 from recvis_jax.training import log
-from recvis_jax.vis import filters, run_page, structure
+from recvis_jax.vis import filters, pictures, run_page, structure
 
 FILE = "report.html"
 _PICTURES = 12  # of a group of predictions
 _MOST_RUNS = 50
+_PATCHED = 1000  # images in which the best patches are looked for
+_BYTES = 64_000_000  # that these may take
+_UNITS = 24  # whose patches are shown
 _GROUPS = (
     ("Worst", outcomes.worst, "The examples with the lowest probability of the true class: often with wrong labels."),
     ("Most confident and wrong", outcomes.confident, "Wrong predictions with the highest probability."),
@@ -135,7 +138,7 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
         confused=of,
         train_counts=train_counts if counts is not None and train_counts is not None else None,
         groups=[(title, about, _chosen(shown, choose)) for title, choose, about in _GROUPS] if shown else (),
-        images=_filters(seen.model, layers) if seen.model else (),
+        images=[*_filters(seen.model, layers), *_patches(seen.model, shown)] if seen.model else (),
         cost=_cost(found, known, sum(layer.macs for layer in layers)),
         origin=_origin(found),
         command=str(found.lives[0].get("command", "")) if found.lives else "",
@@ -301,7 +304,7 @@ def _layers(model: trained.Trained) -> list[structure.Layer]:
     return structure.layers(apply, shapes, model.run.data.image_shape)
 
 
-def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[tuple[str, str, list[np.ndarray]]]:
+def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[run_page.Images]:
     """Pictures of the first layer's weights, if they can be shown as pictures."""
     flat = trees.flatten(model.params)
     first = next((layer.name for layer in layers if layer.parameters), "")
@@ -314,7 +317,33 @@ def _filters(model: trained.Trained, layers: list[structure.Layer]) -> list[tupl
     n = kernel.shape[-1]
     most = f", the {len(found):,} with the largest weights" if len(found) < n else ""
     about = f"The weights of {n:,} units of {first}{most}; grey is zero, each is scaled by its largest weight."
-    return [("What the first layer looks for", about, list(found))]
+    return [run_page.Images("What the first layer looks for", about, list(found))]
+
+
+def _patches(model: trained.Trained, shown: evidence.Split | None) -> list[run_page.Images]:
+    """Pictures of the patches that units like best, where there are units that see a part of the image."""
+    shape = model.run.data.image_shape
+    if shown is None or shape[2] not in (1, 3):
+        return []
+    apply = network.forward(model)
+    layer = patches.last_layer_of_parts(apply, model.variables, shape)
+    if layer is None:
+        return []
+    count = min(len(shown.places), _PATCHED, max(1, _BYTES // math.prod(shape)))
+    held = list(evidence.batches(model, shown, count))
+    try:
+        found = patches.best(
+            apply, model.variables, shape, lambda: (figure.as_float(images) for images in held), layer, most=_UNITS
+        )
+    except errors.BadRequest:  # a network whose units are all silent
+        return []
+    tiles = [pictures.mosaic(crops, columns=3) for crops in found.crops]
+    rows, columns = found.window.size  # type: ignore[union-attr]
+    about = (
+        f"Of {count:,} {_SPLITS[shown.name]} images the nine patches that excite a unit of {layer} most, {len(tiles)} "
+        f"units, the strongest first. A unit sees {rows}x{columns} pixels."
+    )
+    return [run_page.Images("What later units look for", about, tiles, 120)]
 
 
 def _scaled(n: float) -> str:

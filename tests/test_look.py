@@ -1,8 +1,10 @@
 """`python -m recvis_jax.look`: what it writes of a run, and what it says to what cannot be."""
 
 import re
+from functools import partial
 
 import cv2
+import jax
 import numpy as np
 import optax
 import pytest
@@ -11,6 +13,7 @@ from sklearn.datasets import load_digits
 import recvis_jax as rv
 from recvis_jax import looking, network
 from recvis_jax.errors import BadRequest
+from recvis_jax.figure import Request
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def folder(tmp_path_factory):
 
 def request(folder, images, **changes):
     opened = network.of_run(folder)
-    asked = looking.Request(opened, images, ["a", "b<c", "d"], None, None, None, lambda *done: None)
+    asked = Request(opened, images, ["a", "b<c", "d"], lambda *done: None)
     return asked._replace(**changes)
 
 
@@ -48,13 +51,46 @@ def test_figures_and_the_page_of_them(folder, tmp_path):
     assert found[2].picture.shape == (2 * 128 + 2, 3 * 128 + 4, 3)
 
 
+def test_what_suits_a_network_is_shown_unasked(folder):
+    where, images = folder
+    asked = request(where, images)
+    assert looking.usual(asked) == ["filters", "saliency", "gradcam"]
+    assert looking.usual(asked._replace(images=images[:0])) == ["filters"]  # its data are not there
+    model = rv.models.create("mae_b16", patch_size=4, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1,
+                             decoder_heads=2)  # fmt: skip
+    variables = model.init(jax.random.key(0), images, train=False)
+    apply = partial(model.apply, train=False)
+    tokens = asked.network._replace(apply=apply, variables=variables, trained=None)
+    assert looking.usual(asked._replace(network=tokens)) == ["filters", "attention", "positions"]
+
+
+def test_figures_of_images_that_are_made(folder):
+    """Each has its tiles of 128 pixels, two white ones between them, and shows something in every tile."""
+    where, images = folder
+    asked = request(where, images[:2], steps=1)
+    tiles = {  # rows and columns
+        "maximise": (asked._replace(units=(3, 7, 4)), 2, 2),
+        "invert": (asked._replace(layer="stage1/block1"), 2, 2),
+        "dream": (asked, 2, 2),
+        "style": (asked._replace(style=images[2:]), 2, 3),
+    }
+    for name, (of, rows, columns) in tiles.items():
+        (found,) = looking.show(of, [name])
+        picture = found.picture
+        assert picture.shape[:2] == (130 * rows - 2, 130 * columns - 2), name
+        assert picture.min() >= 0 and picture.max() <= 1
+        for i in range(2):
+            assert picture[130 * i : 130 * i + 128, :128].std() > 0, name
+    assert "one octave" in looking.show(tiles["dream"][0], ["dream"])[0].caption  # the head reads all pixels
+
+
 def test_what_cannot_be_shown_is_said(folder):
     where, images = folder
     asked = request(where, images)
     for name, message in {
         "attention": "the network names no attention weights", "positions": "cuts its images into no patches",
         "reconstructions": "those of a masked autoencoder's run", "top9": "--weights=RUN",
-        "gradcm": "Did you mean 'gradcam'",
+        "gradcm": "Did you mean 'gradcam'", "style": "--style=FILE",
     }.items():  # fmt: skip
         with pytest.raises(BadRequest, match=message):
             looking.show(asked, [name])
@@ -69,6 +105,8 @@ def test_what_cannot_be_shown_is_said(folder):
         (["--weights=nowhere"], "--model is missing"),
         (["--weights=x.npz", "--model=resnet18"], "--out is missing"),
         (["--weights=x.npz", "--split=val", "x.png"], "give images or --split, not both"),
+        (["--weights=x.npz", "--model=resnet18", "--out=x", "--show=maximise", "--units=3,x"], "--units='x'"),
+        (["--weights=x.npz", "--model=resnet18", "--out=x", "--steps=3"], "--steps is of --show=maximise or invert"),
     ],
 )
 def test_bad_requests(program, flags, message):

@@ -3,6 +3,7 @@
 Reference: Mahendran & Vedaldi 2014, "Understanding deep image representations by inverting them".
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,8 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.vis import layers
 from recvis_jax.vis.layers import Apply, Images
 
+_TOGETHER = 50  # steps between two calls of `say`
+
 
 def invert(
     apply: Apply,
@@ -26,6 +29,7 @@ def invert(
     steps: int = 400,
     rate: float = 0.02,
     smooth: float = 1e-2,
+    say: Callable[[int], None] = lambda done: None,
 ) -> Float[Array, "b h w c"]:
     """Returns images in [0, 1], made from noise, with the same values of a layer as the given images.
 
@@ -40,6 +44,7 @@ def invert(
       steps: of Adam.
       rate: its learning rate, of the pixels before the sigmoid that keeps them in [0, 1].
       smooth: weight of the total variation.
+      say: is told how many steps are done.
 
     Raises:
       BadRequest: an unknown layer, or steps below 1.
@@ -54,14 +59,28 @@ def invert(
     images = jnp.asarray(images)
     wanted = layers.activations(apply, variables, images, layer)
     noise = jax.random.normal(key, images.shape[1:], images.dtype)  # the same for all: none knows the others
-    begin = jnp.broadcast_to(0.1 * noise, images.shape)
-    return _invert(apply, layer, steps, variables, begin, wanted, jnp.float32(rate), jnp.float32(smooth))
+    pixels = jnp.broadcast_to(0.1 * noise, images.shape)
+    state = optax.adam(rate).init(pixels)
+    for done in range(0, steps, _TOGETHER):
+        count = min(_TOGETHER, steps - done)
+        given = variables, pixels, state, wanted, jnp.float32(rate), jnp.float32(smooth)
+        pixels, state = _descend(apply, layer, count, *given)
+        say(done + count)
+    return jax.nn.sigmoid(pixels)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _invert(
-    apply: Apply, layer: str, steps: int, variables: Any, begin: Array, wanted: Array, rate: Array, smooth: Array
-) -> Array:
+def _descend(
+    apply: Apply,
+    layer: str,
+    steps: int,
+    variables: Any,
+    pixels: Array,
+    state: Any,
+    wanted: Array,
+    rate: Array,
+    smooth: Array,
+) -> tuple[Array, Any]:
     optimizer = optax.adam(rate)
 
     def loss(pixels: Array) -> Array:
@@ -76,4 +95,4 @@ def _invert(
         updates, state = optimizer.update(jax.grad(loss)(pixels), state)
         return (optax.apply_updates(pixels, updates), state), None
 
-    return jax.nn.sigmoid(jax.lax.scan(step, (begin, optimizer.init(begin)), None, length=steps)[0][0])
+    return jax.lax.scan(step, (pixels, state), None, length=steps)[0]

@@ -53,7 +53,7 @@ img{image-rendering:pixelated;max-width:100%}img.smooth{image-rendering:auto}
 .matrix td,.matrix th{padding:.15rem .35rem;text-align:center;font-size:.8rem;border:1px solid var(--line)}
 .matrix th.row{text-align:right;white-space:nowrap}.right{color:var(--good)}.wrong{color:var(--bad)}
 .pair{display:inline-flex;gap:.4rem;margin:.3rem 1rem .3rem 0}.pair figure{width:6.5rem}
-.tiles{display:flex;align-items:flex-start;flex-wrap:wrap;gap:.3rem}.tiles img{width:48px;height:auto}
+.tiles{display:flex;align-items:flex-start;flex-wrap:wrap;gap:.3rem}.tiles img{width:var(--side,48px);height:auto}
 summary{cursor:pointer;margin:.4rem 0}
 """
 

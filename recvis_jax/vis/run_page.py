@@ -15,6 +15,7 @@ _ROWS = 1000  # classes that are listed, those with the lowest accuracy first
 _FOLDED = 30  # number of classes from which the list is folded
 _PIXELS = 250  # of the picture of a large confusion matrix
 _DIFFERENCES = 100  # keys in which configs differ that are listed
+_FEW = 3  # predictions of a group on a page that has no room for more
 _CONFIG = 20_000  # characters of a config that are shown
 LIMIT = 2_000_000  # bytes of a page
 
@@ -37,6 +38,21 @@ class Prediction(NamedTuple):
     p_predicted: float
 
 
+class Images(NamedTuple):
+    """Pictures of the run itself, as its first filters.
+
+    Attributes:
+      title, explanation: above them.
+      pictures: (h w c) each.
+      width: of each on the page, pixels.
+    """
+
+    title: str
+    explanation: str
+    pictures: Sequence[np.ndarray]
+    width: int = 48
+
+
 class Content(NamedTuple):
     """The content of a run's page; all texts are untrusted until the page escapes them.
 
@@ -52,7 +68,7 @@ class Content(NamedTuple):
       confused: which examples were counted, for its title.
       train_counts: training examples of each class (k); None if not counted.
       groups: (title, explanation, predictions).
-      images: (title, explanation, images (h w c)) of the run itself, as first filters.
+      images: pictures of the run itself.
       cost: (what, value).
       origin: (what, value): data, machine, commit.
       command: the command that made it.
@@ -70,7 +86,7 @@ class Content(NamedTuple):
     confused: str
     train_counts: np.ndarray | None
     groups: Sequence[tuple[str, str, Sequence[Prediction]]]
-    images: Sequence[tuple[str, str, Sequence[np.ndarray]]]
+    images: Sequence[Images]
     cost: Sequence[tuple[str, str]]
     origin: Sequence[tuple[str, str]]
     command: str
@@ -80,9 +96,9 @@ class Content(NamedTuple):
 def document(runs: Sequence[Content]) -> str:
     """Returns the page of one run, or of several: first what differs, then each.
 
-    A page that would exceed `LIMIT` shows fewer predictions, and in the end none.
+    A page that would exceed `LIMIT` shows fewer predictions, then no pictures of the run itself, in the end none.
     """
-    for most in (12, 6, 3, 0):
+    for most in (12, 6, _FEW, 0):
         found = _document(runs, most)
         if len(found.encode()) < LIMIT:
             break
@@ -121,9 +137,10 @@ def _run(run: Content, most: int) -> list[str]:
             parts.append(f"<h3>{text(title)}</h3><p><small>{text(explanation, 400)}</small></p>")
             parts.append(page.pictures((p.image, _caption(p, run.classes)) for p in group[:most]))
             parts.append("" if group else "<p>None.</p>")
-    for title, explanation, images in run.images:
+    for title, explanation, images, width in run.images if most > _FEW else ():
         parts.append(f"<h2>{text(title)}</h2><p><small>{text(explanation, 400)}</small></p>")
-        parts.append(f'<div class="tiles">{"".join(page.picture(image) for image in images)}</div>')
+        shown = "".join(page.picture(image, 2 * width) for image in images)
+        parts.append(f'<div class="tiles" style="--side:{width}px">{shown}</div>')
     parts += ["<h2>Throughput and cost</h2>", page.table(["", ""], run.cost)] if run.cost else []
     parts += ["<h2>What was run</h2>", page.table(["", ""], run.origin)]
     parts.append(f"<pre>{text(run.command, 4000)}</pre>" if run.command else "")
@@ -315,4 +332,4 @@ def _together(runs: Sequence[Content]) -> str:
     return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if any(charts) else ""
 
 
-__all__ = ["LIMIT", "Content", "Html", "Prediction", "document", "flattened"]
+__all__ = ["LIMIT", "Content", "Html", "Images", "Prediction", "document", "flattened"]
