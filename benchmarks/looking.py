@@ -28,6 +28,7 @@ flags.DEFINE_list("parts", ["completeness", "sanity", "maximise", "cost"], "What
 RESULTS = Path(__file__).parent / "results"
 LAYERS = ("stage1/block1", "stage2/block1", "features")  # whose units are drawn
 UNITS = 50
+DEAF = 0.5  # rank correlation from which on a method is named as one that ignores the weights
 
 
 def images_of(run, count):
@@ -109,6 +110,8 @@ def table(found):
         lines += [
             f"| {k.replace('_', ' ')} | {v:.2f} |" for k, v in sorted(found["sanity"].items(), key=lambda i: -i[1])
         ]
+        deaf = [k.replace("_", " ") for k, v in found["sanity"].items() if v > DEAF]
+        lines += ["", f"Hardly depend on the weights (above {DEAF}): {', '.join(deaf) or 'none'}."]
     if "maximise" in found:
         lines += ["", f"{found['maximise']['above']} of {found['maximise']['of']} units above their best test image."]
     if "cost" in found:
