@@ -55,9 +55,9 @@ def main(argv: list[str]) -> None:
         raise errors.BadRequest("--weights is missing: the folder of a run, a file or hf://owner/repo.")
     if argv[1:] and FLAGS.split:
         raise errors.BadRequest("give images or --split, not both.")
-    for flag, figures in _OF.items():
-        if FLAGS[flag].value and not set(figures) & set(FLAGS.show):
-            raise errors.BadRequest(f"--{flag} is of --show={' or '.join(figures)}, which is not asked for.")
+    for flag, takers in _OF.items():
+        if FLAGS[flag].value and not set(takers) & set(FLAGS.show):
+            raise errors.BadRequest(f"--{flag} is of --show={' or '.join(takers)}, which is not asked for.")
     paths = given.find(argv[1:]) if argv[1:] else []
     style = given.find([FLAGS.style]) if FLAGS.style else []
     units = _units(FLAGS.units)
