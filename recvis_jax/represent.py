@@ -328,7 +328,7 @@ def _classifier(model: trained.Trained, plan: Plan, folder: Path, say: Say) -> d
     if plan.mirrored:
         train = _with_mirrored(model, train, say)
     chosen = svm.fit_path(
-        *train, *val, num_classes=_classes(run), cs=_CS, patience=1, tol=1e-3,
+        *train, *val, num_classes=_classes(run), cs=_CS, patience=1, tol=3e-3,
         say=lambda done, total: say("classifiers", done, total),
     )  # fmt: skip
     kernel, bias = chosen.classifier.kernel, chosen.classifier.bias

@@ -16,10 +16,7 @@ ENCODINGS = dict(
     bovw=(_COUNTS, {}),
     pyramid=(dict(_COUNTS, pyramid="1x1+2x2+3x1"), {}),
     vlad=(dict(_PLACES, encoder=dict(name="vlad")), {}),
-    fisher=(
-        dict(_PLACES, encoder=dict(name="fisher")),
-        dict(images=3000, per_image=100, passes=25, mirrored=True),
-    ),
+    fisher=(dict(_PLACES, encoder=dict(name="fisher")), {}),
     hog=(dict(descriptor=dict(name="hog", cell=4), encoder=None), {}),
 )
 

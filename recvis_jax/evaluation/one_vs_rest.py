@@ -98,14 +98,17 @@ class Examples:
         self._spectrum: tuple[Array, Array] | None = None
 
     def chunks(self) -> Iterator[tuple[slice, Array]]:
-        """Yields (slice, features (b D)) of all examples; the last chunk is padded with zeros."""
+        """Yields (slice, features (D b)) of all examples; the last chunk is padded with zeros.
+
+        An example is a column: XLA's products with few vectors are twice as fast that way on CPUs.
+        """
         for i, at in enumerate(self.starts):
-            if self._kept is None:
-                x = jnp.asarray(self._read(np.arange(at, min(at + self.rows, self.n)), self.rows))
-            else:
-                if i == len(self._kept):
-                    self._kept.append(jnp.asarray(self._read(np.arange(at, min(at + self.rows, self.n)), self.rows)))
+            if self._kept is not None and i < len(self._kept):
                 x = self._kept[i]
+            else:
+                x = jnp.asarray(self._read(np.arange(at, min(at + self.rows, self.n)), self.rows)).T
+                if self._kept is not None:
+                    self._kept.append(x)
             yield slice(at, at + self.rows), x
 
     def _read(self, rows: np.ndarray, size: int) -> np.ndarray:
@@ -242,14 +245,14 @@ class _Search(NamedTuple):
 
 @partial(jax.jit, static_argnames="loss")
 def _gradient(loss: Loss, x: Array, y: Array, weights: Array, c: float | Array) -> tuple[Array, Array]:
-    z = _dot(x, weights)
-    return z, _dot(x.T, c * y * loss.slope(y * z))
+    z = _dot(weights.T, x).T
+    return z, _dot(x, c * y * loss.slope(y * z))
 
 
 @jax.jit
 def _product(x: Array, curvatures: Array, s: Array) -> tuple[Array, Array]:
-    z = _dot(x, s)
-    return z, _dot(x.T, curvatures * z)
+    z = _dot(s.T, x).T
+    return z, _dot(x, curvatures * z)
 
 
 @partial(jax.jit, static_argnames="loss")
