@@ -66,7 +66,10 @@ def _net(config: str) -> str:
 
 
 def _words(config: str) -> str:
-    return PROBE.format(config=config, splits=SPLITS, out="{out}", n="{n}") + " --protocols=svm"
+    return (
+        PROBE.format(config=config, splits=SPLITS, out="{out}", n="{n}")
+        + " --protocols=svm --config.learn.classifier=none"
+    )
 
 
 _WORDS = {

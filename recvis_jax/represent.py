@@ -30,8 +30,6 @@ _REMEMBERED = 2**31  # bytes of descriptors kept between passes; beyond that, im
 _PICTURED = 500  # images that are searched for patches
 _BARS = 512
 _SCALES = tuple(np.geomspace(0.05, 50, 121))  # factors tried to turn decision values into logits
-# Half decades: the first penalty that is worse ends the path, because the number of passes grows with c.
-_CS = tuple(10 ** (i / 2) for i in range(-4, 7))
 
 
 class Plan(NamedTuple):
@@ -328,7 +326,7 @@ def _classifier(model: trained.Trained, plan: Plan, folder: Path, say: Say) -> d
     if plan.mirrored:
         train = _with_mirrored(model, train, say)
     chosen = svm.fit_path(
-        *train, *val, num_classes=_classes(run), cs=_CS, patience=1, tol=3e-3,
+        *train, *val, num_classes=_classes(run), patience=1, tol=3e-3,
         say=lambda done, total: say("classifiers", done, total),
     )  # fmt: skip
     kernel, bias = chosen.classifier.kernel, chosen.classifier.bias

@@ -70,7 +70,7 @@ def linear_machine(
     """Linear support vector machine, refitted on both after validation data chose c."""
     metric = "accuracy" if train.labels.ndim == 1 else "mean_average_precision"
     score = cached.accuracy if metric == "accuracy" else several.mean_average_precision
-    found = svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, score=score, say=say)
+    found = svm.fit_path(*train, *val, num_classes=num_classes, refit=seed is None, tol=1e-3, score=score, say=say)
     details = {"c": found.c, "scale": found.scale, f"val_{metric}": found.val_score[found.c], "warning": found.warning}
     return [Result("svm", score(svm.decide(found.classifier, test.values), test.labels), seed, details, metric)]
 

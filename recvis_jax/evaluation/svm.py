@@ -11,7 +11,9 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.evaluation import cached, one_vs_rest, paths
 from recvis_jax.evaluation.cached import Features, Targets
 
-CS = tuple(10.0**i for i in range(-2, 4))  # strongest penalty first; for features of norm about 1
+# Half decades, strongest penalty first, for features of norm about 1. The number of passes grows with c: small steps
+# end the path before the largest.
+CS = tuple(10 ** (i / 2) for i in range(-4, 7))
 
 
 class Classifier(NamedTuple):
