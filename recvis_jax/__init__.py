@@ -12,7 +12,10 @@ Sub-packages and verbs are loaded on first use. Programs are `python -m recvis_j
 
 __version__ = "0.1.0"
 
-_VERBS = ("fit", "init", "make_step", "task", "open", "Model")  # of `recvis_jax.library`
+_VERBS = {  # -> the module that has it
+    "fit": "library", "open": "library", "Model": "library",
+    "init": "stepping", "make_step": "stepping", "task": "stepping",
+}  # fmt: skip
 _ROOMS = (
     "classical", "data", "errors", "evaluation", "generation", "library", "models", "planning", "pretrained", "tasks",
     "training", "trees", "vis",
@@ -25,7 +28,7 @@ def __getattr__(name: str):
     import importlib
 
     if name in _VERBS:
-        return getattr(importlib.import_module("recvis_jax.library"), name)
+        return getattr(importlib.import_module(f"recvis_jax.{_VERBS[name]}"), name)
     if name in _ROOMS:
         return importlib.import_module(f"recvis_jax.{name}")
     raise AttributeError(f"module 'recvis_jax' has no attribute {name!r}; it has: {', '.join((*_VERBS, *_ROOMS))}.")

@@ -37,8 +37,8 @@ def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     names = {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "recvis_jax": rv, "rv": rv}
-    if name.endswith(".library"):
-        names |= a_run()
+    if name.endswith((".library", ".stepping")):
+        names |= a_run() | {verb: getattr(rv, verb) for verb in (*rv._VERBS, "models")}
     if ".vis." in name:
         names |= tiny.GLOBALS
     failed, tried = doctest.testmod(module, globs=names | vars(module))

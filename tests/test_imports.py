@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "training.step": ("tasks.task",),
     "training.distributed": ("data.pipeline",),
     "library": ("",),
+    "stepping": ("",),
     "fitting": ("",),
     "finishing": ("",),
     "environment": ("training.log",),
