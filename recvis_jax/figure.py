@@ -1,4 +1,4 @@
-"""What a figure of `look` is asked for and what it is, and what several kinds of figures take from a request."""
+"""Requests for figures of `look`, figures, and functions of a request that several kinds of figures use."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from recvis_jax.vis import layers
 
 
 class Request(NamedTuple):
-    """What is to be looked at.
+    """A request for figures.
 
     Attributes:
       network: the network.
-      images: (n h w c) in [0, 1], as it is given them; may be empty where figures of images are not asked for.
+      images: (n h w c) in [0, 1], the network's input; may be empty if no requested figure needs images.
       names: of the images, for captions.
-      say: is told (what, done, in all).
-      split: examples of the network's data set, for the best patches; None where there is none.
-      layer: name of a layer; None for what suits the figure.
+      say: called with (what, done, total).
+      split: examples of the network's data set, for the best patches; None if there are none.
+      layer: name of a layer; None for the figure's default.
       target: class whose score is explained; None for the predicted one.
       units: channels of the layer for which images are made; empty for the first ones.
-      style: (1 i j c) in [0, 1], the picture whose style is taken; None where there is none.
-      steps: of the optimisation by which an image is made; None for the figure's own.
+      style: (1 i j c) in [0, 1], the picture with the style; None if there is none.
+      steps: of the optimisation that makes an image; None for the figure's default.
     """
 
     network: Network
@@ -52,28 +52,28 @@ class Figure(NamedTuple):
 def images(r: Request) -> np.ndarray:
     """Returns the images of a request that must have some."""
     if not len(r.images):
-        raise errors.BadRequest("this figure is of images: name some, or a --split of the run's data.")
+        raise errors.BadRequest("this figure needs images: name some, or a --split of the run's data.")
     return r.images
 
 
 def as_float(x: np.ndarray) -> np.ndarray:
-    """Returns images in [0, 1] of such, or of bytes."""
+    """Returns images in [0, 1], also for images of bytes."""
     return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x.astype(np.float32)
 
 
 def seen(x: Any) -> np.ndarray:
-    """Returns images of 1 or 3 channels; of any other number the mean."""
+    """Returns images with 1 or 3 channels; any other number of channels is averaged."""
     x = np.asarray(x)
     return x if x.shape[-1] in (1, 3) else x.mean(-1, keepdims=True)
 
 
 def rgb(x: np.ndarray) -> np.ndarray:
-    """Returns grey images in three channels."""
+    """Returns images with three channels; grey ones are repeated."""
     return x.repeat(3, -1) if x.shape[-1] == 1 else x
 
 
 def named(r: Request) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the layers that the network names, of one image."""
+    """Returns the shapes of the layers that the network names, for one image."""
     image = jax.ShapeDtypeStruct((1, *r.network.image_shape), np.float32)
     return layers.names(r.network.apply, r.network.variables, image)
 
@@ -91,7 +91,7 @@ def grid(r: Request) -> tuple[int, int]:
     shapes = named(r)
     stem = shapes.get("stem", ())
     if len(stem) != 3:
-        raise errors.BadRequest("the network cuts its images into no patches.")
+        raise errors.BadRequest("the network does not cut its images into patches.")
     where = layers.grid(shapes, stem[1], r.network.image_shape[:2])
     return where.rows, where.columns
 

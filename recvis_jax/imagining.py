@@ -1,4 +1,4 @@
-"""Figures of `look` whose images are made: by maximisation, inversion, dreaming, and in another picture's style."""
+"""Figures of `look` that make images: by maximisation, inversion, dreaming, and in another picture's style."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,10 +12,10 @@ from recvis_jax import errors, figure, vis
 from recvis_jax.figure import Figure, Request
 from recvis_jax.vis import layers, pictures, style
 
-_UNITS = 16  # of which images are made, unless they are named
-_IMAGES = 4  # of which images are made
-_LAYERS = 5  # that are inverted, or whose style is taken
-_PIXELS = 128  # to which small images are enlarged
+_UNITS = 16  # units for which images are made, unless some are named
+_IMAGES = 4  # images that are changed, at most
+_LAYERS = 5  # layers that are inverted or give the style, at most
+_PIXELS = 128  # side that small images are enlarged to
 
 
 def _maximised(r: Request) -> Figure:
@@ -42,8 +42,8 @@ def _maximised(r: Request) -> Figure:
     )  # fmt: skip
     tiles = figure.seen(found)
     picture = pictures.mosaic(tiles, gap=2, zoom=pictures.zoom_for(tiles.shape[1], _PIXELS))
-    caption = f"Images made from noise, in {steps} steps, that excite most: {what}; row by row."
-    return Figure("maximise", "What units and classes like best", caption, picture)
+    caption = f"Images made from noise in {steps} steps that most excite {what}, row by row."
+    return Figure("maximise", "What excites units and classes most", caption, picture)
 
 
 def _inverted(r: Request) -> Figure:
@@ -62,7 +62,7 @@ def _inverted(r: Request) -> Figure:
     tiles = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     picture = pictures.mosaic(tiles, columns=len(columns), gap=2, zoom=pictures.zoom_for(images.shape[1], _PIXELS))
     caption = f"The image, then images made from noise that look the same to {', '.join(names)}."
-    return Figure("invert", "What layers have kept", caption, picture)
+    return Figure("invert", "What layers keep", caption, picture)
 
 
 def _dream(r: Request) -> Figure:
@@ -77,7 +77,7 @@ def _dream(r: Request) -> Figure:
     )  # fmt: skip
     rows = np.concatenate([figure.seen(images), figure.seen(found)])
     picture = pictures.mosaic(rows, columns=len(images), gap=2, zoom=pictures.zoom_for(images.shape[1], _PIXELS))
-    alone = "" if octaves > 1 else " The network takes images of one size alone, so there is one octave."
+    alone = "" if octaves > 1 else " The network takes images of only one size, so there is one octave."
     caption = f"Below, the images changed so that {layer} is excited more, in {octaves} x {steps} steps.{alone}"
     return Figure("dream", "Dreams", caption, picture)
 
@@ -85,7 +85,7 @@ def _dream(r: Request) -> Figure:
 def _styled(r: Request) -> Figure:
     network, images = r.network, figure.images(r)[:_IMAGES]
     if r.style is None:
-        raise errors.BadRequest("name the picture whose style is taken: --style=FILE.")
+        raise errors.BadRequest("name the picture with the style: --style=FILE.")
     known = figure.named(r)
     of_vgg = {style.CONTENT, *style.STYLE} <= set(known)
     names = style.STYLE if of_vgg else tuple(_spread(figure.placed(r)))
@@ -101,7 +101,7 @@ def _styled(r: Request) -> Figure:
     tiles = np.concatenate([figure.seen(x) for x in (images, shown, np.stack(found))])
     picture = pictures.mosaic(tiles, columns=len(images) + 1, gap=2, zoom=pictures.zoom_for(images.shape[1], _PIXELS))
     caption = (
-        f"Above the images and, last, the picture whose style is taken; below the images in that style, in {steps} "
+        f"Above the images and, last, the picture with the style; below the images in that style, after {steps} "
         f"steps. Content of {content}, style of {', '.join(names)}."
     )
     return Figure("style", "In another style", caption, picture)
@@ -112,12 +112,12 @@ def _one(r: Request) -> jax.ShapeDtypeStruct:
 
 
 def _part(r: Request, what: str, before: int, whole: int) -> Callable[[int], None]:
-    """Returns what one of several optimisations tells its progress, which goes on where the others ended."""
+    """Returns the callback of one of several optimisations, whose progress continues that of the others."""
     return lambda done: r.say(what, before + done, whole)
 
 
 def _spread(names: list[str]) -> list[str]:
-    """Returns at most `_LAYERS` names, evenly spread, the first and the last among them."""
+    """Returns at most `_LAYERS` evenly spread names, including the first and the last."""
     return [names[i] for i in np.unique(np.linspace(0, len(names) - 1, _LAYERS).round().astype(int))]
 
 
@@ -127,7 +127,7 @@ def _takes_other_sizes(r: Request) -> bool:
     smaller = jax.ShapeDtypeStruct((1, max(8, round(h / 1.4**3)), max(8, round(w / 1.4**3)), c), np.float32)
     try:
         jax.eval_shape(r.network.apply, r.network.variables, smaller)
-    except Exception:  # whatever a model says to an image of another size
+    except Exception:  # models may raise any error for an image of another size
         return False
     return True
 

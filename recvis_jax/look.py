@@ -6,9 +6,9 @@
   python -m recvis_jax.look --model=torchvision/resnet50 --weights=resnet50.safetensors --out=looks cat.jpg
   python -m recvis_jax.look --model=torchvision/vgg16 --weights=FILE --out=looks --show=style --style=waves.jpg cat.jpg
 
-Images are those that are named (files, or folders of them), or the first --count of a --split of the run's data.
-Without --show there are the figures that suit the network. The page is look.html, in --out, or in the run's folder
-look/. `rv.vis` has the same as functions that return arrays.
+Images are the named files or folders, or the first --count images of a --split of the run's data. Without --show, the
+figures that suit the network are drawn. The page is look.html, in --out or in the run's folder look/. `rv.vis` has the
+same as functions that return arrays.
 """
 
 from pathlib import Path
@@ -29,22 +29,20 @@ def define_flags() -> None:
     """Defines the flags of this program."""
     flags.DEFINE_string("weights", None, "Folder of a run[@checkpoint], a file, or hf://owner/repo[/file].")
     flags.DEFINE_string("model", None, "With a file: name of the model, ours or library/name.")
-    flags.DEFINE_list(
-        "show", [], "Figures; a wrong name is answered with all of them. By default what suits the network."
-    )
+    flags.DEFINE_list("show", [], "Figures; a wrong name lists them all. By default, those that suit the network.")
     flags.DEFINE_string(
         "layer",
         None,
-        "Name of an intermediate or of a module, for figures of a layer; by default what suits the figure.",
+        "Name of an intermediate or of a module, for figures of a layer; the default depends on the figure.",
     )
-    flags.DEFINE_integer("class", None, "Whose score is explained; by default the predicted class.", lower_bound=0)
-    flags.DEFINE_list("units", [], "Of maximise: channels of --layer, or classes; by default the first ones.")
-    flags.DEFINE_string("style", None, "Of style: file of the picture whose style is taken.")
-    flags.DEFINE_integer("steps", None, "Of figures whose images are made, if not their own.", lower_bound=1)
-    flags.DEFINE_string("split", None, "Whose images are taken: train, val, test or an expression.")
-    flags.DEFINE_integer("count", 8, "Images of the split that are shown.", lower_bound=1)
+    flags.DEFINE_integer("class", None, "Class whose score is explained; by default the predicted one.", lower_bound=0)
+    flags.DEFINE_list("units", [], "For maximise: channels of --layer, or classes; by default the first ones.")
+    flags.DEFINE_string("style", None, "For style: file of the picture with the style.")
+    flags.DEFINE_integer("steps", None, "Steps of figures that make images, if not the default.", lower_bound=1)
+    flags.DEFINE_string("split", None, "Split of the images: train, val, test or an expression.")
+    flags.DEFINE_integer("count", 8, "Number of images of the split.", lower_bound=1)
     flags.DEFINE_integer("image_size", None, "With a file: rows and columns, if not the weights' own.", lower_bound=1)
-    flags.DEFINE_string("out", None, "Folder for what is written; by default look/ in the run's.")
+    flags.DEFINE_string("out", None, "Output folder; by default look/ in the run's folder.")
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> None:
         raise errors.BadRequest("give images or --split, not both.")
     for flag, takers in _OF.items():
         if FLAGS[flag].value and not set(takers) & set(FLAGS.show):
-            raise errors.BadRequest(f"--{flag} is of --show={' or '.join(takers)}, which is not asked for.")
+            raise errors.BadRequest(f"--{flag} is only for --show={' or '.join(takers)}.")
     paths = given.find(argv[1:]) if argv[1:] else []
     style = given.find([FLAGS.style]) if FLAGS.style else []
     units = _units(FLAGS.units)
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> None:
         name = errors.printable(FLAGS.weights)
         raise errors.BadRequest(f"--model is missing, as torchvision/resnet50: {name} is no folder of a run.")
     if not run and not FLAGS.out:
-        raise errors.BadRequest("--out is missing: the folder for what is written.")
+        raise errors.BadRequest("--out is missing: the output folder.")
     out = Path(FLAGS.out).expanduser() if FLAGS.out else run[0] / "look"  # type: ignore[index]
     for name in FLAGS.show:
         errors.choose(looking.SHOWS, name, "figure")

@@ -1,4 +1,4 @@
-"""What `python -m recvis_jax.look` shows: a function a figure, of a network and its images; `SHOWS` is the list."""
+"""The figures of `python -m recvis_jax.look`, for a network and its images: one function per figure, see `SHOWS`."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +15,14 @@ from recvis_jax.network import Network
 from recvis_jax.tasks.mae import mae
 from recvis_jax.vis import layers, page, pictures, plot
 
-_UNITS = 100  # units of a layer of which pictures are made
-_AMONG, _NEAREST = 10_000, 8  # training images that are compared with an image, and how many are shown
-_MAPS = 64  # maps of an image that are shown
-_PIXELS = 128  # to which small images are enlarged
+_UNITS = 100  # most units of a layer that are shown
+_AMONG, _NEAREST = 10_000, 8  # training images compared with an image, and the number shown
+_MAPS = 64  # most maps of an image that are shown
+_PIXELS = 128  # side that small images are enlarged to
 
 
 def usual(r: Request) -> list[str]:
-    """Returns the names of the figures that this network can have, few and quick ones."""
+    """Returns the names of a few quick figures that this network can have."""
     network, known = r.network, figure.named(r)
     out = ["filters"]
     if r.split is not None and any(len(known[n]) == 4 for n in layers.with_places(known)):
@@ -44,10 +44,10 @@ def usual(r: Request) -> list[str]:
 
 
 def show(request: Request, names: Sequence[str]) -> list[Figure]:
-    """Returns the figures of these names, of `SHOWS`.
+    """Returns the figures with these names in `SHOWS`.
 
     Raises:
-      BadRequest: an unknown name, or a figure that this network or request cannot have.
+      BadRequest: an unknown name, or a figure that is impossible for this network or request.
     """
     for name in names:
         errors.choose(SHOWS, name, "figure")
@@ -61,7 +61,7 @@ def show(request: Request, names: Sequence[str]) -> list[Figure]:
 
 
 def write(figures: Sequence[Figure], request: Request, folder: Path) -> Path:
-    """Writes a PNG for each figure and `look.html`, which has them all; returns the page's path."""
+    """Writes a PNG for each figure and `look.html` with all of them; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     network, body = request.network, []
     body.append(f"<h1>{page.text(network.name)}</h1><p class='dim'>{page.text(network.origin, 400)}</p>")
@@ -96,7 +96,7 @@ def _maps(r: Request) -> Figure:
 
 def _top9(r: Request) -> Figure:
     if r.split is None:
-        raise errors.BadRequest("the best patches are those of a data set: a run's, --weights=RUN.")
+        raise errors.BadRequest("the best patches need a data set, that of a run: --weights=RUN.")
     network, split = r.network, r.split
     layer = r.layer or figure.placed(r)[-1]
 
@@ -116,7 +116,7 @@ def _top9(r: Request) -> Figure:
         f"{layer}: the nine images of {split.name} ({split.length:,}) that excite a unit most, {len(cut)} units, the "
         f"strongest first. A unit sees {size}."
     )
-    return Figure("top9", "The patches that units like best", caption, picture)
+    return Figure("top9", "The patches that excite units most", caption, picture)
 
 
 def _attribution(name: str, r: Request) -> Figure:
@@ -186,13 +186,13 @@ def _mixing(r: Request) -> Figure:
     name = r.layer if r.layer in found else next(iter(found))
     tiles = pictures.around_grey(np.asarray(found[name])[:_MAPS, ..., None])
     picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 40))
-    return Figure("mixing", "Token mixing", f"{name}: how {len(tiles)} units read the patches; grey is zero.", picture)
+    return Figure("mixing", "Token mixing", f"{name}: how {len(tiles)} units mix the patches; grey is zero.", picture)
 
 
 def _neighbours(r: Request) -> Figure:
     network, images = r.network, figure.images(r)
     if network.trained is None:
-        raise errors.BadRequest("the nearest images are those of a run's training data: --weights=RUN.")
+        raise errors.BadRequest("the nearest images need the training data of a run: --weights=RUN.")
     run, known = network.trained.run, figure.named(r)
     layer = r.layer or ("features" if "features" in known else next(reversed(known)))
     source = trained.open_named(run.data, "train")
@@ -201,7 +201,7 @@ def _neighbours(r: Request) -> Figure:
 
     def features(x: np.ndarray) -> np.ndarray:
         found = np.asarray(vis.activations(network.apply, network.variables, x, layer))
-        return found.reshape(len(found), -1, found.shape[-1]).mean(1)  # of maps and tokens the mean over places
+        return found.reshape(len(found), -1, found.shape[-1]).mean(1)  # maps and tokens: the mean over places
 
     there, found = [], []
     for batch in build.eval_batches(run, part):
@@ -215,8 +215,8 @@ def _neighbours(r: Request) -> Figure:
     columns = 1 + near.shape[1]
     picture = pictures.mosaic(tiles, columns=columns, gap=2, zoom=pictures.zoom_for(images.shape[1], 96))
     caption = (
-        f"The image, then the {columns - 1} of {len(places):,} images of {source.name} whose {layer} has the largest "
-        "cosine with its own."
+        f"The image, then the {columns - 1} of {len(places):,} images of {source.name} whose {layer} have the largest "
+        "cosine with those of the image."
     )
     return Figure("neighbours", "Nearest training images", caption, picture)
 
@@ -228,7 +228,7 @@ def _reconstructions(r: Request) -> Figure:
     network, images = r.network, figure.images(r)
     run = network.trained.run if network.trained else None
     if run is None or not hasattr(run.model, "mask_ratio"):
-        raise errors.BadRequest("reconstructions are those of a masked autoencoder's run.")
+        raise errors.BadRequest("reconstructions need the run of a masked autoencoder.")
     section = {k: v for k, v in (network.trained.config.get("task") or {}).items() if k != "name"}  # type: ignore[union-attr]
     columns = [figure.seen(images)]
     for ratio in _RATIOS:
@@ -240,7 +240,7 @@ def _reconstructions(r: Request) -> Figure:
     tiles = np.stack(columns, axis=1).reshape(-1, *columns[0].shape[1:])
     picture = pictures.mosaic(tiles, columns=len(columns), gap=2, zoom=pictures.zoom_for(images.shape[1], 96))
     shown = ", ".join(f"{ratio:.0%}" for ratio in _RATIOS)
-    caption = f"The image, then what is seen and what is made of it with {shown} of the patches masked."
+    caption = f"The image, then its visible patches and the reconstruction, with {shown} of the patches masked."
     return Figure("reconstructions", "Reconstructions", caption, picture)
 
 
@@ -259,12 +259,12 @@ SHOWS: dict[str, Callable[[Request], Figure]] = {
 
 
 def open_split(network: Network, name: str | None, say: Callable[[str], None] = print) -> Any:
-    """Returns a split of a run's data; None of published weights, or where the data are not there and none is named.
+    """Returns a split of a run's data; None for published weights, or if the data are missing and no split is named.
 
     Args:
       network: of a run, or published weights.
       name: of the split; None for the one that is reported.
-      say: is told why the data cannot be opened.
+      say: called with the reason if the data cannot be opened.
 
     Raises:
       BadRequest: the named split cannot be opened.
@@ -297,12 +297,12 @@ def example_images(network: Network, split: Any, count: int) -> tuple[np.ndarray
 
 
 def given_images(network: Network, paths: Sequence[Path]) -> np.ndarray:
-    """Returns image files as the network is given them, in [0, 1]."""
+    """Returns image files as input of the network, in [0, 1]."""
     return figure.as_float(np.stack([network.prepare(path) for path in paths]))
 
 
 def _explained(r: Request) -> str:
-    """Returns whose score is explained, image by image."""
+    """Returns the explained class of each image, for a caption."""
     output = np.asarray(jax.jit(r.network.apply)(r.network.variables, figure.images(r))[0])
     chosen = output.argmax(1) if r.target is None else np.full(len(output), r.target)
     several = r.network.trained is not None and r.network.trained.run.data.info.multi_label
@@ -311,4 +311,4 @@ def _explained(r: Request) -> str:
         f"{errors.printable(n)}: {figure.class_name(r, int(c))} ({p[c]:.0%})"
         for n, p, c in zip(r.names, probable, chosen, strict=True)
     ]
-    return f"Above the images, below what speaks for the class. {'; '.join(parts)}."
+    return f"Above the images, below the evidence for the class. {'; '.join(parts)}."

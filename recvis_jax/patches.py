@@ -1,4 +1,4 @@
-"""The patches of a data set that the units of a layer like best, cut out: for `look` and for the report."""
+"""The patches of a data set that excite the units of a layer most, cut out; for `look` and for the report."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,13 +15,13 @@ from recvis_jax.vis.structure import Window
 
 
 class Patches(NamedTuple):
-    """What units like best.
+    """The patches that excite units most.
 
     Attributes:
       layer: of the units.
       units: channels (u), the one with the largest activation first.
-      crops: of each unit's best images, the best first, what the unit sees of them.
-      window: that size; None where a unit sees the whole image.
+      crops: the parts that a unit sees of its best images, the best first.
+      window: their size; None if a unit sees the whole image.
     """
 
     layer: str
@@ -45,11 +45,11 @@ def best(
 
     Args:
       apply, variables, image_shape: the network, of images in [0, 1].
-      batches: gives the images (b h w c) of the data set in order, the same each time: it is called twice.
+      batches: returns the images (b h w c) of the data set in order; it is called twice and must return the same.
       layer: see `vis.activations`.
-      most: units, those with the largest activations.
-      k: patches of each.
-      say: is told how many images are done.
+      most: maximum number of units; those with the largest activations are kept.
+      k: number of patches of each.
+      say: called with the number of images done.
 
     Raises:
       BadRequest: no unit is above zero on any image, or no such layer.
@@ -74,16 +74,16 @@ def best(
 
 
 def window_of(apply: Apply, variables: Any, image_shape: tuple[int, int, int], layer: str) -> Window | None:
-    """Returns what a unit of a layer sees; None where that is the whole image."""
+    """Returns the window that a unit of a layer sees; None if it is the whole image."""
     found = structure.window(partial(layers.activations, apply, layer=layer), variables, image_shape)
     whole = found is None or all(size >= n for size, n in zip(found.size, image_shape[:2], strict=True))
     return None if whole else found
 
 
 def last_layer_of_parts(apply: Apply, variables: Any, image_shape: tuple[int, int, int]) -> str | None:
-    """Returns the last layer of maps whose units see less than the image; None where there is none.
+    """Returns the last layer of maps whose units see less than the image; None if there is none.
 
-    Later units see no less than earlier ones, so that few layers are looked at.
+    Later units see no less than earlier ones, so only few layers have to be examined.
     """
     shapes = layers.names(apply, variables, jax.ShapeDtypeStruct((1, *image_shape), np.float32))
     names = [n for n in layers.with_places(shapes) if len(shapes[n]) == 4]

@@ -88,13 +88,13 @@ def test_what_cannot_be_shown_is_said(folder):
     where, images = folder
     asked = request(where, images)
     for name, message in {
-        "attention": "the network names no attention weights", "positions": "cuts its images into no patches",
-        "reconstructions": "those of a masked autoencoder's run", "top9": "--weights=RUN",
+        "attention": "the network names no attention weights", "positions": "does not cut its images into patches",
+        "reconstructions": "need the run of a masked autoencoder", "top9": "--weights=RUN",
         "gradcm": "Did you mean 'gradcam'", "style": "--style=FILE",
     }.items():  # fmt: skip
         with pytest.raises(BadRequest, match=message):
             looking.show(asked, [name])
-    with pytest.raises(BadRequest, match=r"of images: name some"):
+    with pytest.raises(BadRequest, match=r"needs images: name some"):
         looking.show(asked._replace(images=images[:0]), ["saliency"])
 
 
@@ -106,7 +106,10 @@ def test_what_cannot_be_shown_is_said(folder):
         (["--weights=x.npz", "--model=resnet18"], "--out is missing"),
         (["--weights=x.npz", "--split=val", "x.png"], "give images or --split, not both"),
         (["--weights=x.npz", "--model=resnet18", "--out=x", "--show=maximise", "--units=3,x"], "--units='x'"),
-        (["--weights=x.npz", "--model=resnet18", "--out=x", "--steps=3"], "--steps is of --show=maximise or invert"),
+        (
+            ["--weights=x.npz", "--model=resnet18", "--out=x", "--steps=3"],
+            "--steps is only for --show=maximise or invert",
+        ),
     ],
 )
 def test_bad_requests(program, flags, message):

@@ -40,11 +40,11 @@ def invert(
       variables: its variables.
       images: (b h w c) in [0, 1].
       layer: a name in `acts`, or the path of a module, see `layers.activations`.
-      key: of the noise; `jax.random.key(0)` by default.
+      key: for the noise; `jax.random.key(0)` by default.
       steps: of Adam.
       rate: its learning rate, of the pixels before the sigmoid that keeps them in [0, 1].
       smooth: weight of the total variation.
-      say: is told how many steps are done.
+      say: called with the number of steps done.
 
     Raises:
       BadRequest: an unknown layer, or steps below 1.
@@ -58,7 +58,7 @@ def invert(
     key = jax.random.key(0) if key is None else key
     images = jnp.asarray(images)
     wanted = layers.activations(apply, variables, images, layer)
-    noise = jax.random.normal(key, images.shape[1:], images.dtype)  # the same for all: none knows the others
+    noise = jax.random.normal(key, images.shape[1:], images.dtype)  # the same for all images
     pixels = jnp.broadcast_to(0.1 * noise, images.shape)
     state = optax.adam(rate).init(pixels)
     for done in range(0, steps, _TOGETHER):

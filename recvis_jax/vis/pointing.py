@@ -1,4 +1,4 @@
-"""The pointing game: whether the place that speaks most for a class lies on an object of that class.
+"""The pointing game: whether the place with the most evidence for a class lies on an object of that class.
 
 Reference: Zhang, Lin, Brandt, Shen & Sclaroff 2016, "Top-down neural attention by excitation backprop", section 4.2.
 """
@@ -17,7 +17,7 @@ def covered(
     Args:
       boxes: of each image, those of one class: ymin xmin ymax xmax in pixels, ends excluded.
       size: rows and columns of the images.
-      tolerance: pixels by which a point may miss a box on each side; the paper takes 15 of photographs.
+      tolerance: pixels by which a point may miss a box on each side; the paper uses 15 for photographs.
 
     Example:
       >>> covered([np.array([[0.0, 1.0, 2.0, 3.0]])], (2, 4))[0].astype(int)
@@ -35,10 +35,10 @@ def covered(
 
 
 def hits(maps: Float[np.ndarray, "b h w"], objects: Bool[np.ndarray, "b h w"]) -> Bool[np.ndarray, "b"]:
-    """Returns of each map whether its largest value, the first of equal ones, lies on an object; a blank map misses.
+    """Returns for each map whether its largest value (in ties the first) lies on an object; a blank map misses.
 
     Args:
-      maps: of any method, larger where more speaks for the class.
+      maps: of any method, larger for more evidence.
       objects: where the objects of the class are, see `covered`.
 
     Example:
@@ -53,8 +53,8 @@ def mean_over_classes(values: np.ndarray, classes: Int[np.ndarray, " b"]) -> flo
     """Returns the mean over classes of the mean of their values, as the paper counts hits.
 
     Args:
-      values: (b) hits, or probabilities of such: `objects.mean((1, 2))` are those of a point drawn at random.
-      classes: of them.
+      values: (b) hits, or probabilities of hits: `objects.mean((1, 2))` are those of a random point.
+      classes: of the values.
 
     Example:
       >>> mean_over_classes(np.array([True, True, False]), np.array([0, 0, 4]))

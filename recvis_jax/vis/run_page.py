@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Pictures of the run itself, as its first filters.
+    """Pictures of the run itself, such as its first filters.
 
     Attributes:
       title, explanation: above them.
