@@ -2,6 +2,8 @@
 
 python -m recvis_jax.features --config=configs/fashion_mnist/bovw.py --split=train --out=runs/bovw
 python -m recvis_jax.evaluate --workdir=runs/bovw
+
+With 600 labels a class (`:per_class=600`): 85.29 % of the test images (seed 0; 68 s on two cores, AMD, AVX2).
 """
 
 import ml_collections

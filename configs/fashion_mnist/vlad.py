@@ -3,6 +3,8 @@
 python -m recvis_jax.features --config=configs/fashion_mnist/vlad.py --split=train --out=runs/vlad
 python -m recvis_jax.evaluate --workdir=runs/vlad
 
+With 600 labels a class (`:per_class=600`): 90.05 % of the test images (seed 0; 63 s on two cores, AMD, AVX2).
+
 Settings are in `bovw.py`.
 """
 
