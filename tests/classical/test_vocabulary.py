@@ -216,7 +216,7 @@ BAD = {
     "no matrix": (lambda: kmeans.fit(DIGITS[0], 5), r"have shape \(64,\); it must be \(n, d\)"),
     "not finite": (lambda: kmeans.fit(np.full((9, 2), np.nan), 5), "not all finite"),
     "no word": (lambda: kmeans.fit(DIGITS, 0), "k is 0"),
-    "many components": (lambda: pca.fit(DIGITS, 65), "there are from 1 to 64"),
+    "many components": (lambda: pca.fit(DIGITS, 65), "ask for 1 to 64"),
     "another width than the components": (
         lambda: pca.project(pca.fit(DIGITS, 5), jnp.ones((2, 3))), "have 3 numbers, the components 64",
     ),
