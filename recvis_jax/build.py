@@ -5,6 +5,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,10 @@ def make_model(data: Data, dtype: str = "float32", **kw: Any) -> Any:
         made = errors.choose(models.CONSTRUCTORS, name, "model")
     if "num_classes" in errors.keywords(made):  # an autoencoder has none
         kw.setdefault("num_classes", data.info.num_classes or 1)
+    if "vocabulary" in errors.keywords(made):
+        if data.info.vocabulary is None:
+            raise errors.BadRequest(f"model {name!r} needs texts: set config.data.text, which defines their tokens.")
+        kw.setdefault("vocabulary", data.info.vocabulary.size)
     if isinstance(kw.get("num_classes"), int) and kw["num_classes"] < data.info.num_classes:
         raise errors.BadRequest(
             f"config.model.num_classes={kw['num_classes']} is less than the {data.info.num_classes} classes of "
@@ -66,6 +71,7 @@ def make_task(data: Data, model: Any, name: str | None = None, **kw: Any) -> Tas
         "num_classes": data.info.num_classes,
         "multi_label": data.info.multi_label,
         "fields": data.info.fields,
+        "vocabulary": data.info.vocabulary,
     }
     takes = inspect.signature(make).parameters
     errors.check_kwargs(make, kw, "config.task", extra=("name",), given=("model", *known))
@@ -298,6 +304,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
         return run.create()
     given = ("model", "variables", "image_size", "say", "spell")
     errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=given)
+    _check_vocabulary(run, arguments["source"])
     state = distributed.onto_host(run.create())  # loaded and kept values must be in the same place
     variables = {"params": state.params, **state.model_state}
 
@@ -320,6 +327,18 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
     state = dataclasses.replace(state, params=params, model_state=variables, ema=ema)
     # Copy: a step must not be given memory shared with numpy, or between parameters and their average, as it donates.
     return jax.tree.map(jnp.copy, distributed.onto_devices(state, run.shardings))
+
+
+def _check_vocabulary(run: Run, source: str) -> None:
+    """Refuses the weights of a run with another vocabulary."""
+    folder = Path(source.partition("@")[0]).expanduser()
+    own = run.data.info.vocabulary
+    recorded = data_info.read(folder) if own and folder.is_dir() else None
+    if recorded and recorded.info.vocabulary != own:
+        raise errors.BadRequest(
+            f"config.init_from: the run {errors.printable(folder)} has another vocabulary; use it with "
+            f"{errors.command(f'--config.data.text.of_run={folder}')}."
+        )
 
 
 def train_batches(run: Run, first: int, compile: str = "jit") -> Iterator[dict]:

@@ -90,6 +90,9 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         c.data.train = "train[:75%]" if c.data.val else "train"
         c.data.val = "train[75%:]" if c.data.val else ""
         c.batch_size = 16
+        if "text" in c.data:  # whose made-up words are few
+            c.data.text.tokens = 300
+            c.model.encoder_depth = c.model.decoder_depth = 1
         if "learn" in c:  # a vocabulary of few words, of few images
             c.model.words = 4
             c.learn.update(images=32, per_image=20, passes=3)
@@ -100,8 +103,11 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
                 del c[key]
         c.steps = 4
         c.log_every = c.eval_every = c.checkpoint_every = 2
-        if c.optim.get("warmup_epochs"):  # longer than the run
+        warmup = c.optim.get("warmup", 0)
+        if c.optim.get("warmup_epochs") or warmup >= 1:  # longer than the run
             c.optim.warmup_epochs = 0
+            if "warmup" in c.optim:  # else ConfigDict would not turn steps into a share
+                del c.optim["warmup"]
             c.optim.warmup = 0.25
     return c
 

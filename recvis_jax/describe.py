@@ -39,11 +39,15 @@ def main(argv: list[str]) -> None:
     ):
         raise errors.BadRequest(f"--{given[0]} goes with --model; a config says by itself what its images are.")
     cli.start_jax(None)
+    config = None if FLAGS.model else read(FLAGS["config"], "configs/fashion_mnist/lenet5.py")
+    if config and (config.get("data") or {}).get("text") is not None:
+        print(_texts_table(config))
+        return
     if FLAGS.model:
         shape = (*_image_size(FLAGS.image_size), FLAGS.channels)
         found = {name: _of_model(name, shape, FLAGS.num_classes) for name in FLAGS.model}
     else:
-        found = _of_config(read(FLAGS["config"], "configs/fashion_mnist/lenet5.py"))
+        found = _of_config(config or {})
     if len(found) == 1:
         (only,) = found.values()
         print(_layers_table(only["layers"]))
@@ -109,6 +113,38 @@ def _of_config(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.template))
     average = " and average" if run.template.ema is not None else ""
     return {config["model"]["name"]: found | {"state": {config["optim"]["name"] + average: state}}}
+
+
+def _texts_table(config: dict[str, Any]) -> str:
+    """Returns what a model of two texts costs, by their length in tokens."""
+    import jax
+    import jax.numpy as jnp
+
+    from recvis_jax import build
+    from recvis_jax.planning import flops
+    from recvis_jax.vis import structure
+
+    keys = errors.keywords(build.make_run)
+    config = {k: v for k, v in config.items() if k in keys and k != "epochs"} | {"steps": 10**9}
+    if "mock" not in config["data"] and "vocabulary" in config["model"]:  # the data are not needed
+        config["data"] |= {"mock": 64, "train": "train", "val": None, "test": None}
+    run = build.make_run(**config)
+    most = max(f.most or 0 for f in run.data.info.fields)
+
+    def macs(n: int) -> int:
+        tokens, there = jax.ShapeDtypeStruct((1, n), jnp.int32), jax.ShapeDtypeStruct((1, n), jnp.bool_)
+        batch = {"source": tokens, "target": tokens, "source_mask": there, "target_mask": there}
+        variables = {"params": run.template.params, **run.template.model_state}
+        program = jax.make_jaxpr(lambda v, x: run.model.apply(v, x, train=False)[0])(variables, batch)
+        return flops.count(program.jaxpr, structure.macs_of)
+
+    lengths = [n for n in (1, 2**4, 2**5, 2**6, 2**7, 2**8, 2**9, 2**10) if n < most] + [most]
+    rows = [["tokens of source and of target", "MACs of a pair", "MACs a token of the target"]]
+    rows += [[f"{n:,}", _scaled(m := macs(n), 4), _scaled(m / n, 4)] for n in lengths]
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(run.template.params))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.template))
+    more = f"parameters: {count:,}; the whole state of a training: {_scaled(size, 3, 'B')}"
+    return f"{_table(rows)}\n{more}{_MACS}"
 
 
 def _of_words(run: Any) -> dict[str, Any]:

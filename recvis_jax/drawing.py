@@ -42,8 +42,8 @@ def draw(
     Raises:
       BadRequest: the run's task does not generate, or the split has fewer images.
     """
-    if run.task.generate is None:
-        raise errors.BadRequest(f"{type(run.model).__name__} of this run cannot generate: its task is not 'pixels'.")
+    if run.task.generate is None or run.data.info.vocabulary:
+        raise errors.BadRequest(f"{type(run.model).__name__} of this run cannot draw images: its task is not 'pixels'.")
     originals = None if split is None else _images(run, split, number)
     options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     known = None

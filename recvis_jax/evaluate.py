@@ -111,7 +111,9 @@ def evaluate(
     if "confusion_matrix" in values:
         _draw(folder, model.name, split, values["confusion_matrix"], source.class_names)
     if distributed.is_main():
-        if run.task.gives == "other":
+        if run.data.info.vocabulary:
+            print("next:", errors.command("python", "-m", "recvis_jax.generate", f"--workdir={folder}", "TEXT"))
+        elif run.task.gives == "other":
             print("next:", errors.command("python", "-m", "recvis_jax.probe", f"--workdir={folder}"))
         else:
             print("next:", errors.command("python", "-m", "recvis_jax.predict", f"--weights={folder}", "IMAGE"))

@@ -1,13 +1,18 @@
-"""Draws images from a run that predicts pixels, or completes the upper halves of a split's images.
+"""Draws images from a run that predicts pixels, or completes a split's images; or translates texts.
 
   python -m recvis_jax.generate --workdir=runs/pixels --number=16 --temperature=0.9
   python -m recvis_jax.generate --workdir=runs/pixels --complete --split=test --number=8
+  python -m recvis_jax.generate --workdir=runs/translate "File not found" --beams=4 --attention=cross:2
 
-Writes generated.npz (`images` (n h w 1) in [0, 1], and `originals` if images are completed) and the figure
+Images: writes generated.npz (`images` (n h w 1) in [0, 1], and `originals` if images are completed) and the figure
 generated.png to the run's folder, or to --out. An image depends only on --seed and its number.
+
+Texts: prints the translation of each text, and of each line of --texts=FILE. --attention draws the attention weights
+for the first translation to attention.png.
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -29,27 +34,93 @@ def define_flags() -> None:
     flags.DEFINE_float("top_p", 1.0, "Draws from the most probable tokens with this total probability.", 0.0, 1.0)
     flags.DEFINE_bool("complete", False, "Keeps the upper halves of a split's images.")
     flags.DEFINE_string("split", None, "Of --complete: train, val, test or a split expression; by default test.")
+    flags.DEFINE_string("texts", None, "File of texts to translate, one a line.")
+    flags.DEFINE_integer("beams", 4, "Translations that the search keeps; 1 is greedy.", 1)
+    flags.DEFINE_float("alpha", 0.6, "Of the length penalty of the search: larger ones favour long translations.", 0.0)
+    flags.DEFINE_string(
+        "attention", None,
+        "What is drawn: encoder, decoder or cross, of all layers and heads, or KIND:LAYER or KIND:LAYER:HEAD from 0.",
+    )  # fmt: skip
     flags.DEFINE_string("compile_cache", "default", "Folder of compiled programs; empty for none.")
 
 
 def main(argv: list[str]) -> None:
-    del argv
     if not FLAGS.workdir:
-        raise errors.BadRequest("--workdir is missing: the folder of a run that predicts pixels.")
+        raise errors.BadRequest("--workdir is missing: the folder of a run that predicts pixels, or translates.")
     if FLAGS.split and not FLAGS.complete:
         raise errors.BadRequest("--split is only for --complete; drawn images need no split.")
     if not FLAGS.top_p:
         raise errors.BadRequest("--top_p=0 leaves no token; it must be above 0.")
+    given = _texts(argv[1:])
     cli.start_jax(FLAGS.compile_cache)
-    import numpy as np
-
-    from recvis_jax import drawing, trained
-    from recvis_jax.vis import plot
+    from recvis_jax import trained
 
     model, folder = trained.open_either(FLAGS.workdir, None, None, FLAGS.checkpoint)
+    if model.run.data.info.vocabulary:
+        _translate(model, folder, given)
+    elif given:
+        raise errors.BadRequest(f"{errors.printable(folder)} draws images and translates no texts.")
+    else:
+        _draw(model, folder)
+
+
+main.takes_arguments = True  # type: ignore[attr-defined]
+
+
+def _texts(words: list[str]) -> list[str]:
+    """Returns the texts of the command line and of the file."""
+    if not FLAGS.texts:
+        return words
+    from recvis_jax.data import parallel
+
+    return [*words, *parallel.lines(Path(FLAGS.texts).expanduser())]
+
+
+def _translate(model: Any, folder: Path, given: list[str]) -> None:
+    """Prints translations, and draws attention weights."""
+    from recvis_jax import translating
+    from recvis_jax.vis import plot
+
+    if not given:
+        raise errors.BadRequest('name the texts: python -m recvis_jax.generate --workdir=RUN "File not found".')
+    vocabulary = translating.vocabulary_of(model.run)
+    if unknown := vocabulary.unknown("".join(given)):
+        print(f"note: training had none of these characters: {errors.brief(unknown, 60)}")
+    of_model = (model.run, model.params, model.model_state)
+    found = translating.translate(
+        *of_model, given, beams=FLAGS.beams, alpha=FLAGS.alpha, batch_size=FLAGS.batch_size, say=cli.progress
+    )
+    for translation in found:
+        print(errors.printable(translation))
+    if FLAGS.attention:
+        kind, *numbers = FLAGS.attention.split(":")
+        if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) < 5 for n in numbers):
+            raise errors.BadRequest(
+                f"--attention={errors.printable(FLAGS.attention)[:60]} is no KIND, KIND:LAYER or KIND:LAYER:HEAD."
+            )
+        seen = translating.attended(*of_model, given[0], found[0], kind, *map(int, numbers))
+        path = _out(folder) / "attention.png"
+        if plot.heat_maps(seen.maps, seen.rows, seen.columns, path):
+            print(f"attention: {errors.printable(path)}")
+        else:
+            print("note: nothing is drawn, as matplotlib is not installed: pip install 'recvis_jax[plot]'.")
+
+
+def _out(folder: Path) -> Path:
     out = Path(FLAGS.out).expanduser() if FLAGS.out else folder
     if not out.is_dir():
         raise errors.BadRequest(f"--out={errors.printable(out)}: the folder does not exist.")
+    return out
+
+
+def _draw(model: Any, folder: Path) -> None:
+    """Draws images, and writes them with a figure."""
+    import numpy as np
+
+    from recvis_jax import drawing
+    from recvis_jax.vis import plot
+
+    out = _out(folder)
     found = drawing.draw(
         model.run, model.params, model.model_state, FLAGS.number, FLAGS.seed,
         split=(FLAGS.split or "test") if FLAGS.complete else None, batch_size=FLAGS.batch_size,

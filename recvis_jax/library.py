@@ -7,7 +7,7 @@ There are three levels. `fit` trains and returns a `Model` that evaluates, predi
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recvis_jax import build, drawing, errors, fitting, models, trained
+from recvis_jax import build, drawing, errors, fitting, models, trained, translating
 from recvis_jax.data import data_info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
@@ -306,6 +306,27 @@ class Model:
           (3, 8, 8, 1)
         """
         return drawing.draw(self.run, self.params, self.model_state, number, seed, split=split, **options)
+
+    def translate(self, texts: Sequence[str], **options: Any) -> list[str]:
+        """Returns translations of texts by a model trained on task 'translate'.
+
+        Args:
+          texts: in its source language.
+          **options: of `translating.translate`, such as `beams=4` and `alpha=0.6`.
+
+        Raises:
+          BadRequest: the model cannot translate, or a text is empty or too long.
+
+        Example:
+          >>> texts = recvis_jax.data.open("libreoffice_de", mock=40, text={"tokens": 300})
+          >>> sizes = dict(width=8, heads=2, encoder_depth=1, decoder_depth=1, hidden=8)
+          >>> model = models.create("transformer_base", vocabulary=300, **sizes)
+          >>> objective = task(model, texts, "translate")
+          >>> found = fit(model, texts, optax.adam(1e-3), steps=1, batch_size=8, task=objective, progress=False)
+          >>> len(found.translate(["bade fi"], beams=1))
+          1
+        """
+        return translating.translate(self.run, self.params, self.model_state, texts, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the model as a run, for `recvis_jax.open` and the programs; the data are not copied.

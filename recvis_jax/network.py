@@ -101,6 +101,7 @@ def of_run(folder: Path, which: str | None = None) -> Network:
     """Returns a checkpoint of a run as a network: by default the best, or the last if there is no validation."""
     config = trained.read_config(folder)
     found = trained.of_run(folder, config, which)
+    trained.refuse_texts(found.run)
     model, known = found.run.model, found.run.data.info
     origin = f"{folder}, checkpoint {found.name} of step {found.step}"
     prepare = given.preparer(known.eval_transform, known.image_shape)

@@ -5,6 +5,8 @@
     python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
     python -m recvis_jax.prepare --dataset=coco --source=my/annotated      # or voc, or yolo
     python -m recvis_jax.prepare --dataset=fashion_scenes
+    python -m recvis_jax.prepare --dataset=libreoffice_de                  # or bible_es
+    python -m recvis_jax.prepare --dataset=parallel --source=my/texts      # or catalogues
 
 A folder of images holds one folder a class, or train, val and test folders that do; val makes the split "validation".
 The result is an ordinary tfds data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source`
@@ -15,6 +17,11 @@ A folder of annotated pictures holds boxes, masks and keypoints as COCO (annotat
 VOC (Annotations/, JPEGImages/, ImageSets/Main/) or YOLO (data.yaml, images/, labels/) lay them out, or as exports of
 annotation tools do. The data set then has the fields image, boxes, labels, masks, points and more, see
 `recvis_jax.data.objects.declare`.
+
+Texts and their translations come of message catalogues (.mo, .po), of two files whose lines translate each other
+(train.en and train.de; test.en and test.de where they are held out), or of a file of tab-separated source, target and
+document. libreoffice_de (English-German) and bible_es (English-Spanish) are made of Debian's packages. What occurs
+twice is left out; whole catalogues, books or documents are held out for validation and testing.
 
 Images of a folder may be jpeg, png, bmp, gif (its first frame), tiff, webp, ppm and avif, whatever their names. They
 keep their bytes if they are 8-bit grey or RGB jpeg or png. All others are stored as png, as are those that their EXIF
@@ -38,8 +45,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, folder for a folder of images, or "
-        "coco, voc or yolo for a folder of annotated pictures.",
+        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, folder for a folder of images, "
+        "coco, voc or yolo for a folder of annotated pictures, libreoffice_de, bible_es, or catalogues or parallel for "
+        "texts and their translations.",
     )
     flags.DEFINE_string(
         "data_dir",
@@ -49,8 +57,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "source",
         None,
-        "The folder of images or annotated pictures; or a folder with the files as the authors publish them, instead "
-        "of a download.",
+        "The folder of images, annotated pictures or texts; or a folder with the files as the authors publish them, "
+        "instead of a download.",
     )
     flags.DEFINE_string("name", None, "For a folder: the name of the data set. Made from the folder's by default.")
     flags.DEFINE_string(
@@ -58,14 +66,16 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum(
         "on_error", "fail", ["fail", "skip"],
-        "For a folder: what to do about images that cannot be read, or do not fit their annotation.",
+        "For a folder: what to do about images that cannot be read, or do not fit their annotation, and about texts "
+        "that are empty or too long.",
     )  # fmt: skip
     flags.DEFINE_enum(
         "duplicates",
-        "fail",
+        None,
         ["fail", "drop", "keep"],
-        "For a folder: what to do about the same picture in several places. fail: an error if it is in two splits; "
-        "drop: leaves out copies, of test last, and pictures of two classes; keep: takes all.",
+        "For a folder: what to do about the same picture or text in several places. fail, of pictures the default: an "
+        "error if it is in two splits; drop, of texts the default: leaves out copies, of pictures those of test last, "
+        "and pictures of two classes, of texts those that are in training, too; keep: takes all.",
     )
     flags.DEFINE_bool("overwrite", False, "Make the data set again if it is there.")
     flags.DEFINE_bool("report", True, "Write report.html beside the data: classes, samples, copies, odd images.")
@@ -92,10 +102,15 @@ def main(argv: list[str]) -> None:
     print(f"{found.name} {found.version} in {errors.printable(directory)}")
     for split, count in found.splits.items():
         print(f"  {split:<10} {count:>9,} examples")
+    made_of = writing.recorded(directory)
+    if made_of.get("kind") == "texts":
+        print(f"  {' -> '.join(map(errors.printable, made_of['languages']))}")
+        print(next_step(found.name, found.splits, directory.parents[1], sources.default_data_dir(), "text"))
+        return
     names = [errors.printable(name) for name in found.class_names]
     more = f", ... {len(names) - 20} more" if len(names) > 20 else ""
     print(f"  {len(names)} class{'es' * (len(names) != 1)}: {', '.join(names[:20])}{more}")
-    if fields := writing.recorded(directory).get("fields"):
+    if fields := made_of.get("fields"):
         print(f"  fields: {', '.join(field['name'] for field in fields)}")
         where = (
             "" if directory.parents[1] == sources.default_data_dir() else f", data_dir={str(directory.parents[1])!r}"
@@ -121,7 +136,7 @@ def _write_page(directory: Path, name: str, splits: list[str]) -> str:
     return f"report: {errors.printable(path)}"
 
 
-def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Path) -> str:
+def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Path, kind: str = "image") -> str:
     """Returns a line with the command that trains on the data set.
 
     Args:
@@ -129,11 +144,19 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
       splits: split -> number of examples.
       data_dir: where it lies.
       default: where data sets lie by default.
+      kind: "image" or "text".
     """
     if "train" not in splits:
         return f"note: {name} has no training images; a run is trained on another data set of the same classes"
-    config, run, *extra = _CONFIGS.get(name, (f"configs/folder/resnet18.py:name={name}", name))
-    if name not in _CONFIGS:
+    other = f"configs/folder/resnet18.py:name={name}"
+    if kind == "text":
+        other = f"configs/libreoffice/transformer.py:name={name}"
+        if name not in _CONFIGS and "validation" not in splits:
+            return (
+                f"note: {name} has no validation texts; {other} takes a part of its training texts as --config.data.val"
+            )
+    config, run, *extra = _CONFIGS.get(name, (other, name))
+    if name not in _CONFIGS and kind == "image":
         count = splits["train"]
         if "validation" in splits:
             extra += ["--config.data.train=train", "--config.data.val=validation"]
@@ -153,6 +176,8 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
 _BATCH = 64  # of configs/folder/resnet18.py
 # Data set -> config, name of the run, and what to change in the config. Digits are not to be mirrored.
 _CONFIGS: dict[str, tuple[str, ...]] = {
+    "libreoffice_de": ("configs/libreoffice/transformer.py", "translate"),
+    "bible_es": ("configs/bible/transformer.py", "bible"),
     "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5"),
     "fashion_scenes": ("configs/fashion_mnist/adaptation.py:run=scratch", "scratch"),
     "mnist": (

@@ -45,6 +45,7 @@ RANGES: dict[str, Range] = {
     "log_every": _LEAST,
     "eval_every": _LEAST,
     "checkpoint_every": _LEAST,
+    "keep_checkpoints": Range(2, 1000),
     "every": _LEAST,
     "early_stop": Range(0, 10**6),
     # data
@@ -55,6 +56,9 @@ RANGES: dict[str, Range] = {
     "visible": _FRACTION,
     "per_class": Range(0, 10**7),
     "subset_seed": _SEED,
+    # texts
+    "tokens": Range(259, 10**6),
+    "most": Range(2, 10**5),
     # windows
     "scales": Range(1, 1000),
     "overlap": Range(0, 0.95),
@@ -88,8 +92,12 @@ RANGES: dict[str, Range] = {
     "label_smoothing": _BELOW_ONE,
     "delta": Range(0, 10**6, above=True),
     "aux_weight": Range(0, 1000),
+    "beams": Range(1, 1000),
+    "alpha": Range(0, 100),
     # models
     "num_classes": Range(0, 2**22),
+    "vocabulary": Range(4, 10**6),
+    "encoder_depth": Range(0, 1300),
     "width": _WIDTH,
     "widths": _WIDTH,
     "hidden": _WIDTH,

@@ -297,6 +297,9 @@ def _positive(records: Sequence[dict[str, Any]], name: str) -> list[float]:
 
 
 def _layers(model: trained.Trained) -> list[structure.Layer]:
+    if model.run.data.info.vocabulary:  # of texts, whose cost depends on their length
+        return []
+
     def apply(variables: Any, image: jax.Array) -> Any:
         return model.run.model.apply(variables, image, train=False)[0]
 
@@ -361,7 +364,10 @@ def _origin(found: evidence.Records) -> list[tuple[str, str]]:
     out = []
     if found.info:
         shape, classes = "x".join(map(str, found.info.image_shape)), found.info.num_classes
-        out.append(("data", f"{found.info.name}: images {shape}, {classes:,} classes"))
+        what = f"images {shape}, {classes:,} classes"
+        if found.info.vocabulary:
+            what = f"texts in {found.info.vocabulary.size:,} tokens ({found.info.vocabulary.kind})"
+        out.append(("data", f"{found.info.name}: {what}"))
         for name, split in found.info.splits.items():
             out.append((f"  {_SPLITS[name]}", f"{split.examples:,} examples, {split.split} (digest {split.digest})"))
     if found.lives:

@@ -69,6 +69,7 @@ def train(
     log_every: int | float = 100,
     eval_every: int | float = 1.0,
     checkpoint_every: int | float = 1.0,
+    keep_checkpoints: int = 2,
     early_stop: int = 0,
     init_from: str | dict | None = None,
     checkpoint_dir: str | None = None,
@@ -95,6 +96,8 @@ def train(
       ema_decay: decay of the moving average of parameters and batch statistics, which is then evaluated instead.
       metrics: names of further validation metrics.
       log_every, eval_every, checkpoint_every: in steps if an int, in epochs if a float: 50 are steps, 50.0 epochs.
+      keep_checkpoints: number of newest checkpoints to keep in addition to the best, at least 2;
+        `--checkpoint=average` uses their mean.
       early_stop: evaluations without a new best after which the run ends; 0 for never.
       init_from: checkpoint from which the model's variables are taken at the start; see `build.initial_state`.
       checkpoint_dir: where checkpoints go, such as gs://bucket/runs/x; by default `checkpoints` in the workdir.
@@ -133,7 +136,9 @@ def train(
     figure = _make_draw(run, folder / "figure.png") if run.task.figure and run.data.val else lambda state: {}
 
     with home.taken(), signals.StopSignal() as stop:
-        keeper = checkpoint.Checkpointer(folder, run.template, say=tell, root=root, held=home.held)
+        keeper = checkpoint.Checkpointer(
+            folder, run.template, say=tell, root=root, held=home.held, keep=keep_checkpoints
+        )
         restored = keeper.restore_newest()
         resumed = restored.meta if restored else {}
         at = restored.step if restored else 0
@@ -284,8 +289,10 @@ def _introduce(say: Callable[[str], None], run: Any, test: Any, model: str, ever
     data = run.data
     splits = {"train": data.train, "val": data.val, "test": test}
     sizes = ", ".join(f"{name} {source.length if source else 0:,}" for name, source in splits.items())
-    shape = "x".join(map(str, data.image_shape))
-    say(f"data: {data.train.name}, {shape}, {data.info.num_classes} classes; {sizes}; cache {data.cache}")
+    known = f"{'x'.join(map(str, data.image_shape))}, {data.info.num_classes} classes"
+    if data.info.vocabulary:
+        known = f"texts in {data.info.vocabulary.size:,} tokens ({data.info.vocabulary.kind})"
+    say(f"data: {data.train.name}, {known}; {sizes}; cache {data.cache}")
     for note in data.train.notes:
         say(note)
     epochs = run.total_steps / run.steps_per_epoch

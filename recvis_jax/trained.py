@@ -1,11 +1,13 @@
 """A trained model as programs look at it: a checkpoint of a run or published weights, and the features it makes."""
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from recvis_jax import build, errors, reading, trees
@@ -24,7 +26,7 @@ class Trained(NamedTuple):
       run: as built from the config.
       params, model_state: what is evaluated: the moving average where the run keeps one.
       step: of the checkpoint; 0 for published or random weights.
-      name: which checkpoint it is: 'best', 'last', a step, 'random' or 'published'.
+      name: which checkpoint it is: 'best', 'last', 'average', a step, 'random' or 'published'.
       config: the config's sections as plain dicts.
     """
 
@@ -94,8 +96,9 @@ def of_run(
     Args:
       folder: of the run.
       config: its config, perhaps changed where that does not change the model.
-      which: 'best', 'last' or a step; None takes the best, or the last of a run without validation; 'random' are the
-        weights with which the run began, had it not been initialised from others.
+      which: 'best', 'last' or a step; None takes the best, or the last of a run without validation; 'average' is the
+        mean of the newest checkpoints, as many as the config's `keep_checkpoints`; 'random' are the weights with which
+        the run began, had it not been initialised from others.
       model, task: objects of the caller's own that the config cannot describe.
 
     Raises:
@@ -112,9 +115,27 @@ def of_run(
         state = run.create()
         return Trained(run, state.params, state.model_state, 0, "random", config)
     keeper = checkpoint.Checkpointer(folder, run.template, read_only=True, without="opt_state")
+    if which == "average":
+        return _average(run, keeper, config)
     which = which or ("best" if keeper.best_step() is not None else "last")
     restored = keeper.restore(which)
     return Trained(run, *restored.state.evaluated, restored.step, which, config)
+
+
+def _average(run: build.Run, keeper: checkpoint.Checkpointer, config: dict[str, Any]) -> Trained:
+    """Returns the mean of the last checkpoints of a run, as many as its `keep_checkpoints` has kept."""
+    steps = keeper.kept()["last"]
+    if len(steps) < 2:
+        raise errors.BadRequest(f"checkpoint 'average' needs several, and {keeper.root} keeps {len(steps)}.")
+    states = (keeper.restore(step).state.evaluated for step in steps)
+    # One after the other: not all are in memory at once.
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), states)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return (x / len(steps)).astype(x.dtype)
+
+    params, model_state = jax.tree.map(mean, total)
+    return Trained(run, params, model_state, max(steps), "average", config)
 
 
 def of_config(config: dict[str, Any], which: str | None = None, say: Callable[[str], None] = print) -> Trained:
@@ -200,8 +221,16 @@ _LARGE = 2**28  # bytes of features that take a while to check
 PIXELS = "pixels"  # the layer before the first: the image as the model is given it, flattened
 
 
+def refuse_texts(run: build.Run) -> None:
+    """Raises `BadRequest` for a run of texts, which has no images."""
+    if run.data.info.vocabulary:
+        raise errors.BadRequest("the run is of texts; features, probes and figures need images.")
+
+
 def make_layers(run: build.Run, layers: Sequence[str], pool: str) -> Callable[[Any, dict], Mapping[str, Any]]:
     """Returns the compiled `extract(variables, batch) -> {layer: (b d)}` of a run's model; `PIXELS` needs none."""
+
+    refuse_texts(run)
 
     def layers_of(variables: Any, batch: dict) -> dict[str, Any]:
         acts = {PIXELS: batch["image"].reshape(len(batch["image"]), -1)}

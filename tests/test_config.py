@@ -24,7 +24,8 @@ SLOW = ("imagenet", "folder", "resnet", "depth", "speedrun")
 TRACED = (
     "configs/fashion_mnist/depth.py", "configs/fashion_mnist/five_classes.py", "configs/fashion_mnist/resnet20.py",
     "configs/imagenet/mae_vit_b16_finetune.py", "configs/imagenet/mae_vit_b16_linear_probe.py",
-    "configs/imagenet/mae_vit_b16_pretrain.py", "configs/imagenet/resnet50.py",
+    "configs/imagenet/mae_vit_b16_pretrain.py", "configs/imagenet/resnet50.py", "configs/fashion_mnist/pixels.py",
+    "configs/bible/transformer.py", "configs/wmt14_en_de/base.py",
 )  # fmt: skip
 
 
@@ -82,8 +83,11 @@ def test_smoke_run_fits_together(path):
         run.task, run.optimizer, augment=run.data.augment, accumulate=accumulate, shardings=run.shardings
     )
     checks.check_step(run, accumulate, step, next(build.train_batches(run, 0)))
-    image = next(iter(build.eval_batches(run, run.data.val or run.data.train)))["image"]
-    assert image.shape == (run.eval_batch_size, *run.data.image_shape)
+    batch = next(iter(build.eval_batches(run, run.data.val or run.data.train)))
+    if run.data.info.vocabulary:
+        assert len(batch["source"]) == len(batch["target"]) == run.eval_batch_size
+    else:
+        assert batch["image"].shape == (run.eval_batch_size, *run.data.image_shape)
 
 
 @pytest.mark.parametrize("path", [marked(p) for p in CONFIGS if p not in (*VARIANTS, *TRACED)])
@@ -121,6 +125,7 @@ ARGUMENTS = [
     ("fashion_mnist/speedrun.py", "val=True"),
     ("folder/resnet18.py", "name=pictures"),
     ("imagenet/mae_vit_b16_finetune.py", "size=b"),
+    ("fashion_mnist/pixels.py", "attention=local_2d"),
 ]
 
 

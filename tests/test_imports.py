@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "vis": (),
     "data": (),
     "data.opened": ("training.distributed", "training.sharding"),  # which put batches onto devices
-    "tasks": ("evaluation.metrics", "generation"),
+    "tasks": ("evaluation.metrics", "evaluation.translation", "generation"),
     "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),
@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "config": ("overrides",),
     "build": ("",),
     "drawing": ("",),
+    "translating": ("",),
     "checks": ("build", "data.pipeline"),
     "trained": (
         "build",

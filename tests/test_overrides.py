@@ -8,6 +8,7 @@ import pytest
 
 from recvis_jax import build, config, errors, models, overrides, pretrained, trained
 from recvis_jax.data import windows
+from recvis_jax.data.texts import Texts
 from recvis_jax.tasks import TASKS
 from recvis_jax.train import train
 from recvis_jax.training import optim, optimizers, schedules, sharding
@@ -177,7 +178,15 @@ def test_config_files_that_are_no_files(kind, tmp_path):
 
 def test_keys_of_text_are_those_that_the_functions_take_as_text():
     """Of all functions that a section's keys go to."""
-    functions = [train, build.open_data, windows.labelled, optim.make_optimizer, sharding.make_mesh, pretrained.load]
+    functions = [
+        train,
+        build.open_data,
+        windows.labelled,
+        Texts,
+        optim.make_optimizer,
+        sharding.make_mesh,
+        pretrained.load,
+    ]
     functions += [trained.make_prober, *TASKS.values(), *schedules.SCHEDULES.values()]
     functions += [rule.direction for rule in optimizers.OPTIMIZERS.values()]
     functions += [*{getattr(m, "func", m) for m in (models.MODELS | models.AROUND).values()}]

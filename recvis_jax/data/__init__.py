@@ -16,6 +16,7 @@ class Row(NamedTuple):
     embedded: bool = False  # part of an installed package; needs no preparation
     elsewhere: bool = False  # prepared by tfds itself
     boxes: bool = False  # several classes per image, and a box around each object
+    texts: bool = False  # texts and their translations, no images
 
 
 DATASETS: dict[str, Row] = {
@@ -27,6 +28,9 @@ DATASETS: dict[str, Row] = {
     "cifar100": Row((32, 32, 3), 100),
     "imagenet2012": Row((None, None, 3), 1000, splits=("train", "validation"), elsewhere=True),
     "caltech101": Row((None, None, 3), 102, elsewhere=True),
+    "libreoffice_de": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True),
+    "bible_es": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True),
+    "wmt14_translate/de-en": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True, elsewhere=True),
     "voc/2007": Row((None, None, 3), 20, splits=("train", "validation", "test"), boxes=True, elsewhere=True),
 }
 

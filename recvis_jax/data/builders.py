@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import annotated_folder, annotated_set, download, duplicates, folder_set, scenes, writing
+from recvis_jax.data import (
+    annotated_folder,
+    annotated_set,
+    download,
+    duplicates,
+    folder_set,
+    scenes,
+    text_set,
+    writing,
+)
 from recvis_jax.data.download import Debian, RawFile, Say
 from recvis_jax.data.image_file import png
 from recvis_jax.data.sources import default_data_dir
@@ -145,8 +154,15 @@ BUILDERS: dict[str, Spec] = {
 }
 
 
+# What is prepared of a user's own files, and what these are.
+_OWN = {
+    "folder": "a folder with one subfolder of images per class",
+    **dict.fromkeys(annotated_folder.KINDS, "a folder with pictures and their annotations"),
+    "catalogues": "a folder with .mo or .po files",
+    "parallel": "a folder with train.de and train.en or the like, or a file of tab-separated texts",
+}
 # Every name that `prepare` takes.
-NAMES = (*BUILDERS, scenes.NAME, "folder", *annotated_folder.KINDS)
+NAMES = (*BUILDERS, scenes.NAME, "folder", *annotated_folder.KINDS, *text_set.KNOWN, *text_set.KINDS)
 
 
 class Summary(NamedTuple):
@@ -166,7 +182,7 @@ def prepare(
     folder_name: str | None = None,
     family: str | None = None,
     on_error: str = "fail",
-    on_duplicate: str = "fail",
+    on_duplicate: str | None = None,
     overwrite: bool = False,
     say: Say = print,
 ) -> Path:
@@ -175,15 +191,16 @@ def prepare(
     It is written elsewhere and moved into place when it is complete. An existing one is not changed.
 
     Args:
-      name: a name of `BUILDERS`, "fashion_scenes" (made from Fashion-MNIST's raw files), "folder", or "coco", "voc" or
-        "yolo" for a folder of annotated pictures in that format.
+      name: a name of `BUILDERS`, "fashion_scenes" (made from Fashion-MNIST's raw files), "folder", "coco", "voc" or
+        "yolo" for a folder of annotated pictures in that format, a name of `text_set.KNOWN`, or "catalogues" or
+        "parallel" for texts and their translations, see `text_set.prepare`.
       data_dir: the folder of prepared data sets; None means `default_data_dir()`.
       source: a folder with the raw files; for a folder of images or of annotated pictures, that folder.
       folder_name: the name of the data set made from a folder; None derives it from the folder's name.
       family: of COCO's files, see `annotated_folder.scan`.
-      on_error: what to do with images in a folder that cannot be read: "fail", or "skip" them.
+      on_error: what to do with images, or pairs of texts, that cannot be used: "fail", or "skip" them.
       on_duplicate: what to do if the same picture is in several places of a folder: "fail" if it is in two splits,
-        "drop" all copies but one, or "keep" them.
+        "drop" all copies but one, or "keep" them. None means "fail", or "drop" for texts, which have many copies.
       overwrite: makes the data set again if it exists.
       say: called with each line about the progress.
 
@@ -202,15 +219,16 @@ def prepare(
         raise errors.BadRequest(
             f"--data_dir={errors.printable(data_dir)} is not a local folder: prepare locally and copy the result."
         )
-    own = name == "folder" or name in annotated_folder.KINDS  # the user's own folder
+    own = name in _OWN  # the user's own files
     if own and source is None:
-        what = "one subfolder of images per class" if name == "folder" else "pictures and their annotations"
-        raise errors.BadRequest(f"--dataset={name} needs --source=PATH, a folder with {what}.")
+        raise errors.BadRequest(f"--dataset={name} needs --source=PATH, {_OWN[name]}.")
     if not own and folder_name is not None:
-        raise errors.BadRequest(f"--name is for --dataset=folder; {name} keeps its own name.")
+        raise errors.BadRequest(f"--name is for --dataset=folder and the like; {name} keeps its own name.")
     if family is not None and name != "coco":
         raise errors.BadRequest(f"--annotations chooses among the files of --dataset=coco, not of {name}.")
     skip = errors.choose({"fail": False, "skip": True}, on_error, "--on_error")
+    texts = name in text_set.KNOWN or name in text_set.KINDS
+    on_duplicate = on_duplicate or ("drop" if texts else "fail")
     errors.choose(dict.fromkeys(duplicates.WAYS), on_duplicate, "--duplicates")
     root = Path(data_dir).expanduser() if data_dir else default_data_dir()
     path = Path(source).expanduser() if source is not None else None
@@ -219,12 +237,14 @@ def prepare(
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
         reason = getattr(e, "strerror", None) or e
         raise errors.BadRequest(f"--data_dir: the folder {errors.printable(root)} cannot be made: {reason}.") from None
-    ways = dict(name=folder_name, skip=skip, on_duplicate=on_duplicate, overwrite=overwrite, say=say)
+    ways = dict(skip=skip, on_duplicate=on_duplicate, overwrite=overwrite, say=say)
     with writing.locked(root, say):
+        if texts:
+            return text_set.prepare(name, root, path, folder_name=folder_name, **ways)
         if name == "folder" and path is not None:
-            return folder_set.prepare(path, root, **ways)
+            return folder_set.prepare(path, root, name=folder_name, **ways)
         if own and path is not None:
-            return annotated_set.prepare(path, root, name, family=family, **ways)
+            return annotated_set.prepare(path, root, name, name=folder_name, family=family, **ways)
         return _prepare_known(name, root, path, overwrite, say)
 
 
@@ -235,9 +255,10 @@ def summary(directory: Path) -> Summary:
     info = tfds.builder_from_directory(directory).info
     splits = {split: info.splits[split].num_examples for split in info.splits}
     order = [s for s in ("train", "validation", "test") if s in splits]
-    label = info.features["label" if "label" in info.features.keys() else "objects"]
-    label = label if hasattr(label, "names") else label["label"]
-    return Summary(info.name, str(info.version), {s: splits[s] for s in order}, tuple(label.names))
+    key = next((k for k in ("label", "objects") if k in info.features.keys()), None)
+    label = info.features[key] if key else None
+    label = label if label is None or hasattr(label, "names") else label["label"]
+    return Summary(info.name, str(info.version), {s: splits[s] for s in order}, tuple(label.names) if label else ())
 
 
 def _prepare_known(name: str, root: Path, source: Path | None, overwrite: bool, say: Say) -> Path:

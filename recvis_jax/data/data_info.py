@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recvis_jax import errors, reading
-from recvis_jax.data import fields
+from recvis_jax.data import fields, text
 from recvis_jax.data.fields import Field
 from recvis_jax.data.sources import Source
 
@@ -43,6 +43,7 @@ class DataInfo(NamedTuple):
       statistics: mean and standard deviation, by name or as a pair.
       splits: "train", "val", "test" -> the split, for those that the run has.
       fields: of an example, as the data set declares them; empty for runs of earlier versions, of images and labels.
+      vocabulary: of texts, learnt from the training split; None without texts.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DataInfo(NamedTuple):
     statistics: Any
     splits: dict[str, Split]
     fields: tuple[Field, ...] = ()
+    vocabulary: text.Vocabulary | None = None
 
     @property
     def labelled(self) -> bool:
@@ -126,6 +128,7 @@ def read(folder: Path) -> Recorded | None:
         statistics=take(found, "statistics", str, list),
         splits=held,
         fields=declared,
+        vocabulary=text.of_json(found["vocabulary"], str(path)) if found.get("vocabulary") is not None else None,
     )
     return Recorded(info, folder)
 
@@ -133,7 +136,9 @@ def read(folder: Path) -> Recorded | None:
 def as_json(info: DataInfo) -> dict[str, Any]:
     """Returns the record as nested dicts of JSON types."""
     splits = {name: split._asdict() for name, split in info.splits.items()}
-    return info._asdict() | {"splits": splits, "fields": fields.as_json(info.fields)}
+    vocabulary = {} if info.vocabulary is None else {"vocabulary": text.as_json(info.vocabulary)}
+    rest = {k: v for k, v in info._asdict().items() if k != "vocabulary"}
+    return rest | {"splits": splits, "fields": fields.as_json(info.fields)} | vocabulary
 
 
 def differences(old: DataInfo, new: DataInfo) -> list[str]:
@@ -155,6 +160,10 @@ def differences(old: DataInfo, new: DataInfo) -> list[str]:
         gone, came = ([f.name for f in a if _meaning(f) not in map(_meaning, b)] for a, b in
                       ((old.fields, new.fields), (new.fields, old.fields)))  # fmt: skip
         out.append(f"fields {_some(gone) or 'none'} then, {_some(came) or 'none'} now")
+    if old.vocabulary and new.vocabulary and old.vocabulary != new.vocabulary:
+        out.append("a vocabulary of {:,} tokens then, another of {:,} now".format(
+            *(v.size for v in (old.vocabulary, new.vocabulary))
+        ))  # fmt: skip
     for name, was in old.splits.items():
         now = new.splits.get(name)
         if now is None or now.split != was.split:

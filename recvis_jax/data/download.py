@@ -224,6 +224,40 @@ def _from_apt(debian: Debian, kept: Path, say: Say, tried: list[str]) -> Path | 
     return kept
 
 
+def debian_folder(debian: Debian, source: Path | None, kept: Path, say: Say) -> Path:
+    """Returns the folder with the files of a Debian package, without checking them.
+
+    Args:
+      debian: the package.
+      source: the only folder to search: with these files, or with the unpacked package.
+      kept: where this or an earlier call unpacks the package.
+      say: takes a line of progress.
+
+    Raises:
+      BadRequest: `source` does not hold the files.
+      Failure: the package is not installed and cannot be obtained.
+    """
+    if source is not None:
+        below = source / debian.folder.relative_to("/")
+        found = [p for p in (below, source / debian.folder.name, source) if p.is_dir() and any(p.glob("*.*"))]
+        if not found:
+            raise errors.BadRequest(
+                f"--source={errors.printable(source)} has no {debian.folder.name} with the files of {debian.package}."
+            )
+        return found[0]
+    for folder in (debian.folder, kept):
+        if folder.is_dir() and any(folder.iterdir()):
+            say(f"raw files: {errors.printable(folder)}")
+            return folder
+    tried: list[str] = [f"{errors.printable(debian.folder)} (no such folder)"]
+    if unpacked := _from_apt(debian, kept, say, tried):
+        return unpacked
+    raise errors.Failure(
+        f"the Debian package {debian.package} cannot be obtained. Tried: {'; '.join(tried)}. What to do: download it "
+        "from https://packages.debian.org on a machine with a network, unpack it (dpkg-deb -x), give --source=FOLDER."
+    )
+
+
 def _from_urls(files: Sequence[RawFile], kept: Path, say: Say, tried: list[str]) -> dict[str, bytes] | None:
     kept.mkdir(parents=True, exist_ok=True)
     found = {}

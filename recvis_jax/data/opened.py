@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import augment, data_info, pipeline, sources, subset, transforms
+from recvis_jax.data import augment, data_info, pipeline, sources, subset, texts, transforms
 from recvis_jax.data.buckets import Buckets, as_key, of_source
 from recvis_jax.data.fields import Field
 from recvis_jax.data.windows import labelled
@@ -163,6 +163,7 @@ def open_data(
     subset_seed: int = 0,
     windows: dict | None = None,
     buckets: dict | None = None,
+    text: dict | None = None,
     recorded: data_info.Recorded | None = None,
 ) -> Data:
     """Opens the data of a run; the arguments are the keys of a config's `data` section.
@@ -188,6 +189,8 @@ def open_data(
       windows: uses labelled windows of images with boxed objects as examples: arguments of `data.windows.labelled`.
       buckets: {field: lengths} of sequences, such as {"words": (8, 16)}: batches hold examples of similar length, and
         each is padded to one of these lengths.
+      text: how texts and their translations become tokens: keys of `data.texts.Texts`. The examples of the data set
+        then have the fields `source` and `target`.
       recorded: the run's record of its data. With it, splits are opened only when they are read, and are then compared
         with the record. (Not a key of a config.)
     """
@@ -198,8 +201,12 @@ def open_data(
     if threads < 1 or workers < 0:
         raise errors.BadRequest(f"data.threads={threads} and data.workers={workers} must be at least 1 and 0.")
     expressions = {"train": train, "val": val, "test": test}
+    errors.check_kwargs(texts.Texts, text or {}, "config.data.text")
+    how, vocabulary = texts.Texts(**(text or {})), recorded.info.vocabulary if recorded else None
 
     def opened(split: str) -> sources.Source:
+        if text is not None:
+            return texts.open_split(name, split, how, data_dir=data_dir, mock=mock)
         found = sources.open_split(
             name, split, data_dir=data_dir, image_key=image_key, label_key=label_key, fields=fields,
             most_objects=most_objects, mock=mock,
@@ -211,12 +218,16 @@ def open_data(
     def known(source: sources.Source, shape: tuple[int, int, int]) -> data_info.DataInfo:
         return data_info.DataInfo(
             name, source.num_classes, source.class_names, source.multi_label, shape, eval_transform, statistics, {},
-            source.fields,
+            source.fields, vocabulary,
         )  # fmt: skip
 
     def of_run(split: str, which: str = "") -> sources.Source:
         """Opens a split and compares it with the run's record, if there is one."""
         found = opened(split)
+        if text is not None:
+            if vocabulary is None:  # it is learnt before any split is opened
+                raise errors.BadRequest(f"what the run recorded of {errors.printable(name)} lacks a vocabulary.")
+            found = texts.as_tokens(found, vocabulary, how, which == "train")
         if which == "train":
             with errors.at("config.data.per_class"):
                 found = subset.subset(found, (), per_class, subset_seed)
@@ -231,6 +242,7 @@ def open_data(
         host, eval_host = hosts(transform, eval_transform, info.fields, visible)
     else:
         hosts(transform, eval_transform, (), visible)  # refuses wrong ones before any data are opened
+        vocabulary = texts.vocabulary_of(opened(train), how) if text is not None else None
         train_source = of_run(train, "train")
         val_source = of_run(val, "val") if val else None
         if val_source and (shared := sources.overlap(train_source, val_source)):

@@ -40,6 +40,8 @@ from recvis_jax.models.resnet import ResNet
 from recvis_jax.models.speednet import SpeedNet
 from recvis_jax.models.squeezenet import VARIANTS as SQUEEZENETS
 from recvis_jax.models.squeezenet import SqueezeNet
+from recvis_jax.models.translator import VARIANTS as TRANSLATORS
+from recvis_jax.models.translator import Translator
 from recvis_jax.models.vgg import VARIANTS as VGGS
 from recvis_jax.models.vgg import VGG, VGGM
 from recvis_jax.models.vit import VARIANTS as VITS
@@ -73,6 +75,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # Models of sequences: `__call__(tokens (b n), *, train) -> (logits (b n v), acts)`, that generate token by token.
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ImageGPT, **kw) for name, kw in IMAGE_GPTS.items()},
+    **{name: partial(Translator, **kw) for name, kw in TRANSLATORS.items()},
 }
 
 # Models that wrap another one, their attribute `backbone`: a dict of its name and attributes, or a built model.
@@ -132,6 +135,7 @@ def section_of(model: nn.Module) -> dict[str, Any] | None:
         if type(model) is not getattr(constructor, "func", constructor):
             continue
         values = {k: getattr(model, k) for k in keywords(constructor) if k != "dtype"}
+        values = {k: dict(v) if isinstance(v, Mapping) else v for k, v in values.items()}  # flax freezes them
         if isinstance(values.get("backbone"), nn.Module):
             values["backbone"] = section_of(values["backbone"])
         plain = (bool, int, float, str, tuple, list, dict, type(None))

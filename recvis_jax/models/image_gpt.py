@@ -5,9 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from recvis_jax.errors import BadRequest
+from recvis_jax.models import sparse_attention
 from recvis_jax.models.attention import MultiHeadAttention, check_heads
 from recvis_jax.models.attention_patterns import causal
 from recvis_jax.models.layers import Acts, Dense, activation
@@ -52,6 +54,7 @@ class Block(nn.Module):
       norm_eps: added to the mean square in norms.
       dropout: probability that a unit of a branch is dropped, in training.
       length: positions of the attention's cache; 0 for whole sequences.
+      sparse: pattern of the attention, see `MultiHeadAttention`; None for full attention.
       train: whether it is training.
       dtype: of the computation.
     """
@@ -61,14 +64,15 @@ class Block(nn.Module):
     norm_eps: float = 1e-5
     dropout: float = 0.0
     length: int = 0
+    sparse: Any = None
     train: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Float[Array, "b k n m"]]:
+    def __call__(self, x: Float[Array, "b n d"]) -> tuple[Float[Array, "b n d"], Any]:
         norm = partial(RMSNorm, epsilon=self.norm_eps, dtype=self.dtype)
-        attention = MultiHeadAttention(self.heads, self.length, dtype=self.dtype, name="attention")
-        mask = None if self.length else jnp.asarray(causal(x.shape[1]))
+        attention = MultiHeadAttention(self.heads, self.length, sparse=self.sparse, dtype=self.dtype, name="attention")
+        mask = None if self.length or self.sparse else jnp.asarray(causal(x.shape[1]))
         y, weights = attention(norm(name="norm1")(x), mask=mask)
         x = x + nn.Dropout(self.dropout, deterministic=not self.train)(y)
         inits = dict(kernel_init=_normal, bias_init=nn.initializers.zeros)
@@ -79,7 +83,11 @@ class Block(nn.Module):
 class ImageGPT(nn.Module):
     """Colours to vectors, learned positions, causal blocks, a norm, and a score of every colour for the next pixel.
 
-    It reads sequences of tokens, or grey images, whose pixels become tokens row by row.
+    With `sparse` it attends as the Image Transformer (Parmar et al. 2018: 1-D and 2-D local attention) or the Sparse
+    Transformer (Child et al. 2019: strided and fixed patterns) do; its blocks stay those of Image GPT.
+
+    It reads sequences of tokens, or grey images, whose pixels become tokens row by row, or with
+    2-D local attention block by block.
 
     Attributes:
       colours: number of colours of the palette. The token `colours` starts a sequence.
@@ -90,6 +98,8 @@ class ImageGPT(nn.Module):
       activation: elementwise function of the MLPs.
       norm_eps: added to the mean square in norms.
       dropout: probability that a unit is dropped in training, of the embedded tokens and in every branch.
+      sparse: pattern of the attention: `kind` and the other arguments of `sparse_attention.blocks`, such as {"kind":
+        "strided", "stride": 28}; sequences are then whole images. None for full attention.
       length: positions of the cache. Above 0 the model decodes: it is given one token a sequence, and its collection
         `cache` holds what came before; see `recvis_jax.generation`. 0 for whole sequences.
       dtype: of the computation.
@@ -116,6 +126,7 @@ class ImageGPT(nn.Module):
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    sparse: Any = None
     length: int = 0
     dtype: Any = jnp.float32
 
@@ -123,6 +134,8 @@ class ImageGPT(nn.Module):
         check_heads(self.width, self.heads)
         check_rates(dropout=self.dropout)
         activation(self.activation)
+        if self.sparse is not None:
+            sparse_attention.of_sequence(self.sparse, self.pixels)  # refuses invalid values
         super().__post_init__()
 
     @nn.compact
@@ -139,24 +152,34 @@ class ImageGPT(nn.Module):
         acts: Acts = {}
         tokens = x
         if x.ndim == 4:
-            acts["targets"] = targets = greys(x, self.colours)
+            targets = greys(x, self.colours)
+            acts["targets"] = targets = targets[:, self.order] if self.sparse else targets
             tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=self.colours)
         n = tokens.shape[1]
         if n > self.pixels or self.length > self.pixels:
             raise BadRequest(f"a sequence of {max(n, self.length)} tokens; the model has {self.pixels} positions.")
         embed = partial(nn.Embed, features=self.width, embedding_init=_normal, dtype=self.dtype)
-        positions = embed(self.pixels, name="positions")(self.places(n))
+        places = self.places(n)
+        if self.sparse:
+            places = jnp.asarray(self.order)[places]
+        positions = embed(self.pixels, name="positions")(places)
         x = embed(self.colours + 1, name="colours_embed")(tokens) + positions
         acts["stem"] = x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         kw = dict(norm_eps=self.norm_eps, dropout=self.dropout, length=self.length, train=train, dtype=self.dtype)
+        kw |= dict(sparse=self.sparse)
         for i in range(self.depth):
             x, weights = Block(self.heads, activation(self.activation), **kw, name=f"block{i}")(x)
-            acts |= {f"block{i}": x, f"block{i}/attention": weights}
+            acts |= {f"block{i}": x} | ({} if weights is None else {f"block{i}/attention": weights})
         acts["tokens"] = x = RMSNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
         logits = Dense(self.colours, use_bias=False, kernel_init=_normal, dtype=self.dtype, name="head")(x)
         acts["logits"] = logits = logits.astype(jnp.float32)
         return logits, acts
+
+    @property
+    def order(self) -> Int[np.ndarray, " n"]:
+        """The index of the pixel (row by row) that is generated at each time."""
+        return sparse_attention.order(self.sparse, self.pixels)
 
     def places(self, n: int) -> Int[Array, "n"]:
         """Returns the positions of the tokens; one after those of the cache in decoding."""

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from recvis_jax.errors import BadRequest
 from recvis_jax.models.attention import MultiHeadAttention, check_heads
@@ -39,6 +39,9 @@ class Layer(nn.Module):
       hidden: width inside the MLP.
       act: elementwise function of the MLP.
       pre_norm: x + f(norm(x)) instead of norm(x + f(x)).
+      uniform: equal attention weights, see `MultiHeadAttention`.
+      length: positions of the cache in decoding, where the memory is given only at the first call. 0 for whole
+        sequences.
       norm_eps: added to the variance in layer norms.
       dropout: probability that a unit of a branch, or inside the MLP, is dropped, in training.
       train: whether it is training.
@@ -49,6 +52,8 @@ class Layer(nn.Module):
     hidden: int
     act: Any
     pre_norm: bool = False
+    uniform: bool = False
+    length: int = 0
     norm_eps: float = 1e-5
     dropout: float = 0.0
     train: bool = False
@@ -62,17 +67,18 @@ class Layer(nn.Module):
         memory: Float[Array, "b m c"] | None = None,
         memory_mask: Mask | None = None,
     ) -> tuple[Float[Array, "b n d"], Acts]:
-        attention = partial(MultiHeadAttention, self.heads, dtype=self.dtype)
+        attention = partial(MultiHeadAttention, self.heads, uniform=self.uniform, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         acts: Acts = {}
 
-        def attend(name: str, y: Array, memory: Array | None, mask: Array | None) -> Array:
-            y, acts[name] = attention(name=name)(y, memory, mask=mask)
+        def attend(name: str, y: Array, memory: Array | None, mask: Array | None, **kw: Any) -> Array:
+            y, acts[name] = attention(name=name, **kw)(y, memory, mask=mask)
             return drop(y)
 
-        branches = [partial(attend, "attention", memory=None, mask=mask)]
-        if memory is not None:
-            branches.append(partial(attend, "cross_attention", memory=memory, mask=memory_mask))
+        branches = [partial(attend, "attention", memory=None, mask=mask, length=self.length)]
+        if memory is not None or self.length:
+            kw = dict(memory=memory, mask=memory_mask, keeps=bool(self.length))
+            branches.append(partial(attend, "cross_attention", **kw))
         inits = dict(bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp")
         branches.append(Mlp(self.hidden, self.act, self.dropout, self.train, **inits))
         for i, branch in enumerate(branches, 1):
@@ -84,7 +90,8 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """An encoder of the source, and a decoder of the target that attends to it and, causally, to itself.
 
-    Tokens in, tokens out: the caller provides the embeddings and the output layer. Both stacks end with a norm.
+    Tokens in, tokens out: the caller provides the embeddings and the output layer. `end_norm` adds a norm at the end of
+    both stacks, which pre-norm needs.
 
     Attributes:
       width: of the tokens.
@@ -92,6 +99,10 @@ class Transformer(nn.Module):
       encoder_depth, decoder_depth: numbers of layers.
       hidden: width inside the MLPs.
       pre_norm: norms before the branches, instead of after the sums as in the paper.
+      end_norm: whether both stacks end with a norm.
+      uniform: equal attention weights: a baseline without attention.
+      length: maximum number of target tokens in decoding: one token per call, with the source only at the first call;
+        the collection `cache` holds the tokens before. 0 for whole targets.
       positions: 'sinusoidal' adds them to source and target; with 'none' the caller does.
       activation: elementwise function of the MLPs.
       norm_eps: added to the variance in layer norms.
@@ -112,6 +123,9 @@ class Transformer(nn.Module):
     decoder_depth: int = 6
     hidden: int = 2048
     pre_norm: bool = False
+    end_norm: bool = True
+    uniform: bool = False
+    length: int = 0
     positions: str = "sinusoidal"
     activation: str = "relu"
     norm_eps: float = 1e-5
@@ -129,7 +143,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        source: Float[Array, "b m d"],
+        source: Float[Array, "b m d"] | None,
         target: Float[Array, "b n d"],
         source_mask: Bool[Array, "b m"] | None = None,
         target_mask: Bool[Array, "b n"] | None = None,
@@ -139,36 +153,55 @@ class Transformer(nn.Module):
         """Returns the decoder's tokens and intermediates, among them the attention weights (b k n m).
 
         Args:
-          source, target: embedded tokens.
+          source, target: embedded tokens. In decoding, the source is given only at the first call.
           source_mask, target_mask: true for a token, false for padding; no query attends to padding.
           train: whether dropout is on.
         """
         acts: Acts = {}
         keys = None if source_mask is None else source_mask[:, None, None, :]
-        x = self.start(source, train)
-        for i in range(self.encoder_depth):
-            x, inner = self.layer(train, f"encoder{i}")(x, keys)
-            acts |= {f"encoder{i}": x, **{f"encoder{i}/{k}": a for k, a in inner.items()}}
-        acts["memory"] = memory = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="encoder_norm")(x)
-        past = jnp.asarray(causal(target.shape[1]))
-        past = past if target_mask is None else past & target_mask[:, None, None, :]
-        x = self.start(target, train)
+        memory = None
+        if source is not None:
+            x = self.start(source, train)
+            for i in range(self.encoder_depth):
+                x, inner = self.layer(train, f"encoder{i}")(x, keys)
+                acts |= {f"encoder{i}": x, **{f"encoder{i}/{k}": a for k, a in inner.items()}}
+            acts["memory"] = memory = self.end(x, "encoder_norm")
+        elif not self.length:
+            raise BadRequest("the source is missing.")
+        past = None if self.length else jnp.asarray(causal(target.shape[1]))
+        if past is not None and target_mask is not None:
+            past = past & target_mask[:, None, None, :]
+        x = self.start(target, train, decoding=bool(self.length))
         for i in range(self.decoder_depth):
-            x, inner = self.layer(train, f"decoder{i}")(x, past, memory, keys)
+            x, inner = self.layer(train, f"decoder{i}", self.length)(x, past, memory, keys)
             acts |= {f"decoder{i}": x, **{f"decoder{i}/{k}": a for k, a in inner.items()}}
-        x = LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="decoder_norm")(x)
-        return x.astype(jnp.float32), acts
+        return self.end(x, "decoder_norm").astype(jnp.float32), acts
 
-    def start(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
-        """Returns the tokens with their positions."""
+    def end(self, x: Float[Array, "b n d"], name: str) -> Float[Array, "b n d"]:
+        """Returns what a stack ends with."""
+        return LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name=name)(x) if self.end_norm else x
+
+    def start(self, x: Float[Array, "b n d"], train: bool, decoding: bool = False) -> Float[Array, "b n d"]:
+        """Returns the tokens with their positions; in decoding, the next position of the cache."""
         if x.shape[-1] != self.width:
             raise BadRequest(f"tokens have width {x.shape[-1]}, but the model has {self.width}.")
         x = x.astype(self.dtype)
         if self.positions == "sinusoidal":
-            x = x + jnp.asarray(sinusoidal(x.shape[1], self.width), self.dtype)
+            n = self.length if decoding else x.shape[1]
+            places = jnp.asarray(sinusoidal(n, self.width), self.dtype)
+            x = x + (places[self.place()] if decoding else places)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
-    def layer(self, train: bool, name: str) -> Layer:
+    def place(self) -> Int[Array, ""]:
+        """Returns the position of the token that is decoded."""
+        filled = self.variable("cache", "filled", jnp.zeros, (), jnp.int32)
+        at = filled.value
+        if not self.is_initializing():
+            filled.value = at + 1
+        return at
+
+    def layer(self, train: bool, name: str, length: int = 0) -> Layer:
         """Returns the layer of that name."""
-        kw = dict(pre_norm=self.pre_norm, norm_eps=self.norm_eps, dropout=self.dropout, train=train, dtype=self.dtype)
+        kw = dict(norm_eps=self.norm_eps, dropout=self.dropout, train=train, dtype=self.dtype, length=length)
+        kw |= dict(pre_norm=self.pre_norm, uniform=self.uniform)
         return Layer(self.heads, self.hidden, activation(self.activation), name=name, **kw)

@@ -14,7 +14,8 @@ from recvis_jax.planning.topology import Topology
 
 # Keys of a config that `train` takes and that do not change its step; tested.
 _OTHER = frozenset(
-    "compile metrics log_every eval_every checkpoint_every checkpoint_dir early_stop init_from probe".split()
+    "compile metrics log_every eval_every checkpoint_every keep_checkpoints checkpoint_dir early_stop init_from "
+    "probe".split()
 )
 
 

@@ -3,17 +3,18 @@
 from typing import Any, NamedTuple
 
 from recvis_jax import errors
-from recvis_jax.data import DATASETS, sources
+from recvis_jax.data import DATASETS, sources, texts
 
 # Examples of every split, for data that are not here. ImageNet: Russakovsky et al. 2015, "ImageNet large scale visual
-# recognition challenge", table 2. Others: Xiao et al. 2017, "Fashion-MNIST"; LeCun et al. 1998; Krizhevsky 2009,
-# "Learning multiple layers of features from tiny images".
+# recognition challenge", table 2. WMT 2014: as tfds has it. Others: Xiao et al. 2017, "Fashion-MNIST"; LeCun et al.
+# 1998; Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 SIZES: dict[str, dict[str, int]] = {
     "imagenet2012": {"train": 1_281_167, "validation": 50_000},
     "fashion_mnist": {"train": 60_000, "test": 10_000},
     "mnist": {"train": 60_000, "test": 10_000},
     "cifar10": {"train": 50_000, "test": 10_000},
     "cifar100": {"train": 50_000, "test": 10_000},
+    "wmt14_translate/de-en": {"train": 4_508_785, "validation": 3_000, "test": 3_003},
 }
 _MOCK = 64  # made-up examples of a split, enough for shapes
 
@@ -37,7 +38,12 @@ def examples_of(data: dict[str, Any]) -> tuple[Examples, dict[str, Any]]:
     name, split = data.get("name", ""), data.get("train", "train")
     keys = {k: data[k] for k in ("data_dir", "image_key", "label_key", "fields", "most_objects", "mock") if k in data}
     try:
-        found = sources.open_split(name, split, **keys)
+        if data.get("text") is not None:
+            errors.check_kwargs(texts.Texts, data["text"], "config.data.text")
+            keys = {k: keys[k] for k in ("data_dir", "mock") if k in keys}
+            found = texts.open_split(name, split, texts.Texts(**data["text"]), **keys)
+        else:
+            found = sources.open_split(name, split, **keys)
     except errors.BadRequest as missing:
         if name not in SIZES:
             raise errors.BadRequest(

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Key
@@ -43,6 +44,11 @@ def pixels(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Task:
             f"images of {h}x{w} have {h * w:,} pixels, config.model.pixels is {model.pixels:,}: make them smaller by "
             "config.data.transform and eval_transform, or the model longer."
         )
+
+    sparse = getattr(model, "sparse", None)
+    if sparse and h * w != model.pixels:
+        raise errors.BadRequest(f"sparse attention is of whole images: config.model.pixels={h * w} for {h}x{w}.")
+    order = getattr(model, "order", np.arange(h * w))[: h * w]
 
     def nats(logits: Array, acts: dict[str, Array]) -> Float[Array, "b"]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, acts["targets"]).sum(-1)
@@ -86,11 +92,12 @@ def pixels(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Task:
         if image is not None:
             given = apply_eval(model, params, model_state, image)[1]["targets"]
             known = jnp.broadcast_to(jnp.ones((h, w), bool) if known is None else known, (b, h, w)).reshape(b, -1)
+            known = known[:, order]
         tokens, _ = generation.sample(
             step, cache, keys, colours, h * w, temperature=temperature, top_k=top_k, top_p=top_p, given=given,
             known=known if given is not None else None,
         )  # fmt: skip
-        return (tokens / (colours - 1)).reshape(b, h, w, 1)
+        return (tokens[:, np.argsort(order)] / (colours - 1)).reshape(b, h, w, 1)
 
     return Task(
         init=initialiser(model, image_shape),

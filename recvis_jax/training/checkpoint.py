@@ -75,6 +75,7 @@ class Checkpointer:
       read_only: writes and removes nothing, so that a run can be inspected while it trains.
       root: where the checkpoints are; None for the place that the run's config names.
       held: called before every save; raises if this process may no longer write.
+      keep: number of newest checkpoints to keep.
       without: attribute of the state that is neither compared nor read, for inspecting a run.
     """
 
@@ -87,13 +88,14 @@ class Checkpointer:
         root: epath.Path | None = None,
         held: Callable[[], None] = lambda: None,
         without: str = "",
+        keep: int = 2,
     ):
         self.root = root or home(workdir)
         self.template = template
         self.say = say
         self.read_only = read_only
         self._held, self._without = held, without
-        self._last = orbax_files.open_manager(self.root / "last", keep=2, read_only=read_only)
+        self._last = orbax_files.open_manager(self.root / "last", keep=keep, read_only=read_only)
         self._best = orbax_files.open_manager(self.root / "best", keep=1, read_only=read_only)
         self._managers = {"last": self._last, "best": self._best}
 

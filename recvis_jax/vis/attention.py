@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from recvis_jax.errors import BadRequest
+from recvis_jax.errors import BadRequest, choose
 from recvis_jax.vis.layers import Grid
 
 _NAME = re.compile(r"block(\d+)/attention")
@@ -32,6 +32,32 @@ def attention_weights(acts: Mapping[str, Any]) -> list[Float[Array, "b k n n"]]:
     if not found:
         raise BadRequest(f"the network names no attention weights; it names {', '.join(acts) or 'nothing'}.")
     return [found[i] for i in sorted(found)]
+
+
+_KINDS = {"encoder": "encoder{}/attention", "decoder": "decoder{}/attention", "cross": "decoder{}/cross_attention"}
+
+
+def of_sequences(acts: Mapping[str, Any], kind: str) -> list[Float[Array, "b k n m"]]:
+    """Returns the attention weights of all layers of a sequence-to-sequence Transformer, in order.
+
+    Args:
+      acts: its named intermediates.
+      kind: "encoder" (the source to itself), "decoder" (the target to itself) or "cross" (the target to the source).
+
+    Raises:
+      BadRequest: an unknown kind, or a network without such attention.
+
+    Example:
+      >>> len(of_sequences({"decoder0/cross_attention": jnp.full((1, 2, 3, 4), 1 / 4)}, "cross"))
+      1
+    """
+    name = choose(_KINDS, kind, "attention")
+    out: list[Any] = []
+    while name.format(len(out)) in acts:
+        out.append(acts[name.format(len(out))])
+    if not out:
+        raise BadRequest(f"the network names no {name.format(0)}; it names {', '.join(acts) or 'nothing'}.")
+    return out
 
 
 def rollout(acts: Mapping[str, Any]) -> Float[Array, "b n n"]:

@@ -172,6 +172,50 @@ def histograms(images: np.ndarray, values: np.ndarray, path: Path, title: str = 
     return True
 
 
+def heat_maps(
+    maps: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], path: Path, most: int = 32
+) -> bool:
+    """Draws matrices of one size, with the same names at their rows and columns.
+
+    Args:
+      maps: {title: (n m)} in [0, 1]; at most `most` of them are drawn.
+      rows, columns: names, n and m.
+      path: PNG file, replaced atomically.
+      most: matrices that are drawn.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        from matplotlib import font_manager
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    shown = list(maps.items())[:most]
+    across = min(4, len(shown))
+    w, h = (0.16 * len(names) + 1.2 for names in (columns, rows))
+    figure = Figure(figsize=(across * w, -(-len(shown) // across) * (h + 0.2)), layout="constrained")
+    FigureCanvasAgg(figure)
+    places = figure.subplots(-(-len(shown) // across), across, squeeze=False)
+    for place in places.flat:
+        place.set_axis_off()
+    for place, (title, values) in zip(places.flat, shown, strict=False):
+        place.set_axis_on()
+        place.imshow(values, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        ticks = [
+            *place.set_xticks(range(len(columns)), [_drawable(c, known) for c in columns], rotation=90, fontsize=6),
+            *place.set_yticks(range(len(rows)), [_drawable(r, known) for r in rows], fontsize=6),
+        ]
+        for tick in ticks:
+            for label in (tick.label1, tick.label2):
+                label.set_parse_math(False)
+        place.set_title(_drawable(title, known), fontsize=7).set_parse_math(False)
+    _save(figure, path)
+    return True
+
+
 def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str = "") -> bool:
     """Draws a confusion matrix: rows are the true classes, and colours show the fraction of its row in each cell.
 

@@ -63,6 +63,9 @@ class Wrong(NamedTuple):
         return f"{self.key}={errors.shown(self.value, 60)}"
 
 
+_OF_DATA = ("model", "image_shape", "num_classes", "multi_label", "fields", "vocabulary")  # of a task's arguments
+
+
 def cases() -> Iterator[Wrong]:
     """Yields wrong values of all keys whose type or range a signature says, and of all operations' arguments."""
     yield from _of(train, "", given=("workdir", "config"))
@@ -76,7 +79,7 @@ def cases() -> Iterator[Wrong]:
     for name, make in schedules.SCHEDULES.items():
         yield from _of(make, "optim.schedule_args", optim=BASE["optim"] | dict(schedule=name))
     for name, make in TASKS.items():
-        yield from _of(make, "task", given=("model", "image_shape", "num_classes", "multi_label"), task=dict(name=name))
+        yield from _of(make, "task", given=_OF_DATA, task=dict(name=name))
     yield from _of(sharding.make_mesh, "sharding", given=("devices",))
     yield from _of(trained.make_prober, "probe", given=("run",))
     for name, tiny in MODELS.items():

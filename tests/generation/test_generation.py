@@ -12,12 +12,16 @@ from recvis_jax.errors import BadRequest
 from recvis_jax.generation.beam import penalty
 from recvis_jax.generation.sampling import likeliest
 
-SMALL = {"igpt_s": dict(colours=3, pixels=5, width=16, depth=2, heads=2)}
+SMALL = dict(colours=3, pixels=5, width=16, depth=2, heads=2)
+SPARSE = {
+    "full": None,
+    "strided": dict(kind="strided", stride=2),
+}
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(scope="module", params=SPARSE)
 def net(request):
-    model = models.create(request.param, **SMALL[request.param])
+    model = models.create("igpt_s", **SMALL, sparse=SPARSE[request.param])
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), train=False))
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.7, x.shape), x.dtype), shapes)
