@@ -88,9 +88,9 @@ def main(argv: list[str]) -> None:
         opened, images, names, cli.progress, split, FLAGS.layer, FLAGS["class"].value, units,
         looking.given_images(opened, style[:1]) if style else None, FLAGS.steps,
     )  # fmt: skip
-    figures = looking.show(request, FLAGS.show or looking.usual(request))
-    page = looking.write(figures, request, out)
-    print(f"{errors.printable(page)}: {len(figures)} figures; open it in a browser")
+    chosen = FLAGS.show or looking.usual(request)
+    page = looking.write(looking.show(request, chosen), request, out)
+    print(f"{errors.printable(page)}: {', '.join(chosen)}; open it in a browser")
 
 
 def _units(given: list[str]) -> list[int]:

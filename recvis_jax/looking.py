@@ -1,7 +1,7 @@
 """The figures of `python -m recvis_jax.look`, for a network and its images: one function per figure, see `SHOWS`."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,28 +43,27 @@ def usual(r: Request) -> list[str]:
     return out
 
 
-def show(request: Request, names: Sequence[str]) -> list[Figure]:
-    """Returns the figures with these names in `SHOWS`.
+def show(request: Request, names: Sequence[str]) -> Iterator[Figure]:
+    """Yields the figures with these names in `SHOWS`, as they are made.
 
     Raises:
       BadRequest: an unknown name, or a figure that is impossible for this network or request.
     """
     for name in names:
         errors.choose(SHOWS, name, "figure")
-    out = []
     for done, name in enumerate(names):
         request.say("figures", done, len(names))
         with errors.at(name):
-            out.append(SHOWS[name](request))
+            yield SHOWS[name](request)
     request.say("figures", len(names), len(names))
-    return out
 
 
-def write(figures: Sequence[Figure], request: Request, folder: Path) -> Path:
-    """Writes a PNG for each figure and `look.html` with all of them; returns the page's path."""
+def write(figures: Iterable[Figure], request: Request, folder: Path) -> Path:
+    """Writes a PNG for each figure as it is made, then `look.html` with all of them; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     network, body = request.network, []
-    body.append(f"<h1>{page.text(network.name)}</h1><p class='dim'>{page.text(network.origin, 400)}</p>")
+    of = f"; examples of {request.split.name}" if request.split is not None else ""
+    body.append(f"<h1>{page.text(network.name)}</h1><p class='dim'>{page.text(network.origin + of, 500)}</p>")
     for name, title, caption, picture in figures:
         plot.png(picture, folder / f"{name}.png")
         shown = (picture.clip(0, 1) * 255).round().astype(np.uint8)
@@ -79,7 +78,7 @@ def write(figures: Sequence[Figure], request: Request, folder: Path) -> Path:
 def _filters(r: Request) -> Figure:
     found = np.asarray(vis.first_filters(r.network.apply, r.network.variables, r.network.image_shape))
     tiles = pictures.stretched(figure.seen(found))
-    picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 32))
+    picture = pictures.mosaic(tiles, zoom=_zoom(tiles))
     return Figure("filters", "Filters of the first layer", f"{len(found)}, each stretched to its own range.", picture)
 
 
@@ -89,7 +88,7 @@ def _maps(r: Request) -> Figure:
     shapes = layers.names(r.network.apply, r.network.variables, figure.images(r)[:1])
     found = np.asarray(layers.as_maps(found, shapes, r.network.image_shape[:2], layer))[0]
     tiles = pictures.stretched(np.moveaxis(found, -1, 0)[:_MAPS])
-    picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 48))
+    picture = pictures.mosaic(tiles, zoom=_zoom(tiles))
     caption = f"{layer}: {len(tiles)} of {found.shape[-1]} maps of {r.names[0]}, each stretched to its own range."
     return Figure("maps", "Feature maps", caption, picture)
 
@@ -185,7 +184,7 @@ def _mixing(r: Request) -> Figure:
     found = vis.token_mixing(r.network.variables, figure.grid(r))
     name = r.layer if r.layer in found else next(iter(found))
     tiles = pictures.around_grey(np.asarray(found[name])[:_MAPS, ..., None])
-    picture = pictures.mosaic(tiles, zoom=pictures.zoom_for(tiles.shape[1], 40))
+    picture = pictures.mosaic(tiles, zoom=_zoom(tiles))
     return Figure("mixing", "Token mixing", f"{name}: how {len(tiles)} units mix the patches; grey is zero.", picture)
 
 
@@ -293,12 +292,17 @@ def example_images(network: Network, split: Any, count: int) -> tuple[np.ndarray
         there += len(found[-1])
         if there >= count:
             break
-    return figure.as_float(np.concatenate(found)[:count]), [f"{split.name} {i}" for i in range(count)]
+    return figure.as_float(np.concatenate(found)[:count]), [f"no. {i}" for i in range(count)]
 
 
 def given_images(network: Network, paths: Sequence[Path]) -> np.ndarray:
     """Returns image files as input of the network, in [0, 1]."""
     return figure.as_float(np.stack([network.prepare(path) for path in paths]))
+
+
+def _zoom(tiles: np.ndarray) -> int:
+    """Returns how often to enlarge tiles so that all of them are about 500 pixels wide, and none wider than 128."""
+    return pictures.zoom_for(tiles.shape[2], min(128, max(32, round(500 / len(tiles) ** 0.5))))
 
 
 def _explained(r: Request) -> str:

@@ -288,7 +288,7 @@ def png(picture: Float[np.ndarray, "h w c"], path: Path) -> None:
 
     shown = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
     stored = cv2.cvtColor(shown, cv2.COLOR_RGB2BGR) if shown.shape[-1] == 3 else shown
-    replace(path, cv2.imencode(".png", stored)[1].tobytes())
+    replace(path, cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes())
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -25,10 +25,32 @@ def test_neighbours_are_those_of_all_pairs(digits):
     assert (own.places != np.arange(100)[:, None]).all() and own.distance.min() > 0.01
 
 
+def part(looks, places):
+    digests = tuple(looks.digests[i] for i in places)
+    return similar.Looks(looks.small[places], looks.large[places], looks.light[places], digests)
+
+
 def test_few_real_digits_are_taken_for_copies_of_each_other(digits):
+    """Of 1,750 digits, each against the 1,447 outside its part, two: a four and a one that another nearly equals.
+
+    Seen side by side their strokes are the same; they differ by 0.8 and 0.4 of 16 grey levels in the mean.
+    """
+    looks, taken = similar.look(digits[0]), []
+    for mine in np.arange(1750).reshape(5, 350):
+        others = np.setdiff1d(np.arange(1797), mine)
+        a, b = part(looks, mine), part(looks, others)
+        near = similar.near_copies(a, b, similar.neighbours(a, b))
+        assert not similar.copies(a, b).any()
+        taken += [(mine[i], others[near[i]]) for i in np.flatnonzero(near >= 0)]
+    assert len(taken) <= 2, taken
+    for i, j in taken:
+        assert digits[1][i] == digits[1][j]
+        assert np.abs(digits[0][i].astype(float) - digits[0][j]).mean() * 16 / 255 < 1, (i, j)
+
+
+def test_parts_of_one_set_look_alike(digits):
     a, b = similar.look(digits[0][:350]), similar.look(digits[0][350:])
     found = similar.neighbours(a, b)
-    assert (similar.near_copies(a, b, found) >= 0).sum() <= 2 and not similar.copies(a, b).any()  # of 350
     assert abs(similar.further(found, similar.neighbours(b, b, itself=True)) - 0.5) < 0.05
     assert (similar.vote(found, digits[1][350:], 10) == digits[1][:350]).mean() > 0.95
 
