@@ -77,7 +77,7 @@ def _dream(r: Request) -> Figure:
     )  # fmt: skip
     rows = np.concatenate([figure.seen(images), figure.seen(found)])
     picture = pictures.mosaic(rows, columns=len(images), gap=2, zoom=pictures.zoom_for(images.shape[1], _PIXELS))
-    alone = "" if octaves > 1 else " The network takes images of only one size, so there is one octave."
+    alone = "" if octaves > 1 else " The network takes no smaller images, so there is one octave."
     caption = f"Below, the images changed so that {layer} is excited more, in {octaves} x {steps} steps.{alone}"
     return Figure("dream", "Dreams", caption, picture)
 
@@ -125,6 +125,8 @@ def _takes_other_sizes(r: Request) -> bool:
     """Whether the network runs on smaller images than its own, as dreams of several octaves need."""
     h, w, c = r.network.image_shape
     smaller = jax.ShapeDtypeStruct((1, max(8, round(h / 1.4**3)), max(8, round(w / 1.4**3)), c), np.float32)
+    if smaller.shape[1:3] == (h, w):
+        return False
     try:
         jax.eval_shape(r.network.apply, r.network.variables, smaller)
     except Exception:  # models may raise any error for an image of another size

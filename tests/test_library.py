@@ -70,7 +70,7 @@ def test_importing_is_light():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert {"fit", "open", "data", "models"} <= set(dir(rv))
-    with pytest.raises(AttributeError, match=r"no attribute 'fti'; it has: fit, init"):
+    with pytest.raises(AttributeError, match=r"no attribute 'fti'; it has: fit, open"):
         _ = rv.fti
 
 

@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused():
         10: "outside the classes 0 to 9", (1, 2, 3): "neither a class nor one for each of 2 images",
         vis.Unit("stage1/block1", 6): "channel 6 of 'stage1/block1' is outside 0 to 5",
         vis.Unit("stage9", 0): "no layer 'stage9'",
-        vis.Unit("stage1/block1", 0, (3,)): r"lie in \(14, 14\) places",
+        vis.Unit("stage1/block1", 0, (3,)): r"which has \(14, 14\) places",
     }.items():  # fmt: skip
         with pytest.raises(BadRequest, match=message):
             ask(target)

@@ -46,7 +46,7 @@ def content(name="run", classes=10, records=200, side=28, seed=0, names=None, co
         confused="100 validation examples",
         train_counts=np.full(classes, 7),
         groups=[("Worst", "About.", wrong), ("Random", "About.", [])],
-        images=[("Filters", "About.", list(images))],
+        images=[("Filters", "About.", list(images), 90)],
         cost=[("time", "3 s")],
         origin=[("CPU", "one")],
         command="python -m recvis_jax.train",
