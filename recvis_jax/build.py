@@ -277,13 +277,15 @@ def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple
 def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], None] = print) -> State:
     """Returns the state at step 0, with the model's variables from a checkpoint if one is named.
 
-    For a `probe`, the checkpoint is that of its backbone, whose own head is not needed.
+    For a `probe`, the checkpoint is that of its backbone, whose own head is not needed. Of other models around a
+    backbone it is, unless it says "into", that of the whole model.
 
     Args:
       run: the run.
       init_from: a source of `pretrained.load`, or a dict of its arguments, such as
-        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}. None, or a dict
-        without any value, means no checkpoint.
+        {"source": "hf://timm/vit_small_patch16_224.augreg_in21k", "new_head": True, "resample": True}; with "into",
+        {"source": "runs/resnet", "into": "backbone"}, the checkpoint is one of the backbone. None, or a dict without
+        any value, means no checkpoint.
       say: called with each line about what was adapted.
 
     Raises:
@@ -303,7 +305,12 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
             )
         return run.create()
     given = ("model", "variables", "image_size", "say", "spell")
-    errors.check_kwargs(pretrained.load, arguments, "config.init_from", given=given)
+    into = arguments.pop("into", "backbone" if isinstance(run.model, models.Probe) else "")
+    if into not in ("", "backbone") or (into and not hasattr(run.model, "backbone")):
+        raise errors.BadRequest(
+            f"config.init_from.into is {errors.shown(into)}; it takes 'backbone', of a model that has one."
+        )
+    errors.check_kwargs(pretrained.load, arguments, "config.init_from", extra=("into",), given=given)
     _check_vocabulary(run, arguments["source"])
     state = distributed.onto_host(run.create())  # loaded and kept values must be in the same place
     variables = {"params": state.params, **state.model_state}
@@ -312,10 +319,9 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).strip("()").replace(", ", ",")
         return "" if key in ("num_classes", "image_size") else f"--config.init_from.{key}={text}"
 
-    probe = isinstance(run.model, models.Probe)
-    arguments = {**({"new_head": True} if probe else {}), **arguments}
+    arguments = {**({"new_head": True} if into else {}), **arguments}
     load = functools.partial(pretrained.load, **arguments, image_size=run.data.image_shape[:2], say=say, spell=spell)
-    if probe:
+    if into:
         inner = {kind: tree["backbone"] for kind, tree in variables.items() if "backbone" in tree}
         inner = load(model=run.model.backbone, variables=inner)
         variables |= {kind: {**variables[kind], "backbone": tree} for kind, tree in inner.items()}

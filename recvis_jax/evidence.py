@@ -120,7 +120,7 @@ def look(model: trained.Trained, data: Data, examples: int = EXAMPLES, say: Say 
       say: called with (what, done, total).
     """
     seen = Seen(model=model)
-    if not data.info.num_classes or data.info.multi_label or model.run.task.gives == "other":
+    if not data.info.num_classes or data.info.multi_label or model.run.task.gives not in ("classes", "numbers"):
         seen.missing = "Single predictions are only shown for classifiers with one class per image."
         return seen
     there = {name: source for name in ("val", "train", "test") if (source := _open(data, name)) is not None}

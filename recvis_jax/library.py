@@ -226,6 +226,8 @@ class Model:
 
         if self.run.task.gives == "other":
             raise errors.BadRequest("this model was trained without labels and predicts no classes: see `features`.")
+        if self.run.task.gives in ("boxes", "map"):
+            raise errors.BadRequest(f"this model gives {self.run.task.gives}, not classes of images: see `detect`.")
         return self._mapped(outputs, images, batch_size)
 
     def features(self, images: Any, layer: str = "features", pool: str = "mean", batch_size: int = 128) -> np.ndarray:
@@ -375,8 +377,32 @@ class Model:
             raise errors.BadRequest(f"images are {x.dtype}; give uint8 from 0 to 255, or floats from 0 to 1.")
         return x
 
-    def _mapped(self, function: Callable[[dict], jax.Array], images: Any, batch_size: int) -> np.ndarray:
-        """Applies a function to images in batches of one shape."""
+    def detect(self, images: Any, batch_size: int = 128) -> dict[str, np.ndarray]:
+        """Returns what a detector or segmenter finds in images (n h w c) of the run's shape.
+
+        Args:
+          images: uint8, or float in [0, 1].
+          batch_size: images computed at a time.
+
+        Returns:
+          Of a detector `boxes` (n q 4), x0 y0 x1 y1 in pixels, `labels` (n q) and `scores` (n q), of which 0 is no
+          detection; of a segmenter `map` (n h w), the class of every pixel.
+
+        Raises:
+          BadRequest: images of another shape or type, or another kind of model.
+        """
+        gives = {"boxes": ("boxes", "labels", "scores"), "map": ("map",)}.get(self.run.task.gives)
+        if gives is None:
+            raise errors.BadRequest("this model finds no objects and names no pixels: see `predict` and `features`.")
+
+        def outputs(batch: dict) -> dict[str, jax.Array]:
+            found = self.run.task.predict(self.params, self.model_state, self.run.data.preprocess(batch))
+            return {name: found[name] for name in gives}
+
+        return self._mapped(outputs, images, batch_size)
+
+    def _mapped(self, function: Callable[[dict], Any], images: Any, batch_size: int) -> Any:
+        """Applies a function, of an array or a dict of arrays, to images in batches of one shape."""
         x = np.asarray(self._images(images))
         if not len(x):
             raise errors.BadRequest("there are no images.")
@@ -389,8 +415,9 @@ class Model:
             part = x[first : first + size]
             batch = np.zeros((size, *part.shape[1:]), part.dtype)  # one shape, so one compiled program
             batch[: len(part)] = part
-            out.append(np.asarray(compiled(place.put_eval({"image": batch})))[: len(part)])
-        return np.concatenate(out)
+            found = jax.tree.map(np.asarray, compiled(place.put_eval({"image": batch})))
+            out.append(jax.tree.map(lambda x, n=len(part): x[:n], found))  # noqa: B008, a number of this round
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
 def _section(data: Data) -> dict[str, Any]:

@@ -73,6 +73,10 @@ def published(
     model = pretrained.create(library, theirs, **kw) if library else models.create(theirs, **kw)
     if of_classes and not getattr(model, "num_classes", 0):
         raise errors.BadRequest(f"{name} predicts no classes: {type(model).__name__} has no head.")
+    if of_classes and isinstance(model, models.DETR | models.CentrePoints | models.Segmenter):
+        raise errors.BadRequest(
+            f"{name} does not name whole images: predict takes {type(model).__name__} from the folder of a run."
+        )
     shape = (1, how.size, how.size, 3)
     template = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
 

@@ -18,9 +18,10 @@ from recvis_jax import errors
 
 # Keys that take text: for these a number is text, too, as in data.name=2024. A test compares this with the functions.
 TEXTS = frozenset(
-    "activation adam augment cache checkpoint_dir compile data_dir decay dtype eval_transform freeze "
-    "ignore image_key init_from kind label_key layer layer_blocks library loss name of_run pool positions sampling "
-    "schedule shape sharding shortcut source statistics strategy target test too_long train transform val views".split()
+    "activation adam augment auxiliary_layer cache checkpoint_dir compile data_dir decay dtype eval_transform freeze "
+    "head ignore image_key init_from kind label_key layer layer_blocks library loss name of_run pool positions "
+    "sampling schedule shape sharding shortcut source statistics strategy target test too_long train transform val "
+    "views".split()
 )
 # Keys that take several values: text is split at commas, as in metrics=accuracy,top_5.
 LISTS = frozenset("classes metrics protocols".split())

@@ -12,6 +12,10 @@ file, hf://owner/repo[/file], or the folder of a run of our own, which knows its
 stands for its best checkpoint; FOLDER@last and FOLDER@1000 are others.
 
 A line is a probability and a class; where the outputs are no probabilities of one class out of all, a line says so.
+
+A run that finds objects names those of at least --threshold with their boxes, one that names pixels the share of each
+class. What is found is drawn over the pictures in --out (by default the run's folder `predictions`), beside all
+detections in `detections.json`, COCO's form.
 """
 
 import os
@@ -36,6 +40,8 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "image_size", None, "Rows and columns for the model, if not those of the weights.", lower_bound=1
     )
+    flags.DEFINE_string("out", None, "Folder for pictures with boxes or maps; predictions in the run's by default.")
+    flags.DEFINE_float("threshold", 0.5, "Least probability of an object that is named and drawn.", 0, 1)
     flags.DEFINE_string("statistics", None, "Mean and deviation by name, if not those of the weights.")
     flags.DEFINE_integer("num_classes", None, "Outputs of the model, if not its usual 1000.", lower_bound=1)
 
@@ -81,7 +87,10 @@ def main(argv: list[str]) -> None:
     if run:
         if extra := [n for n in ("model", "image_size", "statistics", "num_classes") if FLAGS[n].present]:
             raise errors.BadRequest(f"--{extra[0]} is not needed: the run {run[0]} says by itself what it takes.")
-        predictor = of_run(*run)
+        model = trained.of_run(run[0], trained.read_config(run[0]), run[1])
+        if model.run.task.gives in ("boxes", "map"):
+            return find(run[0], model, paths)
+        predictor = of_run(run[0], model)
     elif FLAGS.model:
         predictor = of_library(FLAGS.model, FLAGS.weights, FLAGS.image_size, FLAGS.statistics, FLAGS.num_classes)
     else:
@@ -130,13 +139,9 @@ def of_library(
     return _predictor(apply, variables, how.transform(), how.statistics, shape, (), "softmax")
 
 
-def of_run(folder: Path, which: str | None = None) -> Predictor:
-    """Loads a checkpoint of a run of our own: the best, or the last where it never evaluated, unless one is named."""
-    from recvis_jax import trained
-
-    content = trained.read_config(folder)
-    model = trained.of_run(folder, content, which)
-    run = model.run
+def of_run(folder: Path, model: Any) -> Predictor:
+    """Returns what predicts by a checkpoint of a run of our own, a `trained.Trained`."""
+    run, content = model.run, model.config
     if run.task.gives == "other":
         raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
     print(f"{errors.printable(folder)}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
@@ -152,6 +157,41 @@ def of_run(folder: Path, which: str | None = None) -> Predictor:
 
     variables = (model.params, model.model_state)
     return _predictor(apply, variables, info.eval_transform, info.statistics, info.image_shape, info.class_names, kind)
+
+
+def find(folder: Path, model: Any, paths: Sequence[Path]) -> None:
+    """Names what a detector or segmenter finds in pictures, and draws it; see `detections` and `segments`."""
+    from recvis_jax import detections, segments
+    from recvis_jax.training import log
+
+    if FLAGS["top"].present:
+        raise errors.BadRequest("--top is of classes of whole images; this run finds what is in them.")
+    objects, named = model.run.task.gives == "boxes", FLAGS.classes and class_names(FLAGS.classes)
+    classes = named or (model.run.data.info.class_names if objects else segments.names_of(model))
+    print(f"{errors.printable(folder)}: {model.config['model']['name']}, checkpoint {model.name} of step {model.step}")
+    look, found, bad = (detections if objects else segments).finder(model), [], 0
+    for path in paths:
+        shown = errors.printable(path)
+        try:
+            one = look(path)
+        except errors.BadRequest as e:
+            if len(paths) == 1:
+                raise
+            bad += 1
+            print(f"{shown}\n  {str(e).removeprefix(shown).strip()}", flush=True)
+            continue
+        found.append(one)
+        told = detections.lines(one, classes, FLAGS.threshold) if objects else segments.lines(one, classes)
+        print("\n".join([shown, *(told or ["  nothing"])]), flush=True)
+    out = Path(FLAGS.out).expanduser() if FLAGS.out else folder / "predictions"
+    pictures = [detections.drawn(f, classes, FLAGS.threshold) if objects else segments.drawn(f) for f in found]
+    detections.write(out, [f.path for f in found], pictures)
+    if objects:
+        log.write_json(out / detections.FILE, detections.as_coco(found, classes))
+    also = f", and all detections in {detections.FILE}" if objects else ""
+    print(f"drawn in {errors.printable(out)}: {len(found):,} pictures{also}")
+    if bad:
+        raise errors.Failure(f"{bad:,} of {len(paths):,} images could not be read; their lines say why.")
 
 
 def _predictor(

@@ -5,13 +5,15 @@
     python -m recvis_jax.prepare --dataset=folder --source=my/pictures --name=pictures
     python -m recvis_jax.prepare --dataset=coco --source=my/annotated      # or voc, or yolo
     python -m recvis_jax.prepare --dataset=fashion_scenes
+    python -m recvis_jax.prepare --dataset=deepforest --source=WHEEL
     python -m recvis_jax.prepare --dataset=libreoffice_de                  # or bible_es
     python -m recvis_jax.prepare --dataset=parallel --source=my/texts      # or catalogues
 
 A folder of images holds one folder a class, or train, val and test folders that do; val makes the split "validation".
 The result is an ordinary tfds data set in array_record files, `<data_dir>/<name>/<version>`, read by `tfds.data_source`
-and by the programs here. fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes, made of the
-same raw files.
+and by the programs here. fashion_scenes are pictures of several garments of Fashion-MNIST with their boxes and
+masks, made of the same raw files; deepforest are tiles of aerial photographs with boxes of trees, which PyPI's
+deepforest carries.
 
 A folder of annotated pictures holds boxes, masks and keypoints as COCO (annotations/instances_train.json and the like),
 VOC (Annotations/, JPEGImages/, ImageSets/Main/) or YOLO (data.yaml, images/, labels/) lay them out, or as exports of
@@ -45,9 +47,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "dataset",
         None,
-        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, folder for a folder of images, "
-        "coco, voc or yolo for a folder of annotated pictures, libreoffice_de, bible_es, or catalogues or parallel for "
-        "texts and their translations.",
+        "What to prepare: fashion_mnist, mnist, cifar10, cifar100, fashion_scenes, deepforest, folder for a folder of "
+        "images, coco, voc or yolo for a folder of annotated pictures, libreoffice_de, bible_es, or catalogues or "
+        "parallel for texts and their translations.",
     )
     flags.DEFINE_string(
         "data_dir",

@@ -26,7 +26,15 @@ MAY_IMPORT = {
     "vis": (),
     "data": (),
     "data.opened": ("training.distributed", "training.sharding"),  # which put batches onto devices
-    "tasks": ("evaluation.metrics", "evaluation.translation", "generation"),
+    "tasks": (
+        "data.fields",
+        "evaluation.coco_ap",
+        "evaluation.mean_iou",
+        "evaluation.metrics",
+        "evaluation.translation",
+        "generation",
+        "operations",
+    ),
     "evaluation": ("training.processes",),
     "pretrained": ("trees", "models"),
     "pretrained.run": ("trees", "training.checkpoint", "training.sharding", "training.state"),
@@ -56,6 +64,8 @@ MAY_IMPORT = {
     "build": ("",),
     "drawing": ("",),
     "translating": ("",),
+    "detections": ("data.given", "data.image_file", "evaluation.coco_ap", "trained", "training.log", "vis.boxes"),
+    "segments": ("data.given", "trained", "vis.boxes"),
     "checks": ("build", "data.pipeline"),
     "trained": (
         "build",

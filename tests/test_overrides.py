@@ -189,7 +189,7 @@ def test_keys_of_text_are_those_that_the_functions_take_as_text():
     ]
     functions += [trained.make_prober, *TASKS.values(), *schedules.SCHEDULES.values()]
     functions += [rule.direction for rule in optimizers.OPTIMIZERS.values()]
-    functions += [*{getattr(m, "func", m) for m in (models.MODELS | models.AROUND).values()}]
+    functions += [*{getattr(m, "func", m) for m in (models.MODELS | models.DENSE | models.AROUND).values()}]
     found = set()
     for function in functions:
         for name, parameter in errors.keywords(function).items():

@@ -17,12 +17,13 @@ class Row(NamedTuple):
     elsewhere: bool = False  # prepared by tfds itself
     boxes: bool = False  # several classes per image, and a box around each object
     texts: bool = False  # texts and their translations, no images
+    masks: bool = False  # and a mask of each object
 
 
 DATASETS: dict[str, Row] = {
     "digits": Row((8, 8, 1), 10, embedded=True),
     "fashion_mnist": Row((28, 28, 1), 10),
-    "fashion_scenes": Row((96, 96, 1), 10, boxes=True),
+    "fashion_scenes": Row((96, 96, 1), 10, boxes=True, masks=True),
     "mnist": Row((28, 28, 1), 10),
     "cifar10": Row((32, 32, 3), 10),
     "cifar100": Row((32, 32, 3), 100),
@@ -31,6 +32,8 @@ DATASETS: dict[str, Row] = {
     "libreoffice_de": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True),
     "bible_es": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True),
     "wmt14_translate/de-en": Row((0, 0, 0), 0, splits=("train", "validation", "test"), texts=True, elsewhere=True),
+    "coco/2017": Row((None, None, 3), 80, splits=("train", "validation"), boxes=True, elsewhere=True),
+    "deepforest": Row((256, 256, 3), 1, splits=("train", "validation", "test"), boxes=True),
     "voc/2007": Row((None, None, 3), 20, splits=("train", "validation", "test"), boxes=True, elsewhere=True),
 }
 

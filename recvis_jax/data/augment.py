@@ -205,6 +205,7 @@ _HOST_ONLY = dict.fromkeys(
         "central_crop",
         "random_crop",
         "random_size_crop",
+        "random_zoom",
         "grayscale",
         "to_rgb",
     ),

@@ -18,6 +18,7 @@ from recvis_jax import errors
 from recvis_jax.data import (
     annotated_folder,
     annotated_set,
+    deepforest,
     download,
     duplicates,
     folder_set,
@@ -162,7 +163,15 @@ _OWN = {
     "parallel": "a folder with train.de and train.en or the like, or a file of tab-separated texts",
 }
 # Every name that `prepare` takes.
-NAMES = (*BUILDERS, scenes.NAME, "folder", *annotated_folder.KINDS, *text_set.KNOWN, *text_set.KINDS)
+NAMES = (
+    *BUILDERS,
+    scenes.NAME,
+    deepforest.NAME,
+    "folder",
+    *annotated_folder.KINDS,
+    *text_set.KNOWN,
+    *text_set.KINDS,
+)
 
 
 class Summary(NamedTuple):
@@ -191,8 +200,9 @@ def prepare(
     It is written elsewhere and moved into place when it is complete. An existing one is not changed.
 
     Args:
-      name: a name of `BUILDERS`, "fashion_scenes" (made from Fashion-MNIST's raw files), "folder", "coco", "voc" or
-        "yolo" for a folder of annotated pictures in that format, a name of `text_set.KNOWN`, or "catalogues" or
+      name: a name of `BUILDERS`, "fashion_scenes" (made from Fashion-MNIST's raw files), "deepforest" (tiles of the
+        photographs in a package), "folder", "coco", "voc" or "yolo" for a folder of annotated pictures in that format,
+        a name of `text_set.KNOWN`, or "catalogues" or
         "parallel" for texts and their translations, see `text_set.prepare`.
       data_dir: the folder of prepared data sets; None means `default_data_dir()`.
       source: a folder with the raw files; for a folder of images or of annotated pictures, that folder.
@@ -245,6 +255,8 @@ def prepare(
             return folder_set.prepare(path, root, name=folder_name, **ways)
         if own and path is not None:
             return annotated_set.prepare(path, root, name, name=folder_name, family=family, **ways)
+        if name == deepforest.NAME:
+            return deepforest.prepare(path, root, overwrite, say)
         return _prepare_known(name, root, path, overwrite, say)
 
 

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from recvis_jax import errors
 from recvis_jax.data import files, image_file, sources, transforms
+from recvis_jax.data.fields import Field
 
 
 def find(named: Sequence[str | Path]) -> list[Path]:
@@ -55,3 +57,44 @@ def preparer(eval_transform: str, shape: tuple[int, int, int]) -> Callable[[Path
         return (example if example["image"].shape[:2] == shape[:2] else resize(rng, example))["image"]
 
     return prepare
+
+
+class Placed(NamedTuple):
+    """A picture and the image that a model is given of it.
+
+    Attributes:
+      picture: (H W c), as it was.
+      image: (h w c), as the model wants it, not yet normalised.
+      frame: x0 y0 x1 y1, where the picture lies in the image, in its pixels.
+    """
+
+    picture: UInt8[np.ndarray, "H W c"]
+    image: UInt8[np.ndarray, "h w c"]
+    frame: Float32[np.ndarray, "4"]
+
+
+def placer(eval_transform: str, shape: tuple[int, int, int]) -> Callable[[Path], Placed]:
+    """Returns a function from the path of a picture to the image of it, for models that say where things are.
+
+    Args:
+      eval_transform: host operations of evaluation, see `data.transforms`.
+      shape: (h, w, c) of the image. A picture that has another size after `eval_transform` is resized to fit into it,
+        keeping its aspect ratio, and padded.
+
+    The function raises `BadRequest` as that of `preparer` does.
+    """
+    frame, rng = [Field("frame", "frame", (4,), "float32")], np.random.default_rng(0)
+    transform = transforms.parse(eval_transform, frame).fn
+    fit = transforms.parse(f"resize_pad({shape[:2]})", frame).fn
+
+    def place(path: Path) -> Placed:
+        found = image_file.load(path, compress_level=0)
+        if found.data is None:
+            raise errors.BadRequest(f"{errors.printable(path)} cannot be read: {found.problem}.")
+        picture = sources.decode(found.data, shape[2], errors.printable(path))
+        h, w = picture.shape[:2]
+        example = transform(rng, {"image": picture, "frame": np.float32([0, 0, w, h])})
+        example = example if example["image"].shape[:2] == shape[:2] else fit(rng, example)
+        return Placed(picture, example["image"], np.asarray(example["frame"], np.float32))
+
+    return place

@@ -118,7 +118,7 @@ def encode(
     return out
 
 
-def there(objects: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[Field, ...]:
+def there(objects: Any, known: Any) -> tuple[Field, ...]:
     """Declares the fields of a tfds data set, with the usual maximum number of objects.
 
     Args:

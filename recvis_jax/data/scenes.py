@@ -1,4 +1,4 @@
-"""The data set `fashion_scenes`: one to four garments of Fashion-MNIST in a picture, with their boxes.
+"""The data set `fashion_scenes`: one to four garments of Fashion-MNIST in a picture, with their boxes and masks.
 
 A substitute for PASCAL VOC if no photographs with boxes are available: several labels per image, objects of many sizes
 on backgrounds that the source data set does not have. Results can only be compared with others on this data set.
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
-from recvis_jax.data import writing
+from recvis_jax.data import coco, writing
 from recvis_jax.data.image_file import png
 
 NAME = "fashion_scenes"
-VERSION = "1.0.0"
+VERSION = "1.1.0"  # 1.0.0 has the same pictures, and no masks
 COUNTS = {"train": 4000, "test": 1000}
 FIRST = 30_000  # first garment of the training scenes; those before are for pretraining
 
@@ -39,11 +39,13 @@ class Scene(NamedTuple):
       boxes: of the garments in pixels, ymin xmin ymax xmax, ends excluded; tight around each drawn garment, including
         parts that others hide.
       classes: of the garments, in drawing order.
+      masks: (n SIDE SIDE), the pixels of which at least half is of the garment and of none drawn after it.
     """
 
     image: UInt8[np.ndarray, "_ _ 1"]
     boxes: Int[np.ndarray, "n 4"]
     classes: Int[np.ndarray, " n"]
+    masks: Bool[np.ndarray, "n _ _"]
 
 
 def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labels: Int[np.ndarray, " _"]) -> Scene:
@@ -57,6 +59,7 @@ def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labe
     canvas = _background(rng)
     boxes: list[tuple[int, int, int, int]] = []
     classes: list[int] = []
+    masks: list[np.ndarray] = []
     for chosen in rng.integers(len(pictures), size=rng.integers(1, MOST + 1)):
         grown = round(float(np.exp(rng.uniform(*np.log(SCALES)))))
         grey, opacity = _garment(pictures[chosen], grown)
@@ -71,11 +74,14 @@ def compose(rng: np.random.Generator, pictures: UInt8[np.ndarray, "_ _ _"], labe
             continue
         part = canvas[y : y + h, x : x + w]
         part += opacity * (np.minimum(gain * grey + offset, 255) - part)
+        own = np.zeros(canvas.shape, bool)
+        own[y : y + h, x : x + w] = opacity >= 0.5
+        masks = [*(mask & ~own for mask in masks), own]
         boxes.append(box)
         classes.append(int(labels[chosen]))
     canvas += rng.normal(0, rng.uniform(2, 10), canvas.shape)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)[..., None]
-    return Scene(image, np.array(boxes), np.array(classes))
+    return Scene(image, np.array(boxes), np.array(classes), np.array(masks))
 
 
 def scene(split: str, number: int, pictures: np.ndarray, labels: np.ndarray) -> Scene:
@@ -111,14 +117,14 @@ def write(root: Path, columns: dict[str, dict[str, np.ndarray]], class_names: Se
                 "image": png(PIL.Image.fromarray(made.image[..., 0])),
                 "label": np.unique(made.classes).tolist(),
                 "objects": [
-                    {"bbox": np.float32(box / SIDE), "label": int(c)}
-                    for box, c in zip(made.boxes, made.classes, strict=True)
+                    {"bbox": np.float32(box / SIDE), "label": int(c), "mask": coco.compressed(mask)}
+                    for box, c, mask in zip(made.boxes, made.classes, made.masks, strict=True)
                 ],
             }
 
     def features(tfds: Any) -> dict[str, Any]:
         f = tfds.features
-        one = {"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=list(class_names))}
+        one = {"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=list(class_names)), "mask": f.Text()}
         return {
             "image": f.Image(shape=(SIDE, SIDE, 1)),
             "label": f.Sequence(f.ClassLabel(names=list(class_names))),  # each class in the picture once

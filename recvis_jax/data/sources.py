@@ -199,7 +199,8 @@ def _declared_of(
     """Returns the fields of a data set: from `DATASETS` if it has boxes there, else from the prepared data set."""
     row = DATASETS.get(name)
     if row and row.boxes:
-        known = objects.declare(objects.MOST, channels=row.image_shape[2])
+        known = objects.declare(objects.MOST, channels=row.image_shape[2], masks=row.masks)
+        known = tuple(f._replace(shape=row.image_shape) if f.name == "image" else f for f in known)
         chosen = objects.choose(known, fields, most_objects, name)
         names = tuple(str(k) for k in range(row.num_classes))
         return _Declared(chosen, row.num_classes, names, row.splits)

@@ -188,6 +188,26 @@ def random_size_crop(low: int, high: int) -> Moving:
     return Moving(functools.partial(_draw_random_size_crop, low=low, high=high))
 
 
+def random_zoom(
+    sizes: tuple, longest: int = 0, before: tuple = (400, 500, 600), crop: tuple = (384, 600), p: float = 0.5
+) -> Moving:
+    """Resizes as `random_resize`, with probability `p` not the image but a window of it: DETR's augmentation.
+
+    Args:
+      sizes, longest: as in `random_resize`.
+      before: sizes, one of which the shorter side gets before the window is cut.
+      crop: range of the window's rows and columns, as in `random_size_crop`.
+      p: probability of a window.
+
+    Reference: Carion et al. 2020, "End-to-end object detection with transformers", section 4, and its code.
+    """
+    whole, first = random_resize(sizes, longest).draw, random_resize(before).draw
+    window = random_size_crop(*specs.size(crop, "crop")).draw
+    return Moving(
+        functools.partial(_draw_random_zoom, first=first, window=window, last=whole, p=specs.number(p, "p", 0, 1))
+    )
+
+
 def flip(p: float = 0.5) -> Moving:
     """Mirrors left and right with probability `p`."""
     return Moving(functools.partial(_draw_flip, p=specs.number(p, "p", 0, 1)))
@@ -203,9 +223,10 @@ OPERATIONS: dict[str, Callable[..., Moving]] = {
     "random_resized_crop": random_resized_crop,
     "random_crop": random_crop,
     "random_size_crop": random_size_crop,
+    "random_zoom": random_zoom,
     "flip": flip,
 }
-RANDOM = frozenset({"random_resize", "random_resized_crop", "random_crop", "random_size_crop", "flip"})
+RANDOM = frozenset({"random_resize", "random_resized_crop", "random_crop", "random_size_crop", "random_zoom", "flip"})
 
 
 def _draw_resize(rng: np.random.Generator | None, h: int, w: int, sizes: tuple, longest: int = 0) -> tuple[View, ...]:
@@ -278,6 +299,16 @@ def _draw_random_size_crop(rng: np.random.Generator, h: int, w: int, low: int, h
     rows, columns = (int(rng.integers(min(low, n), min(high, n) + 1)) for n in (h, w))
     top, left = int(rng.integers(h - rows + 1)), int(rng.integers(w - columns + 1))
     return (geometry.crop(top, left, rows, columns),)
+
+
+def _draw_random_zoom(
+    rng: np.random.Generator, h: int, w: int, first: Draw, window: Draw, last: Draw, p: float
+) -> tuple[View, ...]:
+    if rng.random() >= p:
+        return last(rng, h, w)
+    views = first(rng, h, w)
+    views += window(rng, *views[-1].size)
+    return views + last(rng, *views[-1].size)
 
 
 def _draw_flip(rng: np.random.Generator, h: int, w: int, p: float) -> tuple[View, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recvis_jax import errors
-from recvis_jax.evaluation import metrics
+from recvis_jax.evaluation import coco_ap, metrics
 from recvis_jax.training import processes
 
 
@@ -19,7 +19,7 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, metrics.M
       names: which metrics.
       num_classes: k, for metrics with a value per class.
     """
-    by_class = ("per_class_accuracy", "confusion_matrix", "mean_average_precision")
+    by_class = ("per_class_accuracy", "confusion_matrix", "mean_average_precision", *coco_ap.METRICS)
     out = {}
     for name in names:
         if name.startswith("top_") and name.isascii() and name[4:].isdigit():
@@ -31,7 +31,9 @@ def build_metrics(names: Sequence[str], num_classes: int) -> dict[str, metrics.M
             out[name] = metrics.top_k(int(name[4:]), name=name)
         else:
             make = errors.choose(
-                {k: v for k, v in metrics.METRICS.items() if k not in ("loss", "top_k")}, name, "metric"
+                {k: v for k, v in (metrics.METRICS | coco_ap.METRICS).items() if k not in ("loss", "top_k")},
+                name,
+                "metric",
             )
             if name in by_class and not num_classes:
                 raise errors.BadRequest(f"metric {name} needs classes; the labels of these data are numbers.")

@@ -12,10 +12,14 @@ from recvis_jax.models.alexnet import AlexNet
 from recvis_jax.models.bag_of_words import BagOfWords
 from recvis_jax.models.bit import VARIANTS as BITS
 from recvis_jax.models.bit import BiT
+from recvis_jax.models.centre import VARIANTS as CENTRES
+from recvis_jax.models.centre import CentrePoints
 from recvis_jax.models.cifar_resnet import CifarResNet
 from recvis_jax.models.convmixer import VARIANTS as CONVMIXERS
 from recvis_jax.models.convmixer import ConvMixer
 from recvis_jax.models.convnet import ConvNet
+from recvis_jax.models.detr import DETR
+from recvis_jax.models.detr import VARIANTS as DETRS
 from recvis_jax.models.ff_only import VARIANTS as FF_ONLY
 from recvis_jax.models.ff_only import FFOnly
 from recvis_jax.models.gmlp import GMLP
@@ -37,6 +41,8 @@ from recvis_jax.models.resmlp import VARIANTS as RESMLPS
 from recvis_jax.models.resmlp import ResMLP
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
+from recvis_jax.models.segmenters import VARIANTS as SEGMENTERS
+from recvis_jax.models.segmenters import Segmenter
 from recvis_jax.models.speednet import SpeedNet
 from recvis_jax.models.squeezenet import VARIANTS as SQUEEZENETS
 from recvis_jax.models.squeezenet import SqueezeNet
@@ -78,6 +84,14 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(Translator, **kw) for name, kw in TRANSLATORS.items()},
 }
 
+# Models that find objects, or the class of every pixel, around a backbone:
+# `__call__(image, *, train, valid=None) -> (output, acts)`, where `valid` (b h w) is false on padding.
+DENSE: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(DETR, **kw) for name, kw in DETRS.items()},
+    **{name: partial(CentrePoints, **kw) for name, kw in CENTRES.items()},
+    **{name: partial(Segmenter, **kw) for name, kw in SEGMENTERS.items()},
+}
+
 # Models that wrap another one, their attribute `backbone`: a dict of its name and attributes, or a built model.
 AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 
@@ -85,14 +99,16 @@ AROUND: dict[str, Callable[..., nn.Module]] = {"probe": Probe}
 LEARNT: dict[str, Callable[..., nn.Module]] = {"bag_of_words": BagOfWords}
 
 # All that `create` knows.
-CONSTRUCTORS = MODELS | DECODERS | AROUND | LEARNT
+CONSTRUCTORS = MODELS | DECODERS | DENSE | AROUND | LEARNT
 
 
 _MOST_BLOCKS = 200
 
 
 def create(name: str, **kw: Any) -> nn.Module:
-    """Returns the model `name` of `MODELS`, `DECODERS`, `AROUND` or `LEARNT`, built with the attributes `kw`.
+    """Returns the model `name` of `CONSTRUCTORS`, built with the attributes `kw`.
+
+    What `kw` says of a `backbone` without naming it is said of the model's usual one.
 
     Raises:
       BadRequest: an unknown name or attribute, or a value of the wrong type.
@@ -110,7 +126,10 @@ def create(name: str, **kw: Any) -> nn.Module:
         raise BadRequest("model.backbone is None; it takes a dict of the name and keys of a model.")
     _check_length(constructor, kw)
     kw = {k: tuple(v) if isinstance(v, list) else v for k, v in kw.items()}  # lists, from JSON, are not hashable
-    backbone = kw.get("backbone")
+    usual = getattr(constructor, "keywords", {}).get("backbone")
+    backbone = kw.get("backbone", usual)
+    if usual and isinstance(backbone, Mapping) and "name" not in backbone:
+        backbone = {**usual, **backbone}
     if backbone is not None and not isinstance(backbone, (Mapping, nn.Module)):
         raise BadRequest(f"model.backbone is {shown(backbone)}; it takes a dict of the name and keys of a model.")
     if isinstance(backbone, Mapping):

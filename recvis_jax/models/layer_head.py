@@ -43,6 +43,32 @@ def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
     return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
 
 
+def feature_map(acts: Acts, layer: str, size: tuple[int, int]) -> Float[Array, "b h w d"]:
+    """Returns a layer's activations as a map of features, which detectors and segmenters read.
+
+    Args:
+      acts: a model's named intermediates.
+      layer: the name of one, of maps (b h w d) or of tokens of patches (b n d), perhaps after a class token. Empty for
+        `tokens`, or the last map where there are none.
+      size: rows and columns of the image.
+
+    Raises:
+      BadRequest: a layer that the model does not have, or that is neither maps nor tokens of square patches.
+    """
+    maps = ["", *(name for name, x in acts.items() if x.ndim == 4)]
+    name = layer or ("tokens" if "tokens" in acts else maps[-1])
+    if name not in acts:
+        raise BadRequest(f"the backbone has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
+    x = acts[name]
+    if x.ndim == 4:
+        return x
+    n, (h, w) = x.shape[1] if x.ndim == 3 else 0, size
+    patch = next((p for p in range(1, min(size) + 1) if h % p == w % p == 0 and 0 <= n - h * w // p**2 <= 1), 0)
+    if not patch:
+        raise BadRequest(f"the backbone's layer {name!r} has shape {x.shape}: neither maps nor tokens of patches.")
+    return x[:, n - h * w // patch**2 :].reshape(len(x), h // patch, w // patch, x.shape[-1])
+
+
 class Probe(nn.Module):
     """head(norm(pool(layer of the backbone))), the backbone frozen and in evaluation mode.
 

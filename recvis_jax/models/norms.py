@@ -1,4 +1,4 @@
-"""Normalisation: batch, layer, group, none, and how a model chooses one by name."""
+"""Normalisation: batch, frozen batch, layer, group, none, and how a model chooses one by name."""
 
 import math
 from collections.abc import Callable
@@ -79,6 +79,36 @@ class BatchNorm(nn.Module):
         rows = (len(a), *(1,) * (x.ndim - 2), c)
         parts = x.reshape(-1, len(a), *x.shape[1:]).astype(jnp.float32)
         return (parts * a.reshape(rows) + shift.reshape(rows)).reshape(x.shape).astype(self.dtype)
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by running statistics that training does not change, and with a fixed scale and bias.
+
+    Names and values are those of `BatchNorm`, so that weights of a classifier fit. Detectors and segmenters freeze the
+    norms of a pretrained backbone because their batches are too small for statistics.
+
+    Attributes:
+      epsilon: added to the variance.
+      zero_init: starts the scale at 0 instead of 1.
+      dtype: of the output.
+
+    Reference: Carion et al. 2020, "End-to-end object detection with transformers", section 4.
+    """
+
+    epsilon: float = 1e-5
+    zero_init: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *space c"], *, train: bool = False) -> Float[Array, "b *space c"]:
+        c = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32).value
+        var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32).value
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        scale = lax.stop_gradient(self.param("scale", init, (c,), jnp.float32))
+        bias = lax.stop_gradient(self.param("bias", nn.initializers.zeros, (c,), jnp.float32))
+        a = lax.rsqrt(var + self.epsilon) * scale
+        return (x.astype(jnp.float32) * a + (bias - mean * a)).astype(self.dtype)
 
 
 def batch_statistics(
@@ -205,7 +235,7 @@ class NoNorm(nn.Module):
         return x
 
 
-NORMS = ("batch", "group", "instance", "layer", "none")
+NORMS = ("batch", "frozen", "group", "instance", "layer", "none")
 
 
 def make_norm(
@@ -214,8 +244,8 @@ def make_norm(
     """Returns a constructor of normalisers, each called as `norm(name=...)(x, train=train)`.
 
     Args:
-      kind: 'batch'; 'layer' (over space and channels), 'instance' (over space) or 'group' (over space and runs of
-        channels), each within an example; or 'none'.
+      kind: 'batch'; 'frozen', a batch norm that training does not change; 'layer' (over space and channels), 'instance'
+        (over space) or 'group' (over space and runs of channels), each within an example; or 'none'.
       bn_groups: parts of the global batch with statistics of their own, for 'batch'.
       norm_groups: runs of channels, for 'group'; 0 takes gcd(32, channels).
       dtype: of the output.
@@ -227,6 +257,7 @@ def make_norm(
         return lambda name=None, zero_init=False: NoNorm(name=name)
     table = {
         "batch": partial(BatchNorm, groups=bn_groups, dtype=dtype),
+        "frozen": partial(FrozenBatchNorm, dtype=dtype),
         "group": partial(GroupNorm, groups=norm_groups, dtype=dtype),
         "instance": partial(GroupNorm, groups=-1, dtype=dtype),
         "layer": partial(GroupNorm, groups=1, dtype=dtype),

@@ -24,6 +24,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+FROZEN_NORMS = r"(^|/)(stem_norm|norm\d|norm_proj)/(scale|bias)$"
+
+
 class ResidualBlock(nn.Module):
     """act(x' + F(x)), where F is two 3x3 convolutions, or 1x1, 3x3, 1x1 with a bottleneck, each with a norm.
 
@@ -34,6 +37,7 @@ class ResidualBlock(nn.Module):
       width: channels inside; the output has `width`, or 4 `width` / `widen` with a bottleneck.
       widen: how many times wider than the paper's a bottleneck is inside.
       stride: of the first 3x3 convolution and of the shortcut.
+      dilation: distance between the pixels that a 3x3 convolution reads; above 1 only with bottlenecks.
       norm: constructor of normalisers.
       use_bias: whether convolutions have a bias (they need none before a norm).
     """
@@ -47,9 +51,12 @@ class ResidualBlock(nn.Module):
     use_bias: bool
     zero_init: bool
     dtype: Any
+    dilation: int = 1
 
     def conv(self, name: str, width: int, size: int, stride: int = 1) -> nn.Conv:
-        kw = dict(strides=stride, padding=size // 2, use_bias=self.use_bias, kernel_init=he_fan_out, dtype=self.dtype)
+        dilation = self.dilation if size > 1 else 1
+        kw = dict(strides=stride, padding=size // 2 * dilation, use_bias=self.use_bias, kernel_init=he_fan_out)
+        kw |= dict(kernel_dilation=dilation, dtype=self.dtype)
         return Conv(width, (size, size), name=name, **kw)
 
     @nn.compact
@@ -82,7 +89,10 @@ class ResNet(nn.Module):
       bottleneck: 1x1, 3x3, 1x1 convolutions in a block instead of two 3x3.
       width: channels of the stem and of the first stage.
       widen: factor on the channels inside a bottleneck.
-      norm: 'batch', 'layer', 'instance', 'group' or 'none'.
+      stem_width: channels of the stem, where they are not `width`; 0 for `width`.
+      output_stride: pixels of the image for one of the last feature map: 32, or 16 or 8, for which the last one or two
+        stages keep their size and dilate their 3x3 convolutions instead (with bottlenecks).
+      norm: 'batch', 'frozen' (a batch norm that is not trained), 'layer', 'instance', 'group' or 'none'.
       norm_groups: runs of channels for norm 'group'; 0 takes gcd(32, channels).
       activation: name of the elementwise function.
       zero_init: starts the last norm of each block with scale 0.
@@ -91,10 +101,11 @@ class ResNet(nn.Module):
       dtype: of the computation.
 
     Raises:
-      BadRequest: sizes below 1, `widen` without bottlenecks, an unknown norm or activation.
+      BadRequest: sizes below 1, `widen` or dilation without bottlenecks, an unknown norm or activation.
 
     Reference: He et al. 2015, "Deep residual learning for image recognition"; Zagoruyko & Komodakis 2016, "Wide
-      residual networks"; Goyal et al. 2017 for `zero_init`. Equal to torchvision's `resnet.py`.
+      residual networks"; Goyal et al. 2017 for `zero_init`; Chen et al. 2017, "Rethinking atrous convolution for
+      semantic image segmentation", for `output_stride`. Equal to torchvision's `resnet.py`.
     """
 
     num_classes: int = 1000
@@ -102,6 +113,8 @@ class ResNet(nn.Module):
     bottleneck: bool = True
     width: int = 64
     widen: int = 1
+    stem_width: int = 0
+    output_stride: int = 32
     norm: str = "batch"
     norm_groups: int = 0
     activation: str = "relu"
@@ -119,8 +132,17 @@ class ResNet(nn.Module):
             )
         if self.widen > 1 and not self.bottleneck:
             raise BadRequest(f"widen={self.widen} needs bottleneck=True; without bottlenecks set width instead.")
+        if self.output_stride not in (8, 16, 32):
+            raise BadRequest(f"output_stride={self.output_stride}; it takes 8, 16 or 32.")
+        if self.output_stride < 32 and not self.bottleneck:
+            raise BadRequest(f"output_stride={self.output_stride} needs bottleneck=True.")
         activation(self.activation)
         make_norm(self.norm)
+
+    @property
+    def frozen_parameters(self) -> str | None:
+        """Regular expression of the parameters that the optimizer must not change."""
+        return FROZEN_NORMS if self.norm == "frozen" else None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
@@ -128,15 +150,20 @@ class ResNet(nn.Module):
         norm = make_norm(self.norm, bn_groups=self.bn_groups, norm_groups=self.norm_groups, dtype=self.dtype)
         kw = dict(use_bias=self.norm == "none", dtype=self.dtype)
         block_type = nn.remat(ResidualBlock, static_argnums=(2,)) if self.remat else ResidualBlock
-        stem = Conv(self.width, (7, 7), strides=2, padding=3, kernel_init=he_fan_out, name="stem", **kw)
+        stem = Conv(
+            self.stem_width or self.width, (7, 7), strides=2, padding=3, kernel_init=he_fan_out, name="stem", **kw
+        )
         x = act(norm(name="stem_norm")(stem(x.astype(self.dtype)), train=train))
         acts["stem"] = x = max_pool(x, 3, 2, padding=1)
         for stage, blocks in enumerate(self.blocks, 1):
+            dilated = stage > 1 and 2 ** (stage + 1) > self.output_stride
+            dilation = 2 ** (stage + 1) // self.output_stride if dilated else 1
             for block in range(1, blocks + 1):
                 acts[f"stage{stage}/block{block}"] = x = block_type(
                     width=self.width * self.widen * 2 ** (stage - 1),
                     widen=self.widen,
-                    stride=2 if stage > 1 and block == 1 else 1,
+                    stride=2 if stage > 1 and block == 1 and not dilated else 1,
+                    dilation=max(1, dilation // 2) if block == 1 else dilation,
                     bottleneck=self.bottleneck,
                     norm=norm,
                     act=act,

@@ -1,5 +1,6 @@
 """The Transformer of Vaswani et al. 2017, on embedded tokens: encoder, decoder, sinusoidal positions."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -66,19 +67,41 @@ class Layer(nn.Module):
         mask: Mask | None = None,
         memory: Float[Array, "b m c"] | None = None,
         memory_mask: Mask | None = None,
+        positions: Float[Array, "#b n d"] | None = None,
+        memory_positions: Float[Array, "#b m c"] | None = None,
     ) -> tuple[Float[Array, "b n d"], Acts]:
+        """Returns the new tokens and the attention weights.
+
+        Args:
+          x: tokens.
+          mask: true where a token may attend to another.
+          memory: tokens that are attended to after the layer's own.
+          memory_mask: true where a token may attend to one of the memory.
+          positions, memory_positions: added to queries and keys in every attention, but not to what it averages
+            (Carion et al. 2020); None where the tokens hold their positions themselves.
+        """
         attention = partial(MultiHeadAttention, self.heads, uniform=self.uniform, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         acts: Acts = {}
 
-        def attend(name: str, y: Array, memory: Array | None, mask: Array | None, **kw: Any) -> Array:
-            y, acts[name] = attention(name=name, **kw)(y, memory, mask=mask)
+        def attend(name: str, y: Array, key: Array | None, value: Array | None, mask: Array | None, **kw: Any) -> Array:
+            y, acts[name] = attention(name=name, **kw)(y, key, value, mask)
             return drop(y)
 
-        branches = [partial(attend, "attention", memory=None, mask=mask, length=self.length)]
+        def attend_self(y: Array) -> Array:
+            if positions is None:
+                return attend("attention", y, None, None, mask, length=self.length)
+            return attend("attention", y + positions, y + positions, y, mask, length=self.length)
+
+        def attend_memory(y: Array) -> Array:
+            y, kw = y if positions is None else y + positions, dict(keeps=bool(self.length))
+            if memory is None or memory_positions is None:
+                return attend("cross_attention", y, memory, None, memory_mask, **kw)
+            return attend("cross_attention", y, memory + memory_positions, memory, memory_mask, **kw)
+
+        branches: list[Callable[[Array], Array]] = [attend_self]
         if memory is not None or self.length:
-            kw = dict(memory=memory, mask=memory_mask, keeps=bool(self.length))
-            branches.append(partial(attend, "cross_attention", **kw))
+            branches.append(attend_memory)
         inits = dict(bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp")
         branches.append(Mlp(self.hidden, self.act, self.dropout, self.train, **inits))
         for i, branch in enumerate(branches, 1):

@@ -6,10 +6,11 @@ from recvis_jax import errors
 from recvis_jax.data import DATASETS, sources, texts
 
 # Examples of every split, for data that are not here. ImageNet: Russakovsky et al. 2015, "ImageNet large scale visual
-# recognition challenge", table 2. WMT 2014: as tfds has it. Others: Xiao et al. 2017, "Fashion-MNIST"; LeCun et al.
-# 1998; Krizhevsky 2009, "Learning multiple layers of features from tiny images".
+# recognition challenge", table 2. WMT 2014: as tfds has it. COCO: cocodataset.org. Others: Xiao et al. 2017,
+# "Fashion-MNIST"; LeCun et al. 1998; Krizhevsky 2009, "Learning multiple layers of features from tiny images".
 SIZES: dict[str, dict[str, int]] = {
     "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+    "coco/2017": {"train": 118_287, "validation": 5_000},
     "fashion_mnist": {"train": 60_000, "test": 10_000},
     "mnist": {"train": 60_000, "test": 10_000},
     "cifar10": {"train": 50_000, "test": 10_000},

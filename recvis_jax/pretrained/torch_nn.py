@@ -17,7 +17,7 @@ def _attention(theirs: str, ours: str) -> Table:
     )
 
 
-def _layer(theirs: str, ours: str) -> Table:
+def layer(theirs: str, ours: str) -> Table:
     """Returns the rows of a layer of the encoder or decoder."""
     return (
         *_attention(f"{theirs}.self_attn", f"{ours}/attention"),
@@ -34,9 +34,9 @@ ATTENTION: Table = (
 )
 
 TRANSFORMER: Table = (
-    *_layer("encoder.layers.{i}", "encoder{i}"),
+    *layer("encoder.layers.{i}", "encoder{i}"),
     *norm("encoder.norm", "encoder_norm"),
-    *_layer("decoder.layers.{i}", "decoder{i}"),
+    *layer("decoder.layers.{i}", "decoder{i}"),
     *norm("decoder.norm", "decoder_norm"),
 )
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from recvis_jax.errors import BadRequest
 from recvis_jax.models.alexnet import AlexNet
 from recvis_jax.models.googlenet import GoogLeNet
 from recvis_jax.models.resnet import VARIANTS as RESNETS
 from recvis_jax.models.resnet import ResNet
+from recvis_jax.models.segmenters import Segmenter
 from recvis_jax.models.squeezenet import VARIANTS as SQUEEZENETS
 from recvis_jax.models.squeezenet import SqueezeNet
 from recvis_jax.models.vgg import VARIANTS as VGGS
@@ -119,7 +121,58 @@ def squeezenet(model: SqueezeNet) -> Table:
     return (*rows, *conv("classifier.1", "head"))
 
 
-TABLES = {AlexNet: ALEXNET, VGG: vgg, GoogLeNet: GOOGLENET, ResNet: RESNET, SqueezeNet: squeezenet}
+def _unit(theirs: str, ours: str, norm: str = "") -> Table:
+    """Returns the rows of a convolution without bias, numbered `theirs`, and of the batch norm `norm` behind it."""
+    return ((f"{theirs}.weight", f"params/{ours}/conv/kernel", "conv"), *batch_norm(norm, f"{ours}/norm"))
+
+
+def _fcn_head(theirs: str, ours: str) -> Table:
+    return (
+        *_unit(f"{theirs}.0", f"{ours}/hidden", f"{theirs}.1"),
+        *conv(f"{theirs}.4", f"{ours}/classes"),
+    )
+
+
+def within(table: Table, theirs: str, ours: str) -> Table:
+    """Returns a table with a prefix before their names, and a module around our variables."""
+
+    def inner(name: str) -> str:
+        kind, _, rest = name.partition("/")
+        return f"{kind}/{ours}/{rest}"
+
+    return tuple((f"{theirs}.{name}", inner(variable), layout) for name, variable, layout in table)  # type: ignore[arg-type]
+
+
+def segmenter(model: Segmenter) -> Table:
+    """Returns the rows of FCN and DeepLabV3 on a residual network.
+
+    Raises:
+      BadRequest: a head that torchvision does not have.
+    """
+    if model.head == "linear":
+        raise BadRequest("torchvision has no segmenter with a linear head.")
+    rows = (*within(RESNET, "backbone", "backbone"), *_fcn_head("aux_classifier", "auxiliary_head"))
+    if model.head == "fcn":
+        return (*rows, *_fcn_head("classifier", "head"))
+    pool, first = "classifier.0", len(model.rates) + 1
+    return (
+        *rows,
+        *_unit(f"{pool}.convs.{{i}}.0", "head/branch{i}", f"{pool}.convs.{{i}}.1"),
+        *_unit(f"{pool}.convs.{first}.1", "head/pooled", f"{pool}.convs.{first}.2"),
+        *_unit(f"{pool}.project.0", "head/project", f"{pool}.project.1"),
+        *_unit("classifier.1", "head/hidden", "classifier.2"),
+        *conv("classifier.4", "head/classes"),
+    )
+
+
+TABLES = {
+    AlexNet: ALEXNET,
+    VGG: vgg,
+    GoogLeNet: GOOGLENET,
+    ResNet: RESNET,
+    SqueezeNet: squeezenet,
+    Segmenter: segmenter,
+}
 
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "alexnet": ("alexnet", {}),
@@ -128,6 +181,12 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "googlenet": ("googlenet", dict(aux_logits=True, transform_input=True)),
     **{name: (name, {}) for name in RESNETS},
     **{name: (name, {}) for name in SQUEEZENETS},
+    # The published ones have an auxiliary head, and the classes of VOC with the background.
+    **{
+        f"{head}_resnet{depth}": (f"{head}_r{depth}", dict(num_classes=21, auxiliary_layer=layer, dropout=dropout))
+        for head, dropout in (("fcn", 0.1), ("deeplabv3", 0.5))
+        for depth, layer in ((50, "stage3/block6"), (101, "stage3/block23"))
+    },
 }
 
 # Models with a second set of weights, which DEFAULT means.

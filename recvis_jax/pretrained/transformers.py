@@ -1,13 +1,15 @@
-"""Names of Hugging Face transformers' checkpoints: ViT (with a head, or `ViTModel`), ViTMAE and ImageGPT."""
+"""Names of Hugging Face transformers' checkpoints: ViT (with a head, or `ViTModel`), ViTMAE, ImageGPT and DETR."""
 
 from typing import Any
 
 import numpy as np
 
 from recvis_jax.errors import BadRequest
+from recvis_jax.models.detr import DETR
 from recvis_jax.models.image_gpt import ImageGPT
 from recvis_jax.models.mae import MAE
 from recvis_jax.models.vit import ViT
+from recvis_jax.pretrained import detr
 from recvis_jax.pretrained.rules import Layout, Table
 from recvis_jax.pretrained.timm_tokens import norm
 from recvis_jax.pretrained.torchvision import conv, linear
@@ -89,7 +91,7 @@ IMAGE_GPT: Table = (
     ("lm_head.weight", "params/head/kernel", "linear"),
 )
 
-TABLES = {ViT: vit, MAE: VIT_MAE, ImageGPT: IMAGE_GPT}
+TABLES = {ViT: vit, MAE: VIT_MAE, ImageGPT: IMAGE_GPT, DETR: detr.of_transformers}
 
 _EPS = dict(norm_eps=1e-12)
 _POOLED = dict(pre_logits=True, num_classes=0, **_EPS)  # ViTModel's `pooler_output`
@@ -108,10 +110,12 @@ NAMES: dict[str, tuple[str, dict[str, Any]]] = {
         for theirs, ours in (("base", "mae_b16"), ("large", "mae_l16"), ("huge", "mae_h14"))
     },
     **{f"openai/imagegpt-{size}": (f"igpt_{size[0]}", {}) for size in ("small", "medium", "large")},
+    **detr.TRANSFORMERS_NAMES,
 }
 
 # Files of ViTModel and ImageGPTModel omit the first part.
 RENAMES = (
     (r"^(embeddings|encoder|layernorm|pooler)\.", r"vit.\1."),
     (r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),
+    *detr.TRANSFORMERS_RENAMES,
 )

@@ -23,7 +23,7 @@ def initialiser(model: nn.Module, image_shape: tuple[int, int, int]) -> Callable
 
 
 def apply_train(
-    model: nn.Module, params: Any, model_state: Any, batch: Batch, key: jax.Array, inputs: Any = None
+    model: nn.Module, params: Any, model_state: Any, batch: Batch, key: jax.Array, inputs: Any = None, **kw: Any
 ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
     """Applies `model` in training mode.
 
@@ -33,6 +33,7 @@ def apply_train(
       batch: with `slot` (b), the examples' indices in the global batch.
       key: key of this step's dropout.
       inputs: input of the model; by default the batch's `image` (b h w c).
+      kw: further arguments of the model.
 
     Returns:
       (output, acts, new model_state).
@@ -44,6 +45,7 @@ def apply_train(
             train=True,
             rngs={"dropout": key},
             mutable=list(model_state) or ["batch_stats"],
+            **kw,
         )
     return output, acts, dict(new)
 

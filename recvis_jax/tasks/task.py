@@ -32,7 +32,8 @@ class Task(NamedTuple):
       weights: {term: its weight}; 1 for terms that are not named.
       couples_examples: whether the loss of an example depends on other examples of its batch (a contrastive loss), so
         that the batch cannot be cut.
-      gives: what `predict` gives: "classes", "numbers", or "other".
+      gives: what `predict` gives: "classes", "numbers", "boxes" (`boxes` (b q 4) in pixels of the image, `labels` and
+        `scores` (b q)), "map" (`map` (b h w), a class a pixel), or "other".
       figure: (params, model_state, batch) -> {title: images (b h w c), scaled like the model's input}, columns of a
         figure that shows what was learned; None if there is nothing to show.
       generate: (params, model_state, keys (b,), **options) -> an example for every key; None if it generates nothing.
@@ -46,7 +47,7 @@ class Task(NamedTuple):
     counts: Callable[[Batch], dict[str, jax.Array]] | None = None
     weights: Mapping[str, float] = MappingProxyType({})
     couples_examples: bool = False
-    gives: Literal["classes", "numbers", "other"] = "other"
+    gives: Literal["classes", "numbers", "boxes", "map", "other"] = "other"
     figure: Callable[[Any, Any, Batch], dict[str, jax.Array]] | None = None
     generate: Callable[..., Any] | None = None
 

@@ -82,16 +82,18 @@ def step_body(
         # Strided rather than contiguous micro-batches: each has an equal share on every device.
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(sums, part):
-            return jax.tree.map(jnp.add, sums, grad(params, model_state, part, key, scale)), None
+        def one(part):
+            grads, (new, sums) = grad(params, model_state, part, key, scale)
+            return grads, (jax.tree.map(jnp.subtract, new, model_state), sums)
 
-        one = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(grad, params, model_state, one, key, scale)
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, one(part)), None
+
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (grads, (new, sums)), _ = jax.lax.scan(add, zero, parts)
-        new = jax.tree.map(lambda x: x / accumulate, new)
-        if "constants" in model_state:  # the mean of equal numbers may differ from them by rounding
-            new = {**new, "constants": model_state["constants"]}
+        (grads, (changes, sums)), _ = jax.lax.scan(add, zero, parts)
+        # Means of changes: the mean of equal numbers, constants or frozen statistics, may differ from them by rounding.
+        new = jax.tree.map(lambda old, change: old + change / accumulate, model_state, changes)
         return grads, (new, sums)
 
     def step(state: State, batch: dict) -> tuple[State, Metrics]:

@@ -44,6 +44,7 @@ SPECS = [
     "flip(1)", "resize(20)", "resize((20, 90))", "resize(80, longest=90)", "random_resize((20, 30, 44))",
     "central_crop((30, 40))", "resize_crop(24, resize=32)", "pad((50, 64))", "resize_pad(64)", "resize_pad((20, 100))",
     "random_resized_crop(32, scale=(0.4, 1))", "random_crop((36, 50), pad=5)", "random_size_crop(20, 50)",
+    "random_zoom((40, 60), 90, before=(50,), crop=(20, 50))",
     "random_resize((50, 60))|random_size_crop(30, 60)|flip|resize_pad(64)|color_jitter(0.1)",
 ]  # fmt: skip
 

@@ -59,6 +59,23 @@ def test_boxes_fit_what_is_drawn(drawn):
     assert min(grown) >= 18 and max(grown) <= 60 and max(grown) > 1.8 * min(grown), "of several sizes"
 
 
+def test_masks_are_what_is_seen_of_the_garments(drawn):
+    """Bars: a mask fills its box but for corners and what later ones hide, and no pixel is of two garments."""
+    for s in drawn:
+        assert s.masks.shape == (len(s.boxes), 96, 96) and s.masks.sum(0).max() == 1
+        hidden = np.zeros((96, 96), bool)
+        for (y, x, bottom, right), mask in reversed([*zip(s.boxes, s.masks, strict=True)]):
+            inside = np.zeros((96, 96), bool)
+            inside[y:bottom, x:right] = True
+            assert not (mask & ~inside).any() and (inside & ~hidden & ~mask).sum() <= 4
+            hidden |= inside
+
+
+def test_the_pictures_are_those_of_the_first_version(drawn):
+    pixels = b"".join(s.image.tobytes() + s.boxes.astype(np.int64).tobytes() for s in drawn)
+    assert hashlib.sha256(pixels).hexdigest()[:16] == "83943e102bf04d0e"
+
+
 def test_scenes_are_a_function_of_split_and_number(drawn):
     again = scenes.scene("train", 7, *garments())
     np.testing.assert_array_equal(again.image, drawn[7].image)
@@ -102,7 +119,7 @@ def prepared(tmp_path_factory):
 
 
 def test_stock_tfds_reads_them(prepared):
-    builder = tfds.builder_from_directory(prepared / "fashion_scenes/1.0.0")
+    builder = tfds.builder_from_directory(prepared / "fashion_scenes/1.1.0")
     train = builder.as_data_source(split="train")
     order = writing.shuffled(range(12), "train")
     pool = [x[writing.shuffled(range(30), "train")[10:]] for x in garments()]
@@ -113,7 +130,18 @@ def test_stock_tfds_reads_them(prepared):
         np.testing.assert_array_equal(example["label"], sorted(set(s.classes)))
         np.testing.assert_allclose(example["objects"]["bbox"], s.boxes / 96, atol=1e-6)
         np.testing.assert_array_equal(example["objects"]["label"], s.classes)
-    assert builders.summary(prepared / "fashion_scenes/1.0.0").splits == {"train": 12, "test": 5}
+    assert builders.summary(prepared / "fashion_scenes/1.1.0").splits == {"train": 12, "test": 5}
+
+
+def test_they_are_read_with_masks(prepared):
+    names = ("image", "masks", "labels", "size", "frame")
+    source = sources.open_split("fashion_scenes", "test", data_dir=str(prepared), fields=names, most_objects=4)
+    assert [f.name for f in source.fields] == ["image", "boxes", "labels", "masks", "size", "frame"]
+    pool = scenes.pool("test", *garments(10))
+    for number, example in zip(writing.shuffled(range(5), "test"), source.read(range(5)), strict=True):
+        np.testing.assert_array_equal(example["masks"], scenes.scene("test", number, *pool).masks)
+    mocked = sources.open_split("fashion_scenes", "test", mock=2, fields=names, most_objects=4)
+    assert [f.name for f in mocked.fields] == [f.name for f in source.fields]
 
 
 def test_they_are_read_as_of_several_labels(prepared):

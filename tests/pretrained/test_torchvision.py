@@ -29,6 +29,8 @@ INFERENCE = {
         {"feat_stem": "stem", "feat_layer2": "stage2/block4", "feat_layer4": "stage4/block3"},
         {},
     ),
+    "tv_fcn_resnet50": ("fcn_resnet50", {"feat_aux": "auxiliary/logits"}, {}),
+    "tv_deeplabv3_resnet50": ("deeplabv3_resnet50", {"feat_aux": "auxiliary/logits"}, {}),
     "tv_wide_resnet50_2": (
         "wide_resnet50_2",
         {"feat_stem": "stem", "feat_layer2": "stage2/block4", "feat_layer4": "stage4/block3"},
