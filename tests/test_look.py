@@ -58,7 +58,7 @@ def test_what_suits_a_network_is_shown_unasked(folder):
     assert looking.usual(asked._replace(images=images[:0])) == ["filters"]  # its data are not there
     model = rv.models.create("mae_b16", patch_size=4, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1,
                              decoder_heads=2)  # fmt: skip
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = model.init(jax.random.key(0), jax.numpy.asarray(images), train=False)
     apply = partial(model.apply, train=False)
     tokens = asked.network._replace(apply=apply, variables=variables, trained=None)
     assert looking.usual(asked._replace(network=tokens)) == ["filters", "attention", "positions"]
@@ -105,7 +105,10 @@ def test_what_cannot_be_shown_is_said(folder):
         (["--weights=nowhere"], "--model is missing"),
         (["--weights=x.npz", "--model=resnet18"], "--out is missing"),
         (["--weights=x.npz", "--split=val", "x.png"], "give images or --split, not both"),
-        (["--weights=x.npz", "--model=resnet18", "--out=x", "--show=maximise", "--units=3,x"], "--units='x'"),
+        (
+            ["--weights=x.npz", "--model=resnet18", "--out=x", "--show=maximise", "--units=3,x"],
+            "--units=x: channels are whole",
+        ),
         (
             ["--weights=x.npz", "--model=resnet18", "--out=x", "--steps=3"],
             "--steps is only for --show=maximise or invert",
