@@ -82,7 +82,7 @@ def lines(found: Found, classes: Sequence[str], threshold: float) -> list[str]:
       ['   50.00%  dog  x 1.0 to 1.0, y 1.0 to 1.0']
     """
     return [
-        f"  {score:7.2%}  {_name(classes, label)}  x {x0:.1f} to {x1:.1f}, y {y0:.1f} to {y1:.1f}"
+        f"  {score:7.2%}  {_name(classes, int(label))}  x {x0:.1f} to {x1:.1f}, y {y0:.1f} to {y1:.1f}"
         for (x0, y0, x1, y1), label, score in zip(found.boxes, found.labels, found.scores, strict=True)
         if score >= threshold
     ]

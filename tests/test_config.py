@@ -13,8 +13,18 @@ from recvis_jax.data import DATASETS
 from recvis_jax.training.step import make_train_step
 
 EVERY = sorted(str(p.relative_to(programs.ROOT)) for p in (programs.ROOT / "configs").rglob("*.py"))
+
+
+def written(path):
+    """What a config's file says, with that of the sibling of which it is a variant."""
+    path = programs.ROOT / path
+    text = path.read_text()
+    sibling = re.search(r'config\.like\(__file__, "(\w+\.py)"', text)
+    return text + (path.with_name(sibling[1]).read_text() if sibling else "")
+
+
 # Whose runs are learnt without gradients.
-LEARNT = [p for p in EVERY if "c.learn = " in (programs.ROOT / p).read_text()]
+LEARNT = [p for p in EVERY if "c.learn = " in written(p)]
 CONFIGS = [p for p in EVERY if p not in LEARNT]
 # A variant of a sibling by one argument, whose smoke run would be the sibling's once more.
 VARIANTS = [p for p in CONFIGS if "config.like(__file__" in (programs.ROOT / p).read_text()]

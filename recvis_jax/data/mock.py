@@ -61,11 +61,11 @@ def _value(
     if field.kind == "frame":
         return np.array([0, 0, w, h], dtype)
     if field.kind == "map":
-        return rng.integers(0, max(2, num_classes), (h, w)).astype(dtype)
+        return rng.integers(0, num_classes or 2, (h, w)).astype(dtype)
     if field.kind == "label" and num_classes and dtype.kind == "f":  # multi-hot
         return np.eye(num_classes, dtype=dtype)[int(rng.integers(num_classes))]
     if field.kind in ("label", "tokens") and dtype.kind in "iu":
-        return rng.integers(0, max(2, num_classes), shape).astype(dtype)
+        return rng.integers(0, num_classes or 2, shape).astype(dtype)
     if dtype.kind == "b":
         return np.zeros(shape, bool)
     whole = tuple(1 if n is None else n for n in shape)
