@@ -43,3 +43,9 @@ def test_every_part_is_touched(request):
     text = "".join(path.read_text() for path in found - {pathlib.Path(__file__)})
     for program in (p.stem for p in package.glob("*.py") if "def define_flags" in p.read_text() and p.stem != "cli"):
         assert re.search(rf'"(recvis_jax\.)?{program}"', text), program
+
+
+def test_no_two_files_have_one_name():
+    """Pytest imports a file of tests by its name alone, so that a second one of that name cannot be collected."""
+    names = [path.name for path in pathlib.Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
