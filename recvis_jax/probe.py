@@ -155,7 +155,7 @@ def probe(
     labelled = any(field.name == "label" for field in info.fields)
     if info.num_classes < (1 if info.multi_label else 2) or not labelled:
         raise errors.BadRequest(
-            "probes need classes, one an image of two or more, or several an image; "
+            "probes need at least two classes, with one or several per image; "
             f"{errors.printable(info.name)} has not."
         )
     if info.multi_label:

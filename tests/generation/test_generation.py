@@ -173,5 +173,5 @@ def test_refusals():
     with pytest.raises(BadRequest, match="beams=0"):
         generation.beam_search(chain(np.zeros((2, 2))), None, 1, 0, 1, 2, beams=0)
     with pytest.raises(BadRequest, match="9 tokens; the model has 5 positions"):
-        tokens, model = jnp.zeros((1, 9), jnp.int32), models.create("igpt_s", **SMALL["igpt_s"])
+        tokens, model = jnp.zeros((1, 9), jnp.int32), models.create("igpt_s", **SMALL)
         jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, train=False))
