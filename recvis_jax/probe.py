@@ -155,8 +155,7 @@ def probe(
     labelled = any(field.name == "label" for field in info.fields)
     if info.num_classes < (1 if info.multi_label else 2) or not labelled:
         raise errors.BadRequest(
-            "probes need at least two classes, with one or several per image; "
-            f"{errors.printable(info.name)} has not."
+            f"probes need at least two classes, with one or several per image; {errors.printable(info.name)} has not."
         )
     if info.multi_label:
         probes.check(protocols, np.zeros((0, info.num_classes)), info.class_names, info.num_classes, max(per_class))
