@@ -43,6 +43,18 @@ def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
     return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
 
 
+def frozen_of(backbone: nn.Module) -> str | None:
+    """Returns a regular expression of the parameters of a submodule `backbone` that the optimizer must not change.
+
+    Example:
+      >>> from recvis_jax import models
+      >>> frozen_of(models.create("resnet18", num_classes=3)) is None
+      True
+    """
+    own = getattr(backbone, "frozen_parameters", None)
+    return own and rf"^backbone.*{own}"
+
+
 def feature_map(acts: Acts, layer: str, size: tuple[int, int]) -> Float[Array, "b h w d"]:
     """Returns a layer's activations as a map of features, which detectors and segmenters read.
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest, choose
 from recvis_jax.models.conv_layers import torch_bias, torch_kernel
-from recvis_jax.models.layer_head import feature_map
+from recvis_jax.models.layer_head import feature_map, frozen_of
 from recvis_jax.models.layers import Acts, Conv, global_avg_pool
 from recvis_jax.models.norms import make_norm
 from recvis_jax.models.tokens import check_rates
@@ -176,8 +176,7 @@ class Segmenter(nn.Module):
     @property
     def frozen_parameters(self) -> str | None:
         """Regular expression of the parameters that the optimizer must not change: the backbone's frozen norms."""
-        own = getattr(self.backbone, "frozen_parameters", None)
-        return own and rf"^backbone.*{own}"
+        return frozen_of(self.backbone)
 
     @nn.compact
     def __call__(

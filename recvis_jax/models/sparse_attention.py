@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from recvis_jax.errors import BadRequest, choose, keywords, shown
-from recvis_jax.models import attention_patterns as patterns
+from recvis_jax.models import attention_patterns
 
 _NEVER = -1e30  # finite: the difference of two is not NaN
 
@@ -49,7 +49,7 @@ def attend(
     Example: equal to attention with a mask
       >>> from recvis_jax.operations import attention
       >>> x = jax.random.normal(jax.random.key(0), (2, 8, 1, 4))
-      >>> dense = attention(x, x, x, jnp.asarray(patterns.local_1d(8, 2, 3)))[0]
+      >>> dense = attention(x, x, x, jnp.asarray(attention_patterns.local_1d(8, 2, 3)))[0]
       >>> bool(jnp.allclose(attend(x, x, x, blocks("local_1d", 8, block=2, memory=3)[0]), dense, atol=1e-5))
       True
     """
@@ -148,8 +148,12 @@ def _arguments(sparse: Any) -> dict[str, Any]:
 
 def dense(kind: str, n: int, merged: bool = False, **kw: Any) -> Bool[np.ndarray, "s n n"]:
     """Returns the masks of the same kinds of heads, for decoding and tests."""
-    makers = {"local_1d": patterns.local_1d, "strided": patterns.strided, "fixed": patterns.fixed}
-    mask = patterns.local_2d(**kw) if kind == "local_2d" else choose(makers, kind, "pattern")(n, **kw)
+    makers = {
+        "local_1d": attention_patterns.local_1d,
+        "strided": attention_patterns.strided,
+        "fixed": attention_patterns.fixed,
+    }
+    mask = attention_patterns.local_2d(**kw) if kind == "local_2d" else choose(makers, kind, "pattern")(n, **kw)
     mask = mask[None] if mask.ndim == 2 else mask
     return np.asarray(mask.any(0, keepdims=True)) if merged else mask
 
@@ -173,7 +177,7 @@ def _cut(n: int, size: int) -> Int[np.ndarray, "g q"]:
 
 
 def _local_1d(n: int, block: int, memory: int, causal: bool = True) -> list[Blocks]:
-    patterns.local_1d(1, block, memory)  # refuses invalid values
+    attention_patterns.local_1d(1, block, memory)  # refuses invalid values
     queries = _cut(n, block)
     keys = np.arange(len(queries))[:, None] * block + np.arange(-memory, block)
     keys = np.where((keys >= 0) & (keys < n), keys, -1)
@@ -184,7 +188,7 @@ def _local_1d(n: int, block: int, memory: int, causal: bool = True) -> list[Bloc
 def _local_2d(
     n: int, h: int, w: int, block: tuple[int, int], memory: tuple[int, int], causal: bool = True
 ) -> list[Blocks]:
-    patterns.local_2d(1, 1, block, memory)
+    attention_patterns.local_2d(1, 1, block, memory)
     if n != h * w:
         raise BadRequest(f"{n} tokens are not an image of {h}x{w}.")
     rows, columns = _cut(h, block[0]), _cut(w, block[1])
@@ -224,7 +228,7 @@ def _pairs(rows: Any, columns: Any, w: int) -> Int[np.ndarray, "g m"]:
 
 
 def _strided(n: int, stride: int) -> list[Blocks]:
-    patterns.strided(1, stride)
+    attention_patterns.strided(1, stride)
     queries = _cut(n, stride)
     before = np.concatenate([np.full((1, stride), -1), queries[:-1]])
     keys = np.concatenate([before, queries], axis=1)
@@ -235,7 +239,7 @@ def _strided(n: int, stride: int) -> list[Blocks]:
 
 
 def _fixed(n: int, stride: int, summary: int = 1) -> list[Blocks]:
-    patterns.fixed(1, stride, summary)
+    attention_patterns.fixed(1, stride, summary)
     queries = _cut(n, stride)
     own = Blocks(queries, queries, queries[:, None] <= queries[..., None])
     ends = queries[:, stride - summary :].reshape(1, -1).repeat(len(queries), axis=0)
