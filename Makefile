@@ -2,6 +2,7 @@
 # make test    sets up everything and runs all tests
 # make test-quick   each test that is not slow with its first parameters: every part, in minutes
 # make test-lowest  those of test-quick with the lowest versions that pyproject.toml names; to be run when a bound changes
+# make docs    the site, in build/site/: a warning or a dead link is an error
 # make lint    formatting, lint and types
 # make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~2 hours
 #
@@ -16,7 +17,7 @@ VERSION := $(if $(RUNS),$(shell $(RUNS) -c 'import sys; print("%d.%d" % sys.vers
 VENV   ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(or $(VERSION),none))
 BIN    := $(VENV)/bin
 
-.PHONY: train test test-quick test-lowest has-python lint setup bench bench-setup
+.PHONY: train test test-quick test-lowest has-python lint docs setup bench bench-setup
 
 train: setup
 	$(BIN)/python -m recvis_jax.prepare --dataset=fashion_mnist
@@ -39,6 +40,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html: open it in a browser"
 
 setup: $(VENV)/installed-$(VERSION)
 

@@ -1,0 +1,29 @@
+"""Reads our docstrings as griffe does Google's: `Example:` is a section of executable examples."""
+
+import re
+
+import griffe
+
+_EXAMPLE = re.compile(r"^Example:[ \t]*(.*)$", re.MULTILINE)
+_REFERENCE = re.compile(r"^Reference:[ \t]*(\S.*)$", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
+    """Renames the sections `Example` and `Reference` of every docstring to what griffe knows."""
+
+    def on_instance(self, *, node, obj, agent, **kwargs) -> None:
+        """Changes the text of one object's docstring before it is parsed."""
+        if obj.docstring:
+            obj.docstring.value = sections(obj.docstring.value)
+
+
+def sections(text: str) -> str:
+    """Returns a docstring whose sections griffe renders.
+
+    Example:
+      >>> sections("Adds.\\n\\nExample: of two\\n  >>> 1 + 1\\n  2")
+      'Adds.\\n\\nExamples: of two\\n  >>> 1 + 1\\n  2'
+      >>> sections("Adds.\\n\\nReference: Peano 1889.")
+      'Adds.\\n\\n**Reference:** Peano 1889.'
+    """
+    return _REFERENCE.sub(r"**Reference:** \1", _EXAMPLE.sub(lambda found: f"Examples: {found[1]}".rstrip(), text))
