@@ -11,7 +11,7 @@ import small
 from safetensors.numpy import load_file
 
 from recvis_jax import errors
-from recvis_jax.data import data_info
+from recvis_jax.data import data_info, opened
 
 
 def paint(folder, classes, count=12):
@@ -146,6 +146,7 @@ DAMAGE = {
     "image_shape": ([8, 8], "image_shape"),
     "multi_label": (0, "multi_label"),
     "statistics": (None, "statistics"),
+    "fields": ([{"name": "image"}], "fields"),
     "splits": ({"train": {"split": "train", "examples": 0, "digest": ""}}, "splits.train.examples is 0"),
 }
 
@@ -165,3 +166,18 @@ def test_a_damaged_record_names_file_and_key(key, tmp_path):
     path.write_text(json.dumps({k: v for k, v in data_info.as_json(good).items() if k != key}))
     with pytest.raises(errors.BadRequest, match=f"has no '{key}'"):
         data_info.read(tmp_path)
+
+
+WRONG = (
+    ("statistics", [1]), ("statistics", "no such"), ("statistics", [[0.5, 0.5], [1, 1]]),
+    ("statistics", [[0.5], ["a"]]), ("buckets", {"words": [8]}), ("buckets", {"words": [[8]]}),
+)  # fmt: skip
+
+
+def test_a_damaged_config_is_refused_though_the_record_is_used(tmp_path):
+    splits = {"train": data_info.Split("train", 5, "x")}
+    info = data_info.DataInfo("fruit", 2, ("apple", "banana"), False, (8, 8, 3), "", "none", splits)
+    recorded = data_info.Recorded(info, tmp_path)
+    for key, value in WRONG:
+        with pytest.raises(errors.BadRequest, match=key):
+            opened.open_data(name="fruit", recorded=recorded, **{key: value})

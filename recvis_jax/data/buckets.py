@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from recvis_jax.data.fields import Field
 from recvis_jax.data.sources import Source
-from recvis_jax.errors import BadRequest, nearest, shown
+from recvis_jax.errors import BadRequest, brief, nearest, shown
 
 _CHUNK = 1000  # examples read at a time for their lengths
 
@@ -69,7 +69,7 @@ def of_source(source: Source, edges: tuple[tuple[str, tuple[int, ...]], ...]) ->
     Raises:
       BadRequest: see `make`.
     """
-    make(dict(edges), source.fields, {name: [0] for name, _ in edges})  # refuses wrong edges before anything is read
+    check(edges, source.fields)
     lengths: dict[str, list[int]] = {name: [] for name, _ in edges}
     for first in range(0, source.length, _CHUNK):
         for example in source.read(np.arange(first, min(first + _CHUNK, source.length))):
@@ -78,9 +78,18 @@ def of_source(source: Source, edges: tuple[tuple[str, tuple[int, ...]], ...]) ->
     return make(dict(edges), source.fields, lengths)
 
 
+def check(edges: tuple[tuple[str, tuple[int, ...]], ...], fields: Sequence[Field]) -> None:
+    """Refuses edges that do not fit the declared fields, without reading any data; see `make`."""
+    make(dict(edges), fields, {name: [0] for name, _ in edges})
+
+
 def as_key(edges: Mapping[str, Any]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Converts the edges of a config to a tuple, which can be compared."""
-    return tuple((str(k), tuple(v) if isinstance(v, tuple | list) else (v,)) for k, v in edges.items())
+    """Converts the edges of a config to a tuple, which can be compared; `BadRequest` for what are no whole numbers."""
+    out = tuple((str(k), tuple(v) if isinstance(v, tuple | list) else (v,)) for k, v in edges.items())
+    for name, values in out:
+        if not all(type(e) is int for e in values):
+            raise BadRequest(f"data.buckets: {brief(name)} takes whole numbers, such as (8, 16), not {shown(values)}.")
+    return out
 
 
 def make(edges: Mapping[str, Any], fields: Sequence[Field], lengths: Mapping[str, Sequence[int]]) -> Buckets:

@@ -9,7 +9,7 @@ import numpy as np
 
 from recvis_jax import errors
 from recvis_jax.data import augment, data_info, pipeline, sources, subset, texts, transforms
-from recvis_jax.data.buckets import Buckets, as_key, of_source
+from recvis_jax.data.buckets import Buckets, as_key, check, of_source
 from recvis_jax.data.fields import Field
 from recvis_jax.data.windows import labelled
 
@@ -239,6 +239,7 @@ def open_data(
     train_source = val_source = None
     if recorded:
         info = recorded.info
+        _check_statistics(statistics, info, "config.data")  # those of the record are used
         host, eval_host = hosts(transform, eval_transform, info.fields, visible)
     else:
         hosts(transform, eval_transform, (), visible)  # refuses wrong ones before any data are opened
@@ -295,14 +296,13 @@ def assemble(
     """
     with errors.at(f"{where}.augment"):
         device = augment.parse(operations, info.num_classes, info.fields, visible)
-    with errors.at(f"{where}.statistics"):  # refuses a wrong name early
-        augment.statistics(info.statistics, info.image_shape[2])
+    _check_statistics(info.statistics, info, where)
     normalise = normaliser(info.statistics)
     if visible and not any(f.kind == "boxes" for f in info.fields):
         raise errors.BadRequest(f"data.visible={visible} concerns boxes, but {errors.printable(info.name)} has none.")
     edges = as_key(buckets or {})
-    if edges and train:
-        of_source(train, edges)  # refuses wrong ones early
+    if edges:  # refuses wrong ones early
+        of_source(train, edges) if train else check(edges, info.fields)
     return Data(
         info=info,
         train=train,
@@ -349,6 +349,12 @@ def first_shape(
         with errors.at(f"{where}.transform"):
             first = transform.fn(np.random.default_rng(0), first)
     return first["image"].shape
+
+
+def _check_statistics(statistics: Any, info: data_info.DataInfo, where: str) -> None:
+    """Refuses wrong ones early."""
+    with errors.at(f"{where}.statistics"):
+        augment.statistics(statistics, info.image_shape[2])
 
 
 def normaliser(statistics: str | tuple | list) -> Callable[[dict], dict]:
