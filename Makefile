@@ -4,6 +4,8 @@
 # make test-lowest  those of test-quick with the lowest versions that pyproject.toml names; to be run when a bound changes
 # make docs    the site, in build/site/: a warning or a dead link is an error
 # make lint    formatting, lint and types
+# make notebooks    the lecture, executed: notebooks/built/*.ipynb with their figures; one of them with ONLY=03
+# make notebooks-check  each notebook twice: both executions must give the same
 # make bench   every benchmark, against PyTorch where there is one (make bench-setup installs it apart), ~2 hours
 #
 # With another Python: make train PYTHON=python3.13. Each has an environment of its own beside .venv, that of python3.
@@ -17,7 +19,7 @@ VERSION := $(if $(RUNS),$(shell $(RUNS) -c 'import sys; print("%d.%d" % sys.vers
 VENV   ?= $(if $(filter python3,$(PYTHON)),.venv,.venv-$(or $(VERSION),none))
 BIN    := $(VENV)/bin
 
-.PHONY: train test test-quick test-lowest has-python lint docs setup bench bench-setup
+.PHONY: train test test-quick test-lowest has-python lint docs notebooks notebooks-check setup bench bench-setup
 
 train: setup
 	$(BIN)/python -m recvis_jax.prepare --dataset=fashion_mnist
@@ -44,6 +46,12 @@ lint: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "build/site/index.html: open it in a browser"
+
+notebooks: setup
+	$(BIN)/python notebooks/build.py $(ONLY)
+
+notebooks-check: setup
+	$(BIN)/python notebooks/build.py --check $(ONLY)
 
 setup: $(VENV)/installed-$(VERSION)
 

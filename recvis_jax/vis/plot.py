@@ -1,5 +1,6 @@
 """The one file that draws."""
 
+import functools
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -269,6 +270,126 @@ def confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str =
                 axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=colour, fontsize=cell)
     _save(figure, path)
     return True
+
+
+@functools.cache
+def _shown() -> type:
+    """Returns matplotlib's figure, with the method by which notebooks show a value."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Shown(Figure):
+        def __init__(self, width: float, height: float) -> None:
+            super().__init__(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.07))
+            FigureCanvasAgg(self)
+
+        def _repr_png_(self) -> bytes:
+            data = io.BytesIO()
+            self.savefig(data, format="png")
+            return data.getvalue()
+
+    return Shown
+
+
+def grid(
+    images: Any,
+    titles: Sequence[str] = (),
+    *,
+    columns: int = 0,
+    size: float = 1.5,
+    limits: tuple[float, float] | None = None,
+    colours: str = "gray",
+) -> Any:
+    """Returns a figure of images in rows, which a notebook shows if it is the last line of a cell.
+
+    Args:
+      images: a list or an array of them, each (h w), (h w 1) or (h w 3); uint8 or numbers.
+      titles: one above each image; empty for none.
+      columns: images in a row; 0 puts all in one row.
+      size: width of an image in inches.
+      limits: values drawn in the first and the last colour. By default 0 and 255 for uint8; 0 and 1 if all values lie
+        between; else the least and the largest of all images.
+      colours: name of matplotlib's colour map for images of one channel.
+
+    Raises:
+      BadRequest: there are no images, or another number of titles.
+
+    Example:
+      >>> figure = grid([np.zeros((4, 4)), np.ones((4, 4))], ["black", "white"])
+      >>> [axes.get_title() for axes in figure.axes]
+      ['black', 'white']
+    """
+    shown = [np.asarray(image) for image in images]
+    if not shown or (len(titles) and len(titles) != len(shown)):
+        raise errors.BadRequest(
+            f"there are {len(shown)} images and {len(titles)} titles; give a title for each, or none."
+        )
+    if limits is None:
+        low, high = min(float(x.min()) for x in shown), max(float(x.max()) for x in shown)
+        inside = 0 <= low and high <= 1
+        limits = (0, 255) if shown[0].dtype == np.uint8 else (0, 1) if inside else (low, high)
+    across = min(columns or len(shown), len(shown))
+    down = -(-len(shown) // across)
+    tall = max(x.shape[0] / x.shape[1] for x in shown) * size + (0.28 * (1 + titles[0].count("\n")) if titles else 0.06)
+    figure = _shown()(across * (size + 0.08), down * tall)
+    for i, place in enumerate(figure.subplots(down, across, squeeze=False).flat):
+        place.set_axis_off()
+        if i < len(shown):
+            x = shown[i][..., 0] if shown[i].ndim == 3 and shown[i].shape[2] == 1 else shown[i]
+            if x.ndim == 3:  # colours are drawn from 0 to 1
+                x = np.clip((x - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)
+            place.imshow(x, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+            place.set_title(titles[i] if titles else "", fontsize=9).set_parse_math(False)
+    return figure
+
+
+def numbers(
+    matrices: Mapping[str, np.ndarray],
+    *,
+    marked: Mapping[str, tuple[int, int, int, int]] | None = None,
+    colours: str = "gray",
+    limits: tuple[float, float] | None = None,
+    size: float = 0.38,
+    form: str = "g",
+) -> Any:
+    """Returns a figure of matrices side by side, with the number in each cell, for notebooks.
+
+    Args:
+      matrices: title -> (n m).
+      marked: title -> (top, left, height, width) of a rectangle of cells with a red border.
+      colours, limits: as of `grid`; by default each matrix has limits of its own.
+      size: side of a cell in inches.
+      form: of the numbers, as in `format(number, form)`.
+
+    Example:
+      >>> figure = numbers({"a": np.eye(2, dtype=int)}, marked={"a": (0, 0, 1, 2)})
+      >>> [text.get_text() for text in figure.axes[0].texts]
+      ['1', '0', '0', '1']
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    shapes = [np.shape(matrix) for matrix in matrices.values()]
+    width = size * sum(m for _, m in shapes) + 0.45 * len(shapes)
+    figure = _shown()(width, size * max(n for n, _ in shapes) + 0.4)
+    places = figure.subplots(1, len(shapes), squeeze=False, width_ratios=[m for _, m in shapes])[0]
+    for place, (title, matrix) in zip(places, matrices.items(), strict=True):
+        values = np.asarray(matrix)
+        low, high = limits or (float(values.min()), float(values.max()))
+        place.imshow(values, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        for (i, j), value in np.ndenumerate(values):
+            red, green, blue, _ = colormaps[colours]((value - low) / max(high - low, 1e-12))
+            bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
+            colour = "black" if bright else "white"
+            place.text(j, i, format(value, form), ha="center", va="center", color=colour, fontsize=22 * size)
+        if marked and title in marked:
+            top, left, h, w = marked[title]
+            place.add_patch(Rectangle((left - 0.5, top - 0.5), w, h, fill=False, edgecolor="red", linewidth=2.5))
+        place.set_xticks([])
+        place.set_yticks([])
+        place.set_title(title, fontsize=9).set_parse_math(False)
+    return figure
 
 
 def _drawable(text: str, known: Mapping[int, Any]) -> str:
