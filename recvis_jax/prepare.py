@@ -114,11 +114,8 @@ def main(argv: list[str]) -> None:
     print(f"  {len(names)} class{'es' * (len(names) != 1)}: {', '.join(names[:20])}{more}")
     if fields := made_of.get("fields"):
         print(f"  fields: {', '.join(field['name'] for field in fields)}")
-        where = (
-            "" if directory.parents[1] == sources.default_data_dir() else f", data_dir={str(directory.parents[1])!r}"
-        )
-        call = f"recvis_jax.data.open({found.name!r}{errors.printable(where)})"
-        print(f"next: {call}; see docs/library.md, Your own boxes and masks")
+        print(next_step(found.name, found.splits, directory.parents[1], sources.default_data_dir(), "boxes"))
+        print("in Python: see docs/library.md, Your own boxes and masks")
         return
     if FLAGS.report:
         print(_write_page(directory, found.name, list(found.splits)))
@@ -146,11 +143,13 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
       splits: split -> number of examples.
       data_dir: where it lies.
       default: where data sets lie by default.
-      kind: "image" or "text".
+      kind: "image", "boxes" or "text".
     """
     if "train" not in splits:
         return f"note: {name} has no training images; a run is trained on another data set of the same classes"
-    other = f"configs/folder/resnet18.py:name={name}"
+    other, batch = f"configs/folder/resnet18.py:name={name}", 64
+    if kind == "boxes":
+        other, batch = f"configs/folder/detector.py:name={name}", 16
     if kind == "text":
         other = f"configs/libreoffice/transformer.py:name={name}"
         if name not in _CONFIGS and "validation" not in splits:
@@ -158,7 +157,7 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
                 f"note: {name} has no validation texts; {other} takes a part of its training texts as --config.data.val"
             )
     config, run, *extra = _CONFIGS.get(name, (other, name))
-    if name not in _CONFIGS and kind == "image":
+    if name not in _CONFIGS and kind != "text":
         count = splits["train"]
         if "validation" in splits:
             extra += ["--config.data.train=train", "--config.data.val=validation"]
@@ -166,7 +165,7 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
             count = count * 9 // 10  # the config keeps a tenth for validation
         if "test" in splits:
             extra.append("--config.data.test=test")
-        if count < _BATCH:
+        if count < batch:
             extra.append(f"--config.batch_size={2 ** int(math.log2(max(count, 1)))}")
     if data_dir.resolve() != default.resolve():
         extra.append(f"--config.data.data_dir={data_dir}")
@@ -175,12 +174,12 @@ def next_step(name: str, splits: Mapping[str, int], data_dir: Path, default: Pat
     )
 
 
-_BATCH = 64  # of configs/folder/resnet18.py
 # Data set -> config, name of the run, and what to change in the config. Digits are not to be mirrored.
 _CONFIGS: dict[str, tuple[str, ...]] = {
     "libreoffice_de": ("configs/libreoffice/transformer.py", "translate"),
     "bible_es": ("configs/bible/transformer.py", "bible"),
     "fashion_mnist": ("configs/fashion_mnist/lenet5.py", "lenet5"),
+    "deepforest": ("configs/deepforest/centre.py", "trees_centre"),
     "fashion_scenes": ("configs/fashion_mnist/adaptation.py:run=scratch", "scratch"),
     "mnist": (
         "configs/fashion_mnist/lenet5.py",
