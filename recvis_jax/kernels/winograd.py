@@ -24,6 +24,9 @@ _LEAST = 2**28
 # Possible numbers of outputs on a side of a tile; larger tiles have larger rounding errors.
 _SIZES = (3, 4)
 
+# Smallest number of channels, with oneDNN's convolutions to choose from and without, as measured (AVX-512 and AVX2).
+_CHANNELS = (64, 32)
+
 # The plain sum must have this many times more products, to make up for the transforms.
 _FEWER = 2.5
 
@@ -72,7 +75,7 @@ def _matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def tiles_pay(image: tuple, kernel: tuple, pads: Any) -> bool:
     """Whether `winograd` is faster by enough to be worth its compilation, as measured."""
     rows, columns = _outputs(image, pads)
-    if kernel[:2] != (3, 3) or min(kernel[2:]) < 64 or min(rows, columns) < 1:
+    if kernel[:2] != (3, 3) or min(kernel[2:]) < _CHANNELS[not onednn.available()] or min(rows, columns) < 1:
         return False
     tiling, outputs = _tiling(rows, columns), rows * columns  # without outputs of tiles beyond the border
     tiles = image[0] * tiling.rows * tiling.columns  # there must be enough to make up for the kernel's transform
