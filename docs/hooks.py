@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import links
+import notebook_pages
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, InclusionLevel
 
@@ -25,10 +26,12 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 
 
 def on_config(config):
-    """Adds the reference to the navigation."""
+    """Adds the notebooks and the reference to the navigation."""
     sys.path.insert(0, str(ROOT))  # here, as MkDocs takes back what a hook changes while it is loaded
     reference = ["api/index.md", {"programs": "api/programs.md"}, *({room: f"api/{room}.md"} for room in ROOMS)]
-    config.nav = [{"API": reference} if "API" in entry else entry for entry in config.nav]
+    scripts = [f"notebooks/{source.stem}.md" for source in notebook_pages.sources()]
+    made = {"Lecture": ["notebooks.md", *scripts], "API": reference}
+    config.nav = [{title: made.get(title, below) for title, below in entry.items()} for entry in config.nav]
     return config
 
 
@@ -37,6 +40,10 @@ def on_files(files, config):
     made = {"index.md": _moved((ROOT / "README.md").read_text(), "README.md", "index.md")}
     made |= {f"api/{room}.md": _reference(room) for room in ROOMS}
     made |= {"api/index.md": _door(), "api/programs.md": _programs()}
+    for source in notebook_pages.sources():
+        made[f"notebooks/{source.stem}.md"], pictures = notebook_pages.page(source)
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     for uri, text in made.items():
         files.append(File.generated(config, uri, content=text))
     for path in sorted(_outside()):

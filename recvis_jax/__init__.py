@@ -5,7 +5,7 @@
     data = rv.data.from_arrays(images, labels, val=0.1)  # or rv.data.open("fashion_mnist")
     model = rv.models.create("lenet5", num_classes=10)
     run = rv.fit(model, data, optax.adam(1e-3), epochs=3)
-    run.evaluate(data.val), run.features(images, "fc1"), run.predict(images), run.save("runs/x"), rv.open("runs/x")
+    run.evaluate(data.val), run.features(images, "features"), run.predict(images), run.save("runs/x"), rv.open("runs/x")
 
 Sub-packages and verbs are loaded on first use. Programs are `python -m recvis_jax.train` and its siblings.
 """

@@ -14,7 +14,7 @@ def of_the_site(monkeypatch, tmp_path):
 
 
 @pytest.mark.every
-@pytest.mark.parametrize("name", ["docstrings", "hooks", "links"])
+@pytest.mark.parametrize("name", ["docstrings", "hooks", "links", "notebook_pages"])
 def test_examples_run(name):
     module = importlib.import_module(name)
     failed, tried = doctest.testmod(module)
