@@ -67,11 +67,11 @@ def detect(
     set_loss = partial(_set_losses, no_object=no_object, l1=l1, giou=giou)
 
     def terms(acts: dict[str, Array], batch: Batch) -> dict[str, Array]:
-        found = set_loss(acts["logits"], acts["boxes"], batch)
-        others = [set_loss(acts[f"{layer}/logits"], acts[f"{layer}/boxes"], batch) for layer in layers]
-        if others:
-            found |= {f"auxiliary_{t}": jnp.stack([other[t] for other in others]).sum(0) for t in TERMS}
-        return found
+        logits = [acts["logits"], *(acts[f"{layer}/logits"] for layer in layers)]
+        placed = [acts["boxes"], *(acts[f"{layer}/boxes"] for layer in layers)]
+        found = set_loss(jnp.stack(logits), jnp.stack(placed), batch)  # one search for all layers
+        others = {f"auxiliary_{t}": found[t][1:].sum(0) for t in TERMS if layers}
+        return {t: found[t][0] for t in TERMS} | others
 
     def counts(batch: Batch) -> dict[str, Array]:
         n = boxes.targets(batch).valid.sum(1, dtype=jnp.float32)
@@ -139,16 +139,17 @@ def valid_of(batch: Batch) -> dict[str, Any]:
 
 
 def _set_losses(
-    logits: Float[Array, "b q k"], predicted: Float[Array, "b q 4"], batch: Batch, **weights: float
-) -> dict[str, Float[Array, "b"]]:
-    """Returns the losses of one decoder layer's predictions, summed over each image's queries or objects."""
+    logits: Float[Array, "l b q k"], predicted: Float[Array, "l b q 4"], batch: Batch, **weights: float
+) -> dict[str, Float[Array, "l b"]]:
+    """Returns the losses of the decoder layers' predictions, summed over each image's queries or objects."""
     true = boxes.targets(batch)
     placed = boxes.centred(boxes.relative(true.boxes, boxes.region(batch)))
 
     def of_image(*image: Array) -> dict[str, Array]:
         return set_losses(*image, **weights)
 
-    return jax.vmap(of_image)(logits, predicted, true.labels, placed, true.valid)
+    of_layer = jax.vmap(of_image)
+    return jax.vmap(lambda *layer: of_layer(*layer, true.labels, placed, true.valid))(logits, predicted)
 
 
 def set_losses(

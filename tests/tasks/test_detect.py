@@ -29,13 +29,13 @@ BACKBONE = dict(name="resnet18", norm="group", norm_groups=2, width=4, blocks=(1
 SHAPE = dict(image_shape=(SIDE, SIDE, 1), num_classes=CLASSES, fields=FIELDS)
 
 
-def make(kind="detr", **kw) -> Task:
+def make(kind="detr", **size) -> Task:
     """A task around a net of few parameters; its dropout draws by slots."""
     if kind == "centre":
-        model = models.create("centre_r18", num_classes=CLASSES, backbone=BACKBONE, width=4, norm="none")
-        return centre(model, **SHAPE, **kw)
-    size = dict(queries=4, width=8, heads=2, encoder_depth=1, decoder_depth=2, hidden=8, dropout=0.1)
-    return detect(models.create("detr_tiny", num_classes=CLASSES, backbone=BACKBONE, **size), **SHAPE, **kw)
+        size = dict(width=4, norm="none") | size
+        return centre(models.create("centre_r18", num_classes=CLASSES, backbone=BACKBONE, **size), **SHAPE)
+    size = dict(queries=4, width=8, heads=2, encoder_depth=1, decoder_depth=2, hidden=8, dropout=0.1) | size
+    return detect(models.create("detr_tiny", num_classes=CLASSES, backbone=BACKBONE, **size), **SHAPE)
 
 
 def example(i):
@@ -216,13 +216,21 @@ def test_what_does_not_fit_is_refused():
         centre(models.create("mlp", num_classes=2), **SHAPE)
 
 
+# Wide enough, and a rate low enough, that five seeds of five learn them: AP50 is 0.82 and more.
+LEARNT = {
+    "detr": (dict(width=32, hidden=64, dropout=0.0), 1e-3, 800),
+    "centre": (dict(width=8, stride=2), 5e-3, 400),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["detr", "centre"])
+@pytest.mark.parametrize("kind", list(LEARNT))
 def test_a_few_pictures_are_learnt_by_heart(kind):
-    task, batch = make(kind), whole_batch()
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
-    variables = task.init(jax.random.key(0))
-    params = variables["params"]
+    size, rate, steps = LEARNT[kind]
+    task, batch = make(kind, **size), whole_batch()
+    schedule = optax.warmup_cosine_decay_schedule(0, rate, 40, steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(schedule))
+    params = task.init(jax.random.key(0))["params"]
     opt_state = optimizer.init(params)
 
     @jax.jit
@@ -236,7 +244,7 @@ def test_a_few_pictures_are_learnt_by_heart(kind):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    for i in range(400):
+    for i in range(steps):
         params, opt_state, value = update(params, opt_state, jax.random.key(i))
     mesh = sharding.make_mesh(jax.devices()[:1])
     measure = evaluator.make_evaluate(task.predict, task.metrics, lambda b: b, mesh)
