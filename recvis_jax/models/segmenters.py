@@ -1,19 +1,24 @@
 """Semantic segmentation: a backbone of dense features, and a head that names the class of every pixel."""
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from recvis_jax.errors import BadRequest, choose
-from recvis_jax.models.conv_layers import torch_bias, torch_kernel
 from recvis_jax.models.layer_head import feature_map, frozen_of
-from recvis_jax.models.layers import Acts, Conv, global_avg_pool
+from recvis_jax.models.layers import Acts, global_avg_pool
 from recvis_jax.models.norms import make_norm
+from recvis_jax.models.segment_heads import (
+    DeepLabHead,
+    FCNHead,
+    LinearHead,
+    MaskHead,
+    SkipHead,
+    UNetHead,
+    enlarged,
+)
 from recvis_jax.models.tokens import check_rates
 
 _DENSE = dict(output_stride=8)
@@ -22,112 +27,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fcn_r101": dict(backbone=dict(name="resnet101", **_DENSE), head="fcn"),
     "deeplabv3_r50": dict(backbone=dict(name="resnet50", **_DENSE), head="deeplabv3"),
     "deeplabv3_r101": dict(backbone=dict(name="resnet101", **_DENSE), head="deeplabv3"),
+    **{f"{head}_vgg16": dict(backbone=dict(name="vgg16"), head=head) for head in ("fcn32", "fcn16", "fcn8")},
+    "unet_r18": dict(backbone=dict(name="resnet18"), head="unet"),
     "segment_vit_s16": dict(backbone=dict(name="vit_s16"), head="linear"),
+    "segment_vit_s16_mask": dict(backbone=dict(name="vit_s16"), head="mask"),
 }
 
 
-def enlarged(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b i j c"]:
-    """Bilinear interpolation to `size`, centres of pixels aligned (PyTorch's `align_corners=False`)."""
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
-
-
-class ConvNorm(nn.Module):
-    """relu(norm(convolution)), without bias.
-
-    Attributes:
-      width: output channels.
-      size: rows and columns of the kernel.
-      dilation: distance between the pixels that it reads.
-      norm: see `make_norm`.
-      dtype: of the computation.
-    """
-
-    width: int
-    size: int = 1
-    dilation: int = 1
-    norm: str = "batch"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w d"]:
-        kw = dict(padding=self.size // 2 * self.dilation, kernel_dilation=self.dilation, use_bias=False)
-        x = Conv(self.width, (self.size, self.size), kernel_init=torch_kernel, dtype=self.dtype, name="conv", **kw)(x)
-        return nn.relu(make_norm(self.norm, dtype=self.dtype)(name="norm")(x, train=train))
-
-
-class FCNHead(nn.Module):
-    """A 3x3 convolution with a norm to a quarter of the channels, dropout, and the classes by a 1x1 convolution.
-
-    Reference: Long, Shelhamer & Darrell 2015, "Fully convolutional networks for semantic segmentation", in the form of
-      torchvision, on dilated features.
-    """
-
-    num_classes: int
-    norm: str
-    dropout: float
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w k"]:
-        x = ConvNorm(max(1, x.shape[-1] // 4), 3, norm=self.norm, dtype=self.dtype, name="hidden")(x, train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _classes(self.num_classes, x, self.dtype)
-
-
-class DeepLabHead(nn.Module):
-    """Atrous spatial pyramid pooling: 1x1 and dilated 3x3 convolutions and the mean of the image, side by side.
-
-    Attributes:
-      num_classes: k.
-      width: channels of every branch.
-      rates: dilations of the 3x3 convolutions.
-      norm: of all convolutions.
-      dropout: probability that a unit is dropped behind the branches, in training.
-      dtype: of the computation.
-
-    Reference: Chen et al. 2017, "Rethinking atrous convolution for semantic image segmentation", section 3.3.
-    """
-
-    num_classes: int
-    width: int
-    rates: tuple[int, ...]
-    norm: str
-    dropout: float
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w k"]:
-        unit = partial(ConvNorm, self.width, norm=self.norm, dtype=self.dtype)
-        branches = [unit(name="branch0")(x, train)]
-        for i, rate in enumerate(self.rates, 1):
-            branches.append(unit(3, rate, name=f"branch{i}")(x, train))
-        whole = unit(name="pooled")(global_avg_pool(x)[:, None, None], train)
-        branches.append(jnp.broadcast_to(whole, branches[0].shape))
-        x = unit(name="project")(jnp.concatenate(branches, -1), train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _classes(self.num_classes, unit(3, name="hidden")(x, train), self.dtype)
-
-
-class LinearHead(nn.Module):
-    """The classes by a 1x1 convolution: what the features alone tell.
-
-    Reference: Strudel et al. 2021, "Segmenter: transformer for semantic segmentation", section 3.2, the linear decoder.
-    """
-
-    num_classes: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w k"]:
-        return _classes(self.num_classes, x, self.dtype)
-
-
-def _classes(num_classes: int, x: Array, dtype: Any) -> Array:
-    kw = dict(kernel_init=torch_kernel, bias_init=torch_bias(x.shape[-1]), dtype=dtype, name="classes")
-    return Conv(num_classes, (1, 1), **kw)(x).astype(jnp.float32)
-
-
-HEADS = ("deeplabv3", "fcn", "linear")
+# Of these heads, how many maps are read that are finer than the last; -1 for all.
+SKIPS = {"fcn32": 0, "fcn16": 1, "fcn8": 2, "unet": -1}
+HEADS = ("deeplabv3", "fcn", *SKIPS, "linear", "mask")
 
 
 class Segmenter(nn.Module):
@@ -137,7 +46,8 @@ class Segmenter(nn.Module):
       backbone: `__call__(image, *, train) -> (output, acts)`; its output is not used. Residual networks want
         `output_stride` 8 or 16.
       num_classes: k, with the background where there is one.
-      head: 'fcn', 'deeplabv3' or 'linear'.
+      head: 'fcn', 'deeplabv3', 'linear' or 'mask' read one map; 'fcn32' does, too, 'fcn16' and 'fcn8' one and two finer
+        maps beside it, 'unet' all finer ones: the last map of each size. These want a backbone without dilation.
       layer: name in the backbone's `acts` of what the head reads, maps or tokens of patches; empty for the last.
       auxiliary_layer: name of an earlier layer that an FCN head of its own reads, whose loss is added in training;
         empty for none.
@@ -195,7 +105,8 @@ class Segmenter(nn.Module):
         """
         size, acts = x.shape[1:3], self.backbone(x, train=train)[1]
         features = feature_map(acts, self.layer, size)
-        acts["coarse"] = self.make_head()(features, train)
+        read = features if self.head not in SKIPS else [features, *finer(acts, features, SKIPS[self.head])]
+        acts["coarse"] = self.make_head()(read, train)
         acts["features"] = global_avg_pool(features)
         if self.auxiliary_layer:
             early = FCNHead(self.num_classes, self.norm, min(0.1, self.dropout), self.dtype, name="auxiliary_head")
@@ -207,7 +118,39 @@ class Segmenter(nn.Module):
         """Returns the module of the head."""
         if self.head == "linear":
             return LinearHead(self.num_classes, self.dtype, name="head")
+        if self.head == "mask":
+            return MaskHead(self.num_classes, self.dropout, self.dtype, name="head")
+        if self.head == "unet":
+            return UNetHead(self.num_classes, self.norm, self.dtype, name="head")
+        if self.head in SKIPS:
+            return SkipHead(self.num_classes, self.dropout, self.dtype, name="head")
         if self.head == "fcn":
             return FCNHead(self.num_classes, self.norm, self.dropout, self.dtype, name="head")
         kw = dict(rates=self.rates, norm=self.norm, dropout=self.dropout, dtype=self.dtype, name="head")
         return DeepLabHead(self.num_classes, self.width, **kw)
+
+
+def finer(acts: Acts, last: Float[Array, "b h w d"], most: int) -> list[Float[Array, "b _ _ _"]]:
+    """Returns the maps that are finer than the last, the last one of each size, from coarse to fine.
+
+    Args:
+      acts: a model's named intermediates.
+      last: the map that they are finer than.
+      most: how many are returned; -1 for all.
+
+    Raises:
+      BadRequest: the backbone has fewer.
+
+    Example:
+      >>> acts = {"a": jnp.zeros((1, 8, 8, 3)), "b": jnp.zeros((1, 4, 4, 5)), "c": jnp.zeros((1, 2, 2, 7))}
+      >>> [x.shape[1] for x in finer(acts, acts["c"], 1)], [x.shape[1] for x in finer(acts, acts["c"], -1)]
+      ([4], [4, 8])
+    """
+    sizes = {x.shape[1:3]: x for x in acts.values() if x.ndim == 4 and x.shape[1] > last.shape[1]}
+    found = [sizes[size] for size in sorted(sizes)]
+    if (not found and most) or len(found) < most:
+        raise BadRequest(
+            f"the head reads {max(most, 1)} maps that are finer than the last, and the backbone has {len(found)}: take "
+            "a convolutional one without output_stride, or head='linear'."
+        )
+    return found if most < 0 else found[:most]

@@ -149,8 +149,8 @@ def segmenter(model: Segmenter) -> Table:
     Raises:
       BadRequest: a head that torchvision does not have.
     """
-    if model.head == "linear":
-        raise BadRequest("torchvision has no segmenter with a linear head.")
+    if model.head not in ("fcn", "deeplabv3"):
+        raise BadRequest(f"torchvision has no segmenter with a head like {model.head!r}.")
     rows = (*within(RESNET, "backbone", "backbone"), *_fcn_head("aux_classifier", "auxiliary_head"))
     if model.head == "fcn":
         return (*rows, *_fcn_head("classifier", "head"))

@@ -1,5 +1,6 @@
 """One contract for every model of `models.DENSE`, and what is DETR's and the segmenters' own."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from recvis_jax import models, trees
 from recvis_jax.errors import BadRequest
-from recvis_jax.models import detr
+from recvis_jax.models import detr, segment_heads, segmenters
 
 BACKBONE = dict(name="resnet18", norm="frozen", width=4, blocks=(1, 1))
 SMALL = {
@@ -15,7 +16,10 @@ SMALL = {
     "centre_r18": dict(width=4, norm="none"),
     "fcn_r50": dict(norm="none", dropout=0.0, auxiliary_layer="stage1/block1"),
     "deeplabv3_r50": dict(norm="none", dropout=0.0, width=4, rates=(1, 2)),
+    "fcn16_vgg16": dict(dropout=0.0),
+    "unet_r18": dict(norm="none"),
     "segment_vit_s16": dict(),
+    "segment_vit_s16_mask": dict(dropout=0.0),
 }
 SHAPES = {"detr_tiny": (2, 3, 6), "centre_r18": (2, 8, 12, 5)}
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 48, 3)), jnp.float32)
@@ -109,3 +113,48 @@ def test_dilation_keeps_the_size_and_the_weights():
         models.create("fcn_r50", num_classes=2, head="fcm")
     with pytest.raises(BadRequest, match="output_stride=16 needs bottleneck=True"):
         models.create("resnet18", output_stride=16)
+
+
+def maps(*sizes, channels=3):
+    rng = np.random.default_rng(2)
+    return [jnp.asarray(rng.normal(size=(1, *size, channels)), jnp.float32) for size in sizes]
+
+
+def test_skips_begin_at_zero_and_are_added_to_enlarged_scores():
+    coarse, finer = maps((2, 3), (4, 5))
+    head = segment_heads.SkipHead(2)
+    found, variables = head.init_with_output(jax.random.key(0), [coarse, finer], False)
+    alone = head.apply({"params": {"classes": variables["params"]["classes"]}}, [coarse], False)
+    np.testing.assert_allclose(found, segment_heads.enlarged(alone, (4, 5)), atol=1e-6)
+    kernel = np.arange(6.0).reshape(1, 1, 3, 2)
+    variables["params"]["skip0"]["kernel"] = jnp.asarray(kernel)
+    np.testing.assert_allclose(head.apply(variables, [coarse, finer], False), found + finer @ kernel[0, 0], atol=1e-5)
+
+
+def test_up_convolution_gives_every_place_four_values_of_its_own():
+    coarse, finer = maps((2, 2), (3, 4))
+    _, variables = segment_heads.UNetHead(2, "none").init_with_output(jax.random.key(0), [coarse, finer], False)
+    kernel = np.asarray(variables["params"]["up0"]["kernel"])
+    expected = np.einsum("bijc,uvcd->biujvd", coarse, kernel).reshape(1, 4, 4, 3)[:, :3]
+    seen = []
+    with nn.intercept_methods(lambda f, a, k, c: (y := f(*a, **k), seen.append((c.module.name, a, y)))[0]):
+        segment_heads.UNetHead(2, "none").apply(variables, [coarse, finer], False)
+    joined = next(a[0] for name, a, _ in seen if name == "level0_0")
+    turned = np.einsum("bijc,uvcd->biujvd", coarse, kernel[::-1, ::-1]).reshape(1, 4, 4, 3)[:, :3]
+    assert any(np.allclose(joined[..., :3], up, atol=1e-5) for up in (expected, turned))
+    np.testing.assert_array_equal(joined[..., 3:], finer)
+
+
+def test_mask_scores_are_cosines_and_follow_a_permutation_of_patches():
+    """No positions in the head: moved patches have moved scores; cosines lie in [-1, 1] before their norm."""
+    (x,) = maps((2, 3), channels=4)
+    head = segment_heads.MaskHead(3)
+    found, variables = head.init_with_output(jax.random.key(0), x, False)
+    np.testing.assert_allclose(head.apply(variables, x[:, ::-1], False), found[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(found.mean(-1), 0, atol=1e-5)
+
+
+def test_finer_maps_that_are_not_there_are_refused():
+    acts = {"a": jnp.zeros((1, 4, 4, 2)), "b": jnp.zeros((1, 2, 2, 2))}
+    with pytest.raises(BadRequest, match="the head reads 2 maps that are finer than the last, and the backbone has 1"):
+        segmenters.finer(acts, acts["b"], 2)
