@@ -3,7 +3,7 @@
   python -m recvis_jax.prepare --dataset=fashion_scenes
   python -m recvis_jax.train --config=configs/fashion_scenes/segment.py --workdir=runs/scenes_segment
 
-Arguments: `head` (deeplabv3 or fcn). Not measured to its end.
+Arguments: `head` (deeplabv3, fcn, or fcn8 and unet, whose network is not dilated). Not measured to its end.
 """
 
 import ml_collections
@@ -26,7 +26,9 @@ def get_config(arg=None):
     c.data.most_objects = 4
     c.data.augment = "flip"
     c.data.statistics = ((0.3,), (0.25,))
-    backbone = dict(name="resnet50", norm="group", width=16, blocks=(1, 1, 2, 1), output_stride=8)
+    backbone = dict(name="resnet50", norm="group", width=16, blocks=(1, 1, 2, 1))
+    if arg.head in ("deeplabv3", "fcn"):
+        backbone.update(output_stride=8)
     c.model = dict(name="deeplabv3_r50", head=arg.head, backbone=backbone, num_classes=11)
     c.model.update(norm="group", width=64, rates=(2, 4, 6), dropout=0.0)
     c.task = dict(name="segment")

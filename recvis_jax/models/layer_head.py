@@ -61,14 +61,14 @@ def feature_map(acts: Acts, layer: str, size: tuple[int, int]) -> Float[Array, "
     Args:
       acts: a model's named intermediates.
       layer: the name of one, of maps (b h w d) or of tokens of patches (b n d), perhaps after a class token. Empty for
-        `tokens`, or the last map where there are none.
+        `tokens`, or where there are none for the last of the smallest maps.
       size: rows and columns of the image.
 
     Raises:
       BadRequest: a layer that the model does not have, or that is neither maps nor tokens of square patches.
     """
-    maps = ["", *(name for name, x in acts.items() if x.ndim == 4)]
-    name = layer or ("tokens" if "tokens" in acts else maps[-1])
+    maps = sorted((n for n, x in acts.items() if x.ndim == 4), key=lambda n: -acts[n].shape[1])  # stable
+    name = layer or ("tokens" if "tokens" in acts else ["", *maps][-1])
     if name not in acts:
         raise BadRequest(f"the backbone has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
     x = acts[name]

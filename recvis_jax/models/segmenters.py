@@ -146,7 +146,8 @@ def finer(acts: Acts, last: Float[Array, "b h w d"], most: int) -> list[Float[Ar
       >>> [x.shape[1] for x in finer(acts, acts["c"], 1)], [x.shape[1] for x in finer(acts, acts["c"], -1)]
       ([4], [4, 8])
     """
-    sizes = {x.shape[1:3]: x for x in acts.values() if x.ndim == 4 and x.shape[1] > last.shape[1]}
+    ordered = sorted(acts.items(), key=lambda item: item[0] != "stem")  # some models name it last
+    sizes = {x.shape[1:3]: x for _, x in ordered if x.ndim == 4 and x.shape[1] > last.shape[1]}
     found = [sizes[size] for size in sorted(sizes)]
     if (not found and most) or len(found) < most:
         raise BadRequest(
