@@ -172,7 +172,7 @@ def make_run(
         optimizer = Optimizer(lambda params: (), lambda grads, state, params: (grads, state), None)
     else:
         errors.check_kwargs(make_optimizer, optim, "config.optim", given=from_run)
-        optim = {**optim, "freeze": _frozen(net, shapes["params"], optim.get("freeze"))}
+        optim = {**optim, "freeze": frozen_in(net, shapes["params"], optim.get("freeze"))}
         with errors.at("config.optim"):
             optimizer = make_optimizer(
                 **optim, params=shapes["params"], total_steps=total, steps_per_epoch=per_epoch, batch_size=batch_size
@@ -266,7 +266,7 @@ def open_mesh(sharding: str | dict, devices: Sequence[jax.Device] | None = None)
     return make_mesh(devices, **section), section.get("strategy", "replicate"), rules
 
 
-def _frozen(model: Any, params: Any, freeze: str | tuple | list | None) -> tuple | None:
+def frozen_in(model: Any, params: Any, freeze: str | tuple | list | None = None) -> tuple | None:
     """Returns the patterns of frozen parameters: the user's, and those of the model itself."""
     own = getattr(model, "frozen_parameters", None)
     found = own and any(re.search(own, name) for name in trees.flatten(params))

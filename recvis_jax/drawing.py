@@ -1,4 +1,4 @@
-"""Images that a trained model draws or completes."""
+"""Images that a trained model draws, completes or reconstructs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,6 +67,23 @@ def draw(
         return {"images": images}
     given = np.where(np.asarray(known)[..., None], originals, 0.5)
     return {"originals": originals, "given": given, "images": images}
+
+
+def reconstruct(run: build.Run, params: Any, model_state: Any, images: jax.Array) -> dict[str, np.ndarray]:
+    """Returns the pictures {name: (n h w c) in [0, 1]} of the task's figure, such as a masked autoencoder's.
+
+    Args:
+      run: with a task that has a figure.
+      params, model_state: of the trained model.
+      images: (n h w c) of the run's shape, uint8 or float in [0, 1].
+
+    Raises:
+      BadRequest: the run's task has no figure.
+    """
+    if run.task.figure is None:
+        raise errors.BadRequest(f"{type(run.model).__name__} of this run reconstructs nothing: its task is not 'mae'.")
+    found = jax.jit(run.task.figure)(params, model_state, run.data.preprocess({"image": images}))
+    return {name: np.clip(np.asarray(run.data.denormalise(x)), 0, 1) for name, x in found.items()}
 
 
 def _images(run: build.Run, split: str, number: int) -> np.ndarray:

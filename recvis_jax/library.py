@@ -40,6 +40,7 @@ def fit(
     ema_decay: float | None = None,
     eval_every: int | float = 1.0,
     early_stop: int = 0,
+    init_from: str | dict | None = None,
     progress: bool = True,
 ) -> "Model":
     """Trains a model and returns it with its last state, or with its best state if there are validation data.
@@ -56,6 +57,8 @@ def fit(
       ema_decay: of the moving average of parameters, which is then evaluated instead of them.
       eval_every: how often validation data are evaluated, in steps if an int, in epochs if a float.
       early_stop: evaluations without a new best after which training ends; 0 for never.
+      init_from: weights to start from, of a file or of the folder of a run, as configs name them: see
+        `build.initial_state`. For a `probe` they are its backbone's, which is frozen unless the model says otherwise.
       progress: whether a bar, or a line for each evaluation, is shown.
 
     Raises:
@@ -72,16 +75,20 @@ def fit(
     objective = task or build.make_task(data, model)
     mesh, strategy, rules = build.open_mesh("replicate")
     distributed.check_batch(batch_size, accumulate, mesh.size, "batch_size")
+    tx, params = optim.of_optax(optimizer), jax.eval_shape(lambda: objective.init(jax.random.key(0)))["params"]
+    if frozen := build.frozen_in(model, params):
+        tx = optim.held(tx, params, frozen)
     run = build.assemble(
-        data, model, objective, optim.of_optax(optimizer), total_steps=total, batch_size=batch_size, seed=seed,
+        data, model, objective, tx, total_steps=total, batch_size=batch_size, seed=seed,
         ema=ema_decay is not None, mesh=mesh, strategy=strategy, rules=rules,
     )  # fmt: skip
     training = fitting.prepare(run, accumulate=accumulate, ema_decay=ema_decay)
     often = eval_every if isinstance(eval_every, int) else max(1, round(eval_every * run.steps_per_epoch))
     every = {"log_every": max(1, total // 50), "eval_every": often, "checkpoint_every": total + 1}
+    state = build.initial_state(run, init_from, print if progress else lambda line: None)
     keeper, records = memory.Memory(), memory.Records(total, progress)
     try:
-        done = fitting.fit(training, run.create(), keeper, records, every=every, early_stop=early_stop)
+        done = fitting.fit(training, state, keeper, records, every=every, early_stop=early_stop)
     finally:
         records.close()
     best = keeper.best_step()
@@ -329,6 +336,50 @@ class Model:
           1
         """
         return translating.translate(self.run, self.params, self.model_state, texts, **options)
+
+    def attended(self, source: str, target: str, kind: str = "cross", **which: int) -> translating.Attended:
+        """Returns the attention weights of a text and its translation, with the tokens of rows and columns.
+
+        Args:
+          source, target: the texts.
+          kind: "encoder", "decoder" or "cross" (the translation to the source).
+          **which: `layer` and `head`, numbers from 0; all by default.
+
+        Raises:
+          BadRequest: the model cannot translate; an unknown kind, layer or head.
+
+        Example: see `translate` for the model
+          >>> texts = recvis_jax.data.from_texts([("a cat", "eine Katze")] * 8)
+          >>> sizes = dict(width=8, heads=2, encoder_depth=1, decoder_depth=1, hidden=8)
+          >>> model = models.create("transformer_base", vocabulary=texts.info.vocabulary.size, **sizes)
+          >>> objective = task(model, texts, "translate")
+          >>> found = fit(model, texts, optax.adam(1e-3), steps=1, batch_size=8, task=objective, progress=False)
+          >>> seen = found.attended("a cat", "eine Katze")
+          >>> list(seen.maps), seen.columns
+          (['layer 0, head 0', 'layer 0, head 1'], ['a', '␣cat', '<end>'])
+        """
+        return translating.attended(self.run, self.params, self.model_state, source, target, kind, **which)
+
+    def reconstruct(self, images: Any) -> dict[str, np.ndarray]:
+        """Returns what a masked autoencoder makes of images (n h w c) of the run's shape, all in [0, 1].
+
+        Which patches are masked depends on an image's pixels alone.
+
+        Returns:
+          `masked`, in which masked patches have the mean colour of the data; `reconstruction`, whose visible patches
+          are the image's own; `original`.
+
+        Raises:
+          BadRequest: images of another shape or type, or another kind of model.
+
+        Example:
+          >>> sizes = dict(patch_size=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+          >>> model = models.create("mae_b16", **sizes)
+          >>> found = fit(model, data, optax.adam(1e-3), steps=1, task=task(model, data, "mae"), progress=False)
+          >>> {name: x.shape for name, x in found.reconstruct(images[:2]).items()}
+          {'masked': (2, 8, 8, 1), 'reconstruction': (2, 8, 8, 1), 'original': (2, 8, 8, 1)}
+        """
+        return drawing.reconstruct(self.run, self.params, self.model_state, self._images(images))
 
     def save(self, folder: str | Path) -> Path:
         """Writes the model as a run, for `recvis_jax.open` and the programs; the data are not copied.

@@ -108,3 +108,17 @@ def from_examples(examples: Any, fields: Any, **kw: Any) -> Any:
 
     errors.check_kwargs(arrays.from_examples, kw, "from_examples", given=("examples", "fields"))
     return arrays.from_examples(examples, fields, **kw)
+
+
+def from_texts(pairs: Any, **kw: Any) -> Any:
+    """Makes a data set from texts and their translations; see `data.arrays.from_texts`.
+
+    Example:
+      >>> from_texts([("a cat", "eine Katze"), ("a dog", "ein Hund")] * 3, val=0.5).val.length
+      3
+    """
+    from recvis_jax import errors
+    from recvis_jax.data import arrays
+
+    errors.check_kwargs(arrays.from_texts, kw, "from_texts", given=("pairs",))
+    return arrays.from_texts(pairs, **kw)

@@ -1,4 +1,4 @@
-"""Data sets from what is in memory: `from_arrays(images, labels, val=0.1)`, `from_examples(examples, fields)`."""
+"""Data sets from what is in memory: arrays of images, examples with declared fields, texts and their translations."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from recvis_jax import errors
-from recvis_jax.data import data_info, pipeline
+from recvis_jax.data import data_info, pipeline, texts
 from recvis_jax.data.fields import Field, check, image_and_label, stack, unpadded
 from recvis_jax.data.opened import Data, assemble, first_shape, hosts
 from recvis_jax.data.sources import Indices, NoSplit, Source, parts_of
+from recvis_jax.data.text import Vocabulary
 
 Held = float | tuple[Any, Any] | None
 
@@ -119,21 +120,65 @@ def from_examples(
     """
     declared = tuple(fields)
     check(declared)
-    parts: dict[str, list[Mapping[str, Any]]] = {}
-    rows = np.random.default_rng(seed).permutation(len(examples))
-    for split, held in (("test", test), ("val", val)):
-        if held is None:
-            continue
-        if isinstance(held, int | float):
-            cut = _cut(split, held, len(examples), len(rows))
-            parts[split] = [examples[i] for i in rows[:cut]]
-            rows = rows[cut:]
-        else:
-            parts[split] = list(held)
-    parts["train"] = [examples[i] for i in np.sort(rows)]
+    parts = _shared(examples, {"test": test, "val": val}, seed)
     count = len(class_names) or _classes(declared, parts["train"])
     sources = {s: _of_examples(f"{name}/{s}", s, p, declared, count, tuple(class_names)) for s, p in parts.items()}
     return _opened(name, sources, transform, eval_transform, augment, statistics, visible, buckets)
+
+
+def from_texts(
+    pairs: Sequence[tuple[str, str]],
+    *,
+    val: float | Sequence[tuple[str, str]] | None = None,
+    test: float | Sequence[tuple[str, str]] | None = None,
+    text: Mapping[str, Any] | None = None,
+    buckets: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    name: str = "texts",
+) -> Data:
+    """Makes a data set from texts and their translations, which stay in memory.
+
+    Args:
+      pairs: (text, translation).
+      val, test: data for validation and for testing: a share of the pairs, drawn with `seed`, or pairs; None for no
+        such split.
+      text: how texts become tokens, keys of `data.texts.Texts`, such as {"kind": "bpe", "tokens": 400, "most": 20}. The
+        vocabulary is learnt from the training pairs alone.
+      buckets: see `data.opened.open_data`.
+      seed: for the draw of `val` and `test`.
+      name: for messages.
+
+    Raises:
+      BadRequest: no pairs, a pair that is not two texts, or an empty text; an unknown key of `text`.
+
+    Example:
+      >>> data = from_texts([("one cat", "eine Katze"), ("two cats", "zwei Katzen")] * 5, test=0.2)
+      >>> data.train.length, [f.name for f in data.info.fields]
+      (8, ['source', 'target'])
+      >>> data.info.vocabulary.pieces(data.train.read([0])[0]["target"])
+      ['eine', '␣Katze', '<end>']
+    """
+    errors.check_kwargs(texts.Texts, text or {}, "text")
+    how = texts.Texts(**(text or {}))
+    shares = _shared(list(pairs), {"test": test, "val": val}, seed)
+    raw = {split: texts.of_pairs(f"{name}/{split}", split, rows) for split, rows in shares.items()}
+    vocabulary = texts.vocabulary_of(raw["train"], how)
+    there = {split: texts.as_tokens(source, vocabulary, how, split == "train") for split, source in raw.items()}
+    return _opened(name, there, "", "", "", "none", buckets=buckets, vocabulary=vocabulary)
+
+
+def _shared(examples: Sequence[Any], held: Mapping[str, Any], seed: int) -> dict[str, list[Any]]:
+    """Returns {split: examples}: those given, or a share that is drawn; the rest is "train", in order."""
+    parts: dict[str, list[Any]] = {}
+    rows = np.random.default_rng(seed).permutation(len(examples))
+    for split, part in held.items():
+        if isinstance(part, int | float):
+            cut = _cut(split, part, len(examples), len(rows))
+            parts[split] = [examples[i] for i in rows[:cut]]
+            rows = rows[cut:]
+        elif part is not None:
+            parts[split] = list(part)
+    return {**parts, "train": [examples[i] for i in np.sort(rows)]}
 
 
 def _cut(split: str, held: Any, count: int, left: int) -> int:
@@ -262,6 +307,7 @@ def _opened(
     statistics: Any,
     visible: float = 0.0,
     buckets: Mapping[str, Any] | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Data:
     """Returns the data set made of sources that are in memory."""
     train = there["train"]
@@ -272,7 +318,7 @@ def _opened(
     splits = {s: data_info.Split(s, source.length, source.digest) for s, source in there.items()}
     info = data_info.DataInfo(
         name, train.num_classes, train.class_names, train.multi_label, shape, eval_transform, statistics, splits,
-        train.fields,
+        train.fields, vocabulary,
     )  # fmt: skip
 
     def part(expression: str, which: str = "") -> Source:

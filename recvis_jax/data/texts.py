@@ -1,5 +1,8 @@
-"""Sources of texts and their translations, prepared or artificial, read as tokens of a vocabulary."""
+"""Sources of texts and their translations, prepared, given or artificial, read as tokens of a vocabulary."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -80,6 +83,30 @@ def open_split(name: str, split: str, how: Texts, *, data_dir: str | None = None
 
     return Source(
         f"{name}/{split}", len(data), read, (0, 0, 0), 0, (), stretches, digest=prepared.digest_of(builder)
+    )  # fmt: skip
+
+
+def of_pairs(name: str, split: str, pairs: Sequence[Any]) -> Source:
+    """Makes a split of texts from pairs in memory, with the examples of `open_split`.
+
+    Raises:
+      BadRequest: there is none, or one that is not two texts that are not empty.
+
+    Example:
+      >>> of_pairs("mine", "train", [("a cat", "eine Katze")]).read([0])
+      [{'source': 'a cat', 'target': 'eine Katze'}]
+    """
+    if not pairs:
+        raise errors.BadRequest(f"{name} has no pairs of texts.")
+    for i, pair in enumerate(pairs):
+        good = isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(t, str) and t.strip() for t in pair)
+        if not good:
+            raise errors.BadRequest(f"{name}, pair {i}: {errors.shown(pair)} is not a text and its translation.")
+    kept = [dict(zip(SIDES, pair, strict=True)) for pair in pairs]
+    digest = hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
+    return Source(
+        name, len(kept), lambda indices: [dict(kept[i]) for i in np.asarray(indices, int)], (0, 0, 0), 0, (),
+        ((split, 0, len(kept)),), digest=digest,
     )  # fmt: skip
 
 

@@ -57,6 +57,32 @@ def of_optax(transformation: Any) -> Optimizer:
     return Optimizer(transformation.init, transformation.update, None)
 
 
+def held(optimizer: Optimizer, params: PyTree, freeze: str | Sequence[str]) -> Optimizer:
+    """Returns the optimizer, which then leaves some parameters bit-identical.
+
+    Args:
+      optimizer: of any kind, as from `of_optax`.
+      params: the parameters, or their shapes.
+      freeze: regular expressions (`trees.mask`) of the parameters that stay.
+
+    Raises:
+      BadRequest: nothing is left to train, or an expression matches no parameter.
+
+    Example:
+      >>> tx = held(of_optax(optax.sgd(1.0)), {"a": 1.0, "b": 1.0}, "a")
+      >>> grads = {"a": 2.0, "b": 2.0}
+      >>> {k: float(u) for k, u in tx.update(grads, tx.init(grads), grads)[0].items()}
+      {'a': -0.0, 'b': -2.0}
+    """
+    frozen = trees.mask(params, freeze)
+    if all(jax.tree.leaves(frozen)):
+        raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
+    labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
+    inner = optax.GradientTransformation(optimizer.init, optimizer.update)
+    transform = optax.partition({"trained": inner, "frozen": _stand_still()}, labels)
+    return Optimizer(transform.init, transform.update, optimizer.schedule)
+
+
 def make_optimizer(
     name: str,
     *,
