@@ -53,7 +53,7 @@ def test_the_page_runs():
     assert names["gradient"].shape == (1, 8, 8, 1) and float(jnp.abs(names["gradient"]).max()) > 0
     assert names["batch"]["boxes"].shape == (8, 1, 4) and names["drawn"].shape[2] == 3
     assert names["boxed"].info.class_names == ("square",)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7
 
 
 def test_the_example_is_short():
@@ -227,6 +227,47 @@ def test_numbers_and_several_labels():
     )
     assert run.evaluate(data.train)["mean_average_precision"] > 0.95
     assert ((0 <= run.predict(images)) & (run.predict(images) <= 1)).all()
+
+
+def test_a_net_starts_from_a_run_and_keeps_what_is_frozen(run, data, tmp_path):
+    """With a decay of weights, which would move whatever the optimizer is given."""
+    folder, kw = str(run.save(tmp_path / "source")), dict(steps=2, batch_size=64, progress=False)
+    probe = rv.models.create("probe", backbone=model(), num_classes=10)
+    probed = rv.fit(probe, data, optax.adamw(0.1, weight_decay=0.5), init_from=folder, **kw)
+    same = jax.tree.map(np.array_equal, probed.params["backbone"]["fc1"], run.params["fc1"])
+    assert all(jax.tree.leaves(same)) and np.abs(probed.params["head"]["kernel"]).max() > 0.1
+    tuned = rv.fit(model(), data, optax.sgd(0.0), init_from=folder, **kw)
+    assert jax.tree.all(jax.tree.map(np.array_equal, tuned.params, run.params))
+
+
+def test_texts_from_memory():
+    pairs = [(f"{a} and {b}", f"{b.upper()} {a.upper()}") for a in ("on", "off", "up") for b in ("in", "out")]
+    data = rv.data.from_texts(pairs * 4, test=[("yes", "YES")], text={"kind": "characters", "tokens": 300, "most": 16})
+    known = data.info.vocabulary
+    assert known.decode(data.train.read([3])[0]["target"]) == "OUT OFF"
+    assert {*"onfupidat "} <= set(known.characters) and "y" not in known.characters and data.test.length == 1
+    sizes = dict(width=8, heads=2, encoder_depth=1, decoder_depth=1, hidden=8)
+    net = rv.models.create("transformer_base", vocabulary=known.size, **sizes)
+    kw = dict(task=rv.task(net, data, "translate"), steps=1, batch_size=8, progress=False)
+    found = rv.fit(net, data, optax.adam(1e-3), **kw).attended("on and in", "IN ON", head=1)
+    assert list(found.maps) == ["layer 0, head 1"] and found.columns == [*"on␣and␣in", "<end>"]
+    np.testing.assert_allclose(found.maps["layer 0, head 1"].sum(1), 1, rtol=1e-5)
+    for wrong, says in ((["a b"], "pair 0: 'a b' is not a text and its translation"), ([], "no pairs of texts")):
+        with pytest.raises(errors.BadRequest, match=says):
+            rv.data.from_texts(wrong)
+
+
+def test_what_is_visible_is_not_reconstructed(data, digits, run):
+    sizes = dict(patch_size=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
+    net = rv.models.create("mae_b16", mask_ratio=0.5, **sizes)
+    kw = dict(task=rv.task(net, data, "mae"), steps=1, batch_size=64, progress=False)
+    found = rv.fit(net, data, optax.adam(1e-3), **kw).reconstruct(digits[0][:4])
+    np.testing.assert_allclose(found["original"][..., 0], digits[0][:4] / 255, atol=1e-5)
+    same = np.isclose(found["reconstruction"], found["original"], atol=1e-5)
+    patches = same.reshape(4, 4, 2, 4, 2).all((2, 4)).sum((1, 2))
+    assert (patches >= 8).all() and not same.all()
+    with pytest.raises(errors.BadRequest, match="MLP of this run reconstructs nothing: its task is not 'mae'"):
+        run.reconstruct(digits[0][:1])
 
 
 def test_batches_are_a_function_of_seed_and_number(data):
