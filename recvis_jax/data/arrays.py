@@ -127,10 +127,10 @@ def from_examples(
 
 
 def from_texts(
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Any],
     *,
-    val: float | Sequence[tuple[str, str]] | None = None,
-    test: float | Sequence[tuple[str, str]] | None = None,
+    val: float | Sequence[Any] | None = None,
+    test: float | Sequence[Any] | None = None,
     text: Mapping[str, Any] | None = None,
     buckets: Mapping[str, Any] | None = None,
     seed: int = 0,
