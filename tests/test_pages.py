@@ -1,11 +1,15 @@
 """What README and the pages show works: Python is executed, commands fit the programs, their flags and configs."""
 
 import re
+import tomllib
 
 import commands
 import numpy as np
 import programs
 import pytest
+
+from recvis_jax import classical
+from recvis_jax.training.optimizers import OPTIMIZERS
 
 PAGES = {page.stem: page for page in [programs.ROOT / "README.md", *sorted((programs.ROOT / "docs").glob("*.md"))]}
 WITH_CODE = [name for name, page in PAGES.items() if commands.python_blocks(page.read_text()) and name != "library"]
@@ -84,3 +88,16 @@ WRONG = {
 def test_a_command_that_would_fail_is_found(line):
     with pytest.raises(Exception, match=WRONG[line]):
         commands.check(line)
+
+
+def test_tables_of_the_pages_are_complete():
+    def unnamed(page, names):
+        text = PAGES[page].read_text()
+        return [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+
+    assert not unnamed("look", commands.SHOWS)
+    assert not unnamed("pretrain", commands.probes.PROTOCOLS)
+    assert not unnamed("words", [*classical.DESCRIPTORS, *classical.ENCODERS])
+    assert not unnamed("capabilities", OPTIMIZERS)
+    project = tomllib.loads((programs.ROOT / "pyproject.toml").read_text())["project"]
+    assert not unnamed("code", project["optional-dependencies"])
