@@ -30,6 +30,7 @@ def detect(
     giou: float = 2.0,
     auxiliary: bool = True,
     nms: float = 0.0,
+    soft_nms: float = 0.0,
 ) -> Task:
     """Pairs DETR with its set loss.
 
@@ -49,12 +50,18 @@ def detect(
       auxiliary: whether all decoder layers are trained; otherwise only the last.
       nms: intersection over union from which the worse of two predictions of a class is left out; 0 for never, as DETR
         needs none.
+      soft_nms: sigma of soft suppression, which lowers scores by overlap (`boxes.softened`); 0 for never.
 
     Raises:
-      BadRequest: another kind of model, data without boxes, or more objects in an image than queries.
+      BadRequest: another kind of model, data without boxes, more objects in an image than queries, or two kinds of
+        suppression.
 
     Reference: Carion et al. 2020, "End-to-end object detection with transformers", section 3.1.
     """
+    if nms < 0 or soft_nms < 0 or (nms and soft_nms):
+        raise errors.BadRequest(
+            f"task.nms={nms} and task.soft_nms={soft_nms}: neither may be below 0, and at most one above it."
+        )
     if not hasattr(model, "queries"):
         raise errors.BadRequest(f"task 'detect' trains DETR, such as detr_r50; {type(model).__name__} has no queries.")
     most = check_fields(fields, "detect")
@@ -92,6 +99,9 @@ def detect(
             found["scores"] = jax.vmap(partial(boxes.suppressed, threshold=nms))(
                 found["boxes"], found["scores"], found["labels"]
             )
+        if soft_nms:
+            soften = jax.vmap(partial(boxes.softened, sigma=soft_nms))
+            found["scores"] = soften(found["boxes"], found["scores"], found["labels"])
         if "boxes" in batch:
             found |= {"terms": terms(acts, batch), "counts": counts(batch)}
         return found

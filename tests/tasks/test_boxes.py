@@ -75,6 +75,23 @@ def test_suppression_is_that_of_the_plain_loop(seed):
     assert 2 < len(kept) < 30
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_soft_suppression_is_that_of_the_plain_loop(seed):
+    rng = np.random.default_rng(seed)
+    found = random_boxes(rng, 12)
+    first, labels = np.float32(rng.random(12)), rng.integers(0, 2, 12)
+    scores, left = first.copy(), list(range(12))
+    while left:
+        best = max(left, key=lambda i: scores[i])
+        left.remove(best)
+        for i in left:
+            if labels[i] == labels[best]:
+                scores[i] *= np.exp(-(float(boxes.overlaps(found[i], found[best])[0]) ** 2) / 0.5)
+    got = boxes.softened(found, jnp.asarray(first), jnp.asarray(labels), 0.5)
+    np.testing.assert_allclose(got, scores, rtol=1e-5)
+    assert (scores < first).any()
+
+
 assign = jax.jit(jax.vmap(matching.assign))
 
 

@@ -210,6 +210,8 @@ def test_what_does_not_fit_is_refused():
         detect(model, **SHAPE)
     with pytest.raises(BadRequest, match="task 'detect' needs data with boxes and labels; these have image"):
         detect(model, **{**SHAPE, "fields": FIELDS[:1]})
+    with pytest.raises(BadRequest, match="neither may be below 0, and at most one above it"):
+        detect(model, **SHAPE, nms=0.5, soft_nms=0.5)
     with pytest.raises(BadRequest, match="task 'detect' trains DETR, such as detr_r50; Linear has no queries"):
         detect(models.create("linear", num_classes=2), **SHAPE)
     with pytest.raises(BadRequest, match="such as centre_r18; MLP is none"):
