@@ -41,12 +41,21 @@ def parsed(text: str) -> list[dict]:
     return out
 
 
+_LINK = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)\.(?:py|ipynb)\)")
+
+
+def _of_page(link: re.Match) -> str:
+    """Returns a link to another notebook as one to its page; a part that is not written yet is named alone."""
+    there = link[2] in {source.stem for source in sources()}
+    return f"[{link[1]}]({link[2]}.md)" if there else link[1]
+
+
 def page(source: Path) -> tuple[str, dict[str, bytes]]:
     """Returns the Markdown of a notebook's page, and its pictures by their names."""
     text, pictures = [], {}
     for cell in cells(source):
         if cell["cell_type"] == "markdown":
-            text.append(cell["source"])
+            text.append(_LINK.sub(_of_page, cell["source"]))
             continue
         text.append(f"```python\n{cell['source']}\n```")
         for output in cell.get("outputs", ()):
