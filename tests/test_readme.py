@@ -48,3 +48,9 @@ def test_the_front_page_is_short_and_every_page_is_reached_from_it():
     assert len(text.splitlines()) <= 150
     for page in PAGES[1:]:
         assert f"](docs/{page.name})" in text, page.name
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        assert f": {page.name}\n" in navigation, page.name
