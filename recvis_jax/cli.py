@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def run(main: Callable[[list[str]], int | None], own_flags: Callable[[], None] =
     logging.set_verbosity(logging.ERROR if "--debug" in sys.argv else logging.FATAL)
     if "--debug" not in sys.argv:
         sys.unraisablehook = _unraisable
+        if not sys.warnoptions:  # such as python -W or PYTHONWARNINGS
+            warnings.simplefilter("ignore")
     app.run(guarded, flags_parser=functools.partial(_parse, own))
 
 

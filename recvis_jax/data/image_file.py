@@ -98,7 +98,7 @@ def upright_size(path: Path) -> tuple[int, int] | None:
 
     try:
         reading.regular(path, "image bytes")
-        with PIL.Image.open(path, formats=_plugins()) as image:
+        with _quiet(), PIL.Image.open(path, formats=_plugins()) as image:
             columns, rows = image.size
             return (columns, rows) if _orientation(image) >= 5 else (rows, columns)
     except Exception:  # `load` will report the error
@@ -140,7 +140,7 @@ def is_readable_kind(raw: bytes) -> bool:
         image_header.check(*size, raw)
         return True
     try:
-        with PIL.Image.open(io.BytesIO(raw), formats=_plugins()) as image:
+        with _quiet(), PIL.Image.open(io.BytesIO(raw), formats=_plugins()) as image:
             image_header.check(*image.size, raw)
             return True
     except errors.BadRequest:
@@ -285,15 +285,21 @@ _STDERR = threading.RLock()
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppresses Pillow's warnings about metadata; one thread at a time, as filters of warnings belong to all."""
+    with _STDERR, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Yields a list that afterwards holds libjpeg's warnings about the data decoded inside the context.
 
     Meanwhile the stderr of C libraries goes to a file; Python's goes to its usual place.
     """
     said: list[str] = []
-    with _STDERR, contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # Pillow's, about metadata
+    with _quiet(), contextlib.ExitStack() as stack:
         try:
             kept = os.dup(2)
         except OSError:  # there is no stderr

@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -49,6 +50,19 @@ KINDS = {
 def test_size_is_read_from_the_header(name):
     assert image_header.size(encoded(**KINDS[name])) == (None if name in ("tiff", "ppm", "avif") else (80, 60))
     assert image_file.is_readable_kind(encoded(**KINDS[name]))
+
+
+def test_pillows_warnings_about_metadata_reach_nobody(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description of some length"
+    data = encoded(exif=exif.tobytes()[:-8])
+    (tmp_path / "x.jpg").write_bytes(data)
+    with pytest.warns(UserWarning, match="Truncated File Read"), PIL.Image.open(tmp_path / "x.jpg") as image:
+        image.getexif()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert image_file.upright_size(tmp_path / "x.jpg") == (60, 80)
+        assert image_file.is_readable_kind(data) and image_file.load(tmp_path / "x.jpg").data
 
 
 @pytest.mark.parametrize("name", KINDS)
