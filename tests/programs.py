@@ -1,5 +1,6 @@
 """Starts the programs as a user does, and reads what they leave behind."""
 
+import functools
 import json
 import os
 import socket
@@ -11,41 +12,53 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import lives
 import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parent.parent
 ENV = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}  # one device
 DIGITS = f"--config={ROOT}/configs/digits/lenet.py"
+QUICK = "--xla_backend_optimization_level=1"  # to compile; see conftest.py
 
 
 def start(*command: str | Path, **env: str) -> subprocess.Popen:
-    """Starts `python *command`; both streams go to one text pipe."""
+    """Starts `python *command`, which compiles quickly unless `env` says otherwise; both streams go to one pipe."""
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**ENV, **env},
+        env={**ENV, "XLA_FLAGS": QUICK, **env},
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+@functools.cache
+def _server() -> lives.Server:
+    return lives.Server(ENV)
+
+
+def fork(*command: str | Path, **env: str) -> lives.Life:
+    """The same, without the seconds that imports take: for tests of what a program does once it runs."""
+    return _server()([*map(str, command)], {**ENV, "XLA_FLAGS": QUICK, **env})
+
+
+def finish(process: subprocess.Popen | lives.Life, code: int = 0) -> str:
     """Waits for a program, checks its exit code and returns what it printed."""
     text, _ = process.communicate(timeout=900)
     assert process.returncode == code, text[-3000:]
     return text
 
 
-def start_together(processes: int, devices: int, *command: str | Path) -> list[subprocess.Popen]:
-    """Starts processes that make one run, each with so many simulated devices."""
+def start_together(processes: int, devices: int, *command: str | Path) -> list[lives.Life]:
+    """Forks processes that make one run, each with so many simulated devices."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     together = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"] if processes > 1 else []
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
     own = [[*together, f"--process_id={i}"] if together else [] for i in range(processes)]
-    return [start(*command, *flag, **flags) for flag in own]
+    return [fork(*command, *flag, **flags) for flag in own]
 
 
 def run(*command: str | Path, code: int = 0, **env: str) -> str:
@@ -102,7 +115,7 @@ class Server:
         to = Path(self._folder.name) / str(self._count)
         if program in ("train", "prepare") and not any(str(f).startswith("--report") for f in flags):
             flags = (*flags, "--report=false")  # most tests look at other things; test_reporting.py asks for one
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1"  # see conftest.py
+        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {QUICK}"
         case = {"program": program, "flags": [str(f) for f in flags], "env": env, "to": str(to), "cwd": str(cwd)}
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
@@ -120,7 +133,7 @@ def write_config(path: Path, sections: dict) -> str:
     return f"--config={path}"
 
 
-def wait_for(condition, process: subprocess.Popen, what: str, timeout: float = 600) -> None:
+def wait_for(condition, process: subprocess.Popen | lives.Life, what: str, timeout: float = 600) -> None:
     """Returns as soon as `condition()` holds; fails where the program ends before."""
     end = time.monotonic() + timeout
     while not condition():

@@ -13,7 +13,9 @@ SMOKE = ("-m", "recvis_jax.train", f"{programs.DIGITS}:smoke")
 @pytest.mark.full
 @pytest.mark.parametrize("given, there", [({}, True), ({"GLIBC_TUNABLES": ""}, False)])
 def test_the_allocator_is_set_unless_the_user_did(given, there, tmp_path):
-    text = programs.run(*SMOKE, "--debug", f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", **given)
+    text = programs.run(
+        *SMOKE, "--debug", f"--workdir={tmp_path / 'it is a run'}", JAX_PLATFORMS="cpu", XLA_FLAGS="", **given
+    )
     assert ("glibc.malloc.hugetlb=1" in text) == there
     assert "XLA_FLAGS=" in text
     assert "finished (done)" in text
@@ -27,7 +29,7 @@ def test_a_program_that_calls_ours_is_not_begun_again(tmp_path):
         f"sys.argv = ['train', '{programs.DIGITS}:smoke', '--workdir={tmp_path / 'run'}']\n"
         "runpy.run_module('recvis_jax.train', run_name='__main__', alter_sys=True)\n"
     )
-    text = programs.run(caller, JAX_PLATFORMS="cpu")
+    text = programs.run(caller, JAX_PLATFORMS="cpu", XLA_FLAGS="")
     assert text.count("begun") == 1 and "finished (done)" in text
     assert "XLA_FLAGS" not in text and "GLIBC_TUNABLES" not in text  # without --debug
 

@@ -54,7 +54,7 @@ def start(tmp_path_factory):
 
     def begin(name):
         files = (root / "driver.py", root / f"{name}.batches")
-        return programs.start(*files, f"--config={root}/config.py", f"--workdir={root / name}")
+        return programs.fork(*files, "--report=false", f"--config={root}/config.py", f"--workdir={root / name}")
 
     begin.root = root
     return begin
@@ -93,7 +93,7 @@ def test_killed_runs_end_the_same(start, reference):
     workdir, rng = start.root / "killed", random.Random(0)
 
     def in_start_up(process):
-        time.sleep(rng.uniform(0.5, 2))
+        time.sleep(rng.uniform(0.1, 1))
 
     def in_a_save(process):
         halt_in_a_save(process, workdir)

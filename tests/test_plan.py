@@ -92,7 +92,7 @@ MAE = f"--config={ROOT}/configs/fashion_mnist/mae_pretrain.py"
 
 
 def run(*flags, code=0):
-    return programs.run("-m", "recvis_jax.plan", *flags, code=code)
+    return programs.run("-m", "recvis_jax.plan", *flags, code=code, XLA_FLAGS="")
 
 
 def arithmetic(text):

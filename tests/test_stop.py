@@ -9,14 +9,19 @@ import time
 import programs
 import pytest
 
-COMMAND = ("-m", "recvis_jax.train", f"--config={programs.ROOT}/tests/small.py")
+COMMAND = ("-m", "recvis_jax.train", f"--config={programs.ROOT}/tests/small.py", "--report=false")
+
+
+def run(*command, code=0):
+    """Runs a program to its end and returns what it printed."""
+    return programs.finish(programs.fork(*command), code)
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """A run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("reference")
-    text = programs.run(*COMMAND, f"--workdir={workdir}")
+    text = run(*COMMAND, f"--workdir={workdir}")
     assert "finished (done) at step 60" in text
     return workdir
 
@@ -31,9 +36,9 @@ def assert_same_run(workdir, reference):
     assert summaries[0] == summaries[1]
 
 
-def terminate(workdir, line, *numbers, code=0):
+def terminate(workdir, line, *numbers, code=0, flags=()):
     """Runs until a line that holds `line` is printed, sends signals, and returns the whole output of the exit."""
-    process = programs.start(*COMMAND, f"--workdir={workdir}")
+    process = programs.fork(*COMMAND, *flags, f"--workdir={workdir}")
     seen = ""
     while line not in seen:
         read = process.stdout.readline()
@@ -54,15 +59,16 @@ def test_sigterm_saves_and_the_same_command_finishes(reference, tmp_path):
         step = int(text.rpartition("stopped by SIGTERM at step ")[2].split(",")[0])
         assert programs.steps(tmp_path / "run", "last")[-1] == step < 60
         assert not (tmp_path / "run/summary.json").exists()
-    assert f"resuming from step {step}" in programs.run(*COMMAND, f"--workdir={tmp_path / 'run'}")
+    assert f"resuming from step {step}" in run(*COMMAND, f"--workdir={tmp_path / 'run'}")
     assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.slow
 def test_sigterm_after_the_last_step_does_not_cost_the_report(reference, tmp_path):
-    text = terminate(tmp_path / "run", "step 60/60 val")
+    text = terminate(tmp_path / "run", "step 60/60 val", flags=("--report",))
     if "stopped by SIGTERM" in text:  # it came before the loop was left
-        programs.run(*COMMAND, f"--workdir={tmp_path / 'run'}")
+        run(*COMMAND, "--report", f"--workdir={tmp_path / 'run'}")
+    assert (tmp_path / "run/report.html").exists()
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -87,7 +93,7 @@ cli.run(train.main, train.define_flags)
 @pytest.mark.slow
 def test_a_failed_save_ends_the_program(tmp_path):
     (tmp_path / "program.py").write_text(NO_FOLDER)
-    process = programs.start(tmp_path / "program.py", COMMAND[2], f"--workdir={tmp_path / 'run'}")
+    process = programs.fork(tmp_path / "program.py", *COMMAND[2:], f"--workdir={tmp_path / 'run'}")
     text = ""
     while "error: " not in text:
         line = process.stdout.readline()
@@ -100,7 +106,7 @@ def test_a_failed_save_ends_the_program(tmp_path):
     assert not (tmp_path / "run/.lock").exists()
     (tmp_path / "run/checkpoints/last").unlink()
     (tmp_path / "run/checkpoints/kept").rename(tmp_path / "run/checkpoints/last")
-    assert "resuming from step 10" in programs.run(*COMMAND, f"--workdir={tmp_path / 'run'}")
+    assert "resuming from step 10" in run(*COMMAND, f"--workdir={tmp_path / 'run'}")
 
 
 @pytest.mark.slow
@@ -113,22 +119,22 @@ def test_ctrl_c_saves_and_a_second_one_ends_at_once(reference, tmp_path):
     text = terminate(workdir, f"resuming from step {saved}", signal.SIGINT, signal.SIGINT, code=130)
     assert "interrupted" in text and "stopped by" not in text
     assert programs.steps(workdir, "last")[-1] == saved and not (workdir / ".lock").exists()
-    assert f"resuming from step {saved}" in programs.run(*COMMAND, f"--workdir={workdir}")
+    assert f"resuming from step {saved}" in run(*COMMAND, f"--workdir={workdir}")
     assert_same_run(workdir, reference)
 
 
 @pytest.mark.slow
 def test_a_second_program_is_refused_and_a_killed_one_leaves_no_obstacle(reference, tmp_path):
     workdir = tmp_path / "run"
-    process = programs.start(*COMMAND, f"--workdir={workdir}")
+    process = programs.fork(*COMMAND, f"--workdir={workdir}")
     programs.wait_for(lambda: programs.steps(workdir, "last"), process, "save")
     process.send_signal(signal.SIGSTOP)  # it lives, and does not end meanwhile
-    text = programs.run(*COMMAND, f"--workdir={workdir}", code=2)
+    text = run(*COMMAND, f"--workdir={workdir}", code=2)
     assert len(text.splitlines()) == 1 and f"is being written by process {process.pid} on " in text
     process.kill()
     process.wait()
     process.stdout.close()
-    text = programs.run(*COMMAND, f"--workdir={workdir}")
+    text = run(*COMMAND, f"--workdir={workdir}")
     assert f"taking over from process {process.pid} on" in text and "resuming from step" in text
     assert_same_run(workdir, reference)
 
@@ -152,11 +158,11 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(reference, small
     saved = programs.steps(workdir, "last")[-1]
     time.sleep(0.1)
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 60_000))
-    text = programs.run(*COMMAND, f"--workdir={workdir}", code=1)
+    text = run(*COMMAND, f"--workdir={workdir}", code=1)
     message = next(line for line in text.splitlines() if line.startswith("error: "))
     assert "the disk is full" in message and f"{saved}] are intact" in message, text
     assert "Traceback" not in text and message == text.splitlines()[-1]
     assert programs.steps(workdir, "last")[-1] == saved
     (small_disk / "filler").unlink()
-    assert f"resuming from step {saved}" in programs.run(*COMMAND, f"--workdir={workdir}")
+    assert f"resuming from step {saved}" in run(*COMMAND, f"--workdir={workdir}")
     assert_same_run(workdir, reference)

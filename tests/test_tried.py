@@ -190,5 +190,5 @@ def test_a_version_that_nobody_tried_trains_and_debug_says_so(tmp_path):
         f"sys.argv = ['train', '{programs.DIGITS}:smoke', '--workdir={tmp_path / 'run'}', '--debug']\n"
         "runpy.run_module('recvis_jax.train', run_name='__main__', alter_sys=True)\n"
     )
-    text = programs.run(caller, JAX_PLATFORMS="cpu")
+    text = programs.run(caller, JAX_PLATFORMS="cpu", XLA_FLAGS="")
     assert PLAIN in text and "finished (done)" in text and "XLA_FLAGS" not in text

@@ -215,7 +215,7 @@ def test_worker_processes_change_nothing(tmp_path):
     for workers in (0, 2):
         sections = small.sections(steps=20, data__cache="none", data__threads=2, data__workers=workers)
         flag = programs.write_config(tmp_path / "config.py", sections)
-        programs.run("-m", "recvis_jax.train", flag, f"--workdir={tmp_path / str(workers)}")
+        programs.run("-m", "recvis_jax.train", "--report=false", flag, f"--workdir={tmp_path / str(workers)}")
     alone, helped = tmp_path / "0", tmp_path / "2"
     programs.assert_same_arrays(programs.arrays(helped, "last"), programs.arrays(alone, "last"))
     assert programs.records(helped) == programs.records(alone)

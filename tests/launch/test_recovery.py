@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 def start(workdir, *flags):
     """Starts a training by two processes of one device each."""
-    return programs.start("-m", "launch.local", "--processes=2", "--devices=1", *flags, CONFIG, f"--workdir={workdir}")
+    command = ("-m", "launch.local", "--processes=2", "--devices=1", *flags, CONFIG, "--report=false")
+    return programs.start(*command, f"--workdir={workdir}", XLA_FLAGS="")  # compiled as jobs of Slurm are
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_a_process_killed_at_any_step_is_made_good_by_a_restart(victim, referenc
 
 
 def test_a_slurm_job_that_is_told_to_stop_goes_on_when_it_is_queued_again(slurm, reference, tmp_path):
-    job = slurm.submit("--nodes=2", CONFIG, f"--workdir={tmp_path}")
+    job = slurm.submit("--nodes=2", CONFIG, "--report=false", f"--workdir={tmp_path}")
     reached(tmp_path, random.Random().randrange(5, STEPS // 2))
     slurm.run("scancel", "--signal=TERM", job)
     state = slurm.end(job)
