@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import os
+import re
+import resource
 import signal
 from pathlib import Path
 
@@ -30,6 +32,16 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 install_import_hook("recvis_jax", "typecheck.check")
 
 
+# Tracing makes many objects but little garbage: it is looked for less often, as in programs (`cli.start_jax`).
+gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_collection_finish():
+    """What all files have imported stays, so that no search for garbage looks at it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="each test that is not slow, with its first parameters")
 
@@ -41,8 +53,8 @@ def pytest_collection_modifyitems(config, items):
         items[:] = kept
 
 
-# Bytes by which a worker may grow before it gives back what its tests have compiled.
-GROWTH = 1.5 * 2**30
+# Bytes by which a worker may grow before it gives back what its tests have compiled: a third once it has MUCH in all.
+GROWTH, MUCH = 1.5 * 2**30, 2.5 * 2**30
 
 
 def resident():
@@ -59,11 +71,24 @@ def give_back():
         libc.malloc_trim(0)
 
 
+def spent():
+    """Returns the processor's seconds of this process, and of those that it has started and that have ended."""
+    return [sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+
 @pytest.fixture(autouse=True, scope="module")
-def memory():
-    """Gives back memory after each file."""
+def memory(request):
+    """Gives back memory after each file. TEST_COSTS=FILE collects the seconds of each, and its peak of memory."""
+    costs, before = os.environ.get("TEST_COSTS"), spent()
+    if costs:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     yield
     give_back()
+    if costs:
+        own, started = (now - then for now, then in zip(spent(), before, strict=True))
+        peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]
+        with open(costs, "a") as file:
+            print(f"{own:7.1f} + {started:6.1f} s {int(peak) / 2**20:5.2f} GB {request.path.name}", file=file)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +101,7 @@ def least():
 def much_memory(least):
     """Gives back memory within a file whose tests compile much, such as those of a contract."""
     yield
-    if resident() > least[0] + GROWTH:
+    if resident() > max(least[0] + GROWTH / 3, min(least[0] + GROWTH, MUCH)):
         give_back()
         least[0] = resident()
 

@@ -32,7 +32,8 @@ VARIANTS = [p for p in CONFIGS if "config.like(__file__" in (programs.ROOT / p).
 SLOW = ("imagenet", "folder", "resnet", "depth", "speedrun", "scenes")
 # Whose like is run already: of these the first step is traced, and not compiled.
 TRACED = (
-    "configs/coco/detr_r50.py", "configs/deepforest/centre.py", "configs/fashion_scenes/centre.py",
+    "configs/cifar10/resnet20.py", "configs/imagenet/vit_s16.py", "configs/coco/detr_r50.py",
+    "configs/deepforest/centre.py", "configs/fashion_scenes/centre.py",
     "configs/fashion_mnist/depth.py", "configs/fashion_mnist/five_classes.py", "configs/fashion_mnist/resnet20.py",
     "configs/imagenet/mae_vit_b16_finetune.py", "configs/imagenet/mae_vit_b16_linear_probe.py",
     "configs/imagenet/mae_vit_b16_pretrain.py", "configs/imagenet/resnet50.py", "configs/fashion_mnist/pixels.py",

@@ -67,6 +67,7 @@ def test_what_is_there_is_not_overwritten_and_what_is_stale_is_refused(run, prog
         trained.write_features(model, run, changed, "train[:40]", ["stem"], "mean", reuse=True)
 
 
+@pytest.mark.full
 def test_the_table_of_probes_is_right(run, program):
     done = program(
         "probe", f"--workdir={run}", "--protocols=linear,knn", "--baselines=random,pixels", "--per_class=0,10"

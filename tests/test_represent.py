@@ -48,6 +48,7 @@ def accuracy(program, run, split="test"):
     return float(done.out.split("accuracy")[1].split()[0].strip(" =:%,"))
 
 
+@pytest.mark.full
 def test_the_run_is_like_any_other(run, program):
     model = trained.of_run(run, trained.read_config(run))
     values = np.load(run / "features/train-features-mean-step1.npy")

@@ -76,17 +76,19 @@ def test_convolutions_in_forms_for_cpus_are_convolutions(image, kernel, padding)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
-    "image, outputs, padding",
+    "image, outputs, padding, large",  # large: products by oneDNN, whatever the padding
     [
-        ((3, 7, 6), 5, 1),
-        ((2, 8, 9), 3, ((0, 0), (2, 1))),
-        ((4, 5, 5), 4, ((3, 0), (0, 4))),
-        ((40, 6, 8), 5, "SAME"),
-        ((1, 4, 3), 3, 0),
-        ((3, 3, 3), 5, 1),  # tiles of 3x3 outputs
-        ((40, 5, 6), 3, ((2, 1), (1, 1))),
+        ((3, 7, 6), 5, 1, False),
+        ((2, 8, 9), 3, ((0, 0), (2, 1)), False),
+        ((4, 5, 5), 4, ((3, 0), (0, 4)), False),
+        ((40, 6, 8), 5, "SAME", False),
+        ((40, 6, 8), 5, "SAME", True),
+        ((1, 4, 3), 3, 0, False),
+        ((3, 3, 3), 5, 1, False),  # tiles of 3x3 outputs
+        ((3, 3, 3), 5, 1, True),
+        ((40, 5, 6), 3, ((2, 1), (1, 1)), False),
+        ((40, 5, 6), 3, ((2, 1), (1, 1)), True),
     ],
 )
 def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, padding, large):
@@ -97,15 +99,16 @@ def test_winograds_convolutions_are_convolutions(monkeypatch, image, outputs, pa
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize(
-    "image, outputs, padding",
+    "image, outputs, padding, tiled",
     [
-        ((3, 7, 6), 5, 1),  # the last row of outputs is in no window
-        ((40, 6, 8), 5, "SAME"),
-        ((2, 8, 9), 3, ((0, 0), (2, 1))),
-        ((2, 7, 7), 3, "VALID"),  # as here, where no padding can be left out
-        ((4, 6, 6), 6, ((2, 2), (0, 1))),
+        ((3, 7, 6), 5, 1, True),  # the last row of outputs is in no window
+        ((3, 7, 6), 5, 1, False),
+        ((40, 6, 8), 5, "SAME", True),
+        ((2, 8, 9), 3, ((0, 0), (2, 1)), True),
+        ((2, 7, 7), 3, "VALID", True),  # as here, where no padding can be left out
+        ((2, 7, 7), 3, "VALID", False),
+        ((4, 6, 6), 6, ((2, 2), (0, 1)), True),
     ],
 )
 def test_a_convolution_with_max_pooling_is_one_after_the_other(monkeypatch, image, outputs, padding, tiled):

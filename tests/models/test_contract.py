@@ -221,8 +221,9 @@ def test_training_needs_a_key_where_something_is_dropped(name):
         train()
 
 
-# Adam's learning rate and steps; large nets learn 8 images in fewer, and each of theirs takes long.
+# Adam's learning rate and the most steps; large nets learn 8 images in fewer, and each of theirs takes long.
 OVERFIT = {"alexnet": (1e-3, 120), "vgg_m": (5e-4, 150), "googlenet": (1e-3, 100), "speednet": (3e-2, 150)}
+LOOK = 10  # steps between looks at what is learnt
 
 
 # SqueezeNet rectifies the scores of its classes: one that starts below zero on all eight images is never learnt.
@@ -239,21 +240,27 @@ def test_eight_images_are_learnt_by_heart(name):
     variables = dict(init(jax.random.key(0)))
     params, label, losses = variables.pop("params"), jnp.arange(8), []
     state = optimizer.init(params)
+    evaluate = jax.jit(lambda v: model.apply(v, x, train=False))
 
     @jax.jit
     def update(params, grads, state):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    for _ in range(steps):
+    def learnt():
+        if losses[-1] >= 0.3 or name not in CLASSIFIERS:
+            return losses[-1] < 0.3
+        output, _ = evaluate({"params": params, **variables})
+        return bool((output.argmax(-1) == label).all())
+
+    for step in range(steps):
         (_, (loss, _, variables)), grads = differentiated(name)(params, variables, x, label)
-        params, state = update(params, grads, state)
         losses.append(float(loss))
+        params, state = update(params, grads, state)
+        if step % LOOK == LOOK - 1 and learnt():
+            break
     assert losses[0] > 0.9, "at the start it knows nothing: ln 10 for classes, 1 for images of variance 1"
-    assert losses[-1] < 0.3
-    if name in CLASSIFIERS:
-        output, _ = jax.jit(lambda v: model.apply(v, x, train=False))({"params": params, **variables})
-        np.testing.assert_array_equal(output.argmax(-1), label)
+    assert losses[-1] < 0.3 and learnt()
 
 
 # What compiles or computes the same in another way, for one row of every class that can.

@@ -15,7 +15,7 @@ from recvis_jax.training import distributed, optim, sharding, state, step
 STEPS, BATCH = 5, 64
 # Largest difference of any parameter, running statistic or average after 5 steps. Sums in another order differ by some
 # 1e-7; a deep net with batch norm, whose early steps are chaotic, makes more of that, and its running variances most.
-TOLERANCE = {"lenet5": 2e-6, "convnet": 2e-6, "linear": 2e-6, "resnet20": 1e-4, "vit_s16": 2e-6}
+TOLERANCE = {"convnet": 2e-6, "linear": 2e-6, "resnet20": 1e-4, "vit_s16": 2e-6}
 
 SMALL = {
     "resnet20": {"depth": 8, "width": 8},
@@ -88,12 +88,11 @@ def trained(name, way):
     return train({"name": name, "num_classes": 10, **SMALL.get(name, {})}, **WAYS[way], **EXTRA.get(name, {}))
 
 
-# Each way by a model with random layers; what batch norm, dropout and plain layers may change by each kind of them.
-FEW = ("jit on 8", "pmap on 8", "4 x accumulation")
+# Each way by a model with random layers; what batch norm and dropout may change by each kind of them.
 PAIRS = [
     *(("vit_s16", way) for way in WAYS if way != "jit on 1"),
-    *(("resnet20", way) for way in (*FEW, "4 x accumulation, pmap on 8", "fsdp on 8", "tensor on 4")),
-    *((name, way) for name in ("lenet5", "convnet") for way in FEW),  # convnet: dropout
+    *(("resnet20", way) for way in ("pmap on 8", "4 x accumulation", "4 x accumulation, pmap on 8", "fsdp on 8")),
+    *(("convnet", way) for way in ("jit on 8", "pmap on 8", "4 x accumulation")),  # dropout
 ]
 
 

@@ -133,6 +133,7 @@ def test_every_way_gives_the_same_parameters(alone, way):
     np.testing.assert_allclose(found["loss"][0], alone[1]["loss"][0], rtol=1e-5)
 
 
+@pytest.mark.full
 def test_two_processes_give_the_same_parameters(alone, tmp_path):
     script = (
         "import sys, json; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/training')\n"
