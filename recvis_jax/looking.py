@@ -12,11 +12,13 @@ import numpy as np
 from recvis_jax import build, errors, figure, imagining, patches, trained, vis
 from recvis_jax.figure import Figure, Request
 from recvis_jax.network import Network
+from recvis_jax.tasks import boxes as detection
 from recvis_jax.tasks.mae import mae
-from recvis_jax.vis import layers, page, pictures, plot
+from recvis_jax.vis import boxes, layers, page, pictures, plot
 
 _UNITS = 100  # most units of a layer that are shown
 _AMONG, _NEAREST = 10_000, 8  # training images compared with an image, and the number shown
+_QUERIES = 4  # of an image that are shown
 _MAPS = 64  # most maps of an image that are shown
 _PIXELS = 128  # side that small images are enlarged to
 
@@ -29,6 +31,8 @@ def usual(r: Request) -> list[str]:
         out.append("top9")
     if "block0/attention" in known:
         out.append("attention")
+    if {"decoder0/cross_attention", "decoder0/boxes"} <= set(known):
+        out.append("queries")
     for name, weights in (("positions", vis.position_similarity), ("mixing", vis.token_mixing)):
         with contextlib.suppress(errors.BadRequest):  # it has no patches, or no such weights
             weights(network.variables, figure.grid(r))
@@ -172,6 +176,33 @@ def _attention(r: Request) -> Figure:
     return Figure("attention", "Attention", caption, picture)
 
 
+def _queries(r: Request) -> Figure:
+    network, images = r.network, figure.images(r)
+    logits, acts = jax.jit(network.apply)(network.variables, images)
+    maps = vis.of_queries(acts)
+    scores = np.asarray(jax.nn.softmax(logits))[..., :-1]
+    best = np.argsort(-scores.max(-1), axis=1, kind="stable")[:, :_QUERIES]  # (b q)
+    h, w = images.shape[1:3]
+    placed = np.asarray(detection.corners(acts["boxes"])).clip(0, 1) * [w, h, w, h]
+    scale, tiles = pictures.zoom_for(h, 256), []
+    for i, image in enumerate(figure.rgb(figure.seen(images))):
+        rows, labels = (placed[i, best[i]], scores[i, best[i]].argmax(-1))
+        bytes_ = (image.clip(0, 1) * 255).round().astype(np.uint8)
+        tiles.append(boxes.over(bytes_, rows, labels, names=network.classes, scale=scale))
+        seen = np.asarray(vis.enlarged(maps[i, best[i]], (h, w)))
+        for looked, row, label in zip(pictures.over(image[None].repeat(len(seen), 0), seen), rows, labels, strict=True):
+            bytes_ = (looked * 255).round().astype(np.uint8)
+            tiles.append(boxes.over(bytes_, row[None], label[None], scale=scale))
+    picture = pictures.mosaic(np.stack(tiles) / 255, columns=1 + best.shape[1], gap=2)
+    parts = [
+        f"{errors.printable(n)}: "
+        + ", ".join(f"{figure.class_name(r, int(s.argmax()))} ({s.max():.0%})" for s in of[b])
+        for n, of, b in zip(r.names, scores, best, strict=True)
+    ]
+    caption = f"The best queries' boxes, then where each of them looks in the last decoder layer. {'; '.join(parts)}."
+    return Figure("queries", "Queries", caption, picture)
+
+
 def _positions(r: Request) -> Figure:
     found = np.asarray(vis.position_similarity(r.network.variables, figure.grid(r)))
     tiles = pictures.coloured((found + 1) / 2)
@@ -249,6 +280,7 @@ SHOWS: dict[str, Callable[[Request], Figure]] = {
     "top9": _top9,
     **{name: partial(_attribution, name) for name in vis.ATTRIBUTIONS},
     "attention": _attention,
+    "queries": _queries,
     "positions": _positions,
     "mixing": _mixing,
     "reconstructions": _reconstructions,

@@ -64,6 +64,29 @@ def test_what_suits_a_network_is_shown_unasked(folder):
     assert looking.usual(asked._replace(network=tokens)) == ["filters", "attention", "positions"]
 
 
+def test_queries_of_detr_are_shown_with_what_they_look_at(folder):
+    """A row for an image: its best boxes, then as many queries; a query that looks at one place is bright there."""
+    where, images = folder
+    images = np.repeat(np.repeat(images[:2], 2, 1), 2, 2)
+    size = dict(queries=3, width=8, heads=2, encoder_depth=1, decoder_depth=1, hidden=8)
+    backbone = dict(name="resnet18", norm="none", width=4, blocks=(1,))
+    model = rv.models.create("detr_tiny", num_classes=2, backbone=backbone, **size)
+    variables = model.init(jax.random.key(0), jax.numpy.asarray(images), train=False)
+    asked = request(where, images)
+    network = asked.network._replace(
+        apply=partial(model.apply, train=False), variables=variables, trained=None, image_shape=images.shape[1:]
+    )
+    asked = asked._replace(network=network, names=["a", "b<c"])
+    assert looking.usual(asked) == ["filters", "queries"]
+    (found,) = looking.show(asked, ["queries"])
+    side = 256 // images.shape[1] * images.shape[1]
+    assert found.picture.shape == (2 * side + 2, 4 * side + 6, 3) and found.caption.count("%") == 6
+    weights = jax.numpy.zeros((1, 2, 3, 4)).at[0, :, 1, 2].set(jax.numpy.array([1, 0.5]))
+    looked = rv.vis.of_queries({"projected": jax.numpy.zeros((1, 2, 2, 8)), "decoder0/cross_attention": weights})
+    looked = np.asarray(looked)
+    assert looked[0, 1].tolist() == [[0, 0], [0.75, 0]] and looked.sum() == 0.75
+
+
 def test_figures_of_images_that_are_made(folder):
     """Each has its tiles of 128 pixels, two white ones between them, and shows something in every tile."""
     where, images = folder
@@ -89,6 +112,7 @@ def test_what_cannot_be_shown_is_said(folder):
     asked = request(where, images)
     for name, message in {
         "attention": "the network names no attention weights", "positions": "does not cut its images into patches",
+        "queries": "names no decoder0/cross_attention",
         "reconstructions": "need the run of a masked autoencoder", "top9": "--weights=RUN",
         "gradcm": "Did you mean 'gradcam'", "style": "--style=FILE",
     }.items():  # fmt: skip

@@ -7,7 +7,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from recvis_jax.vis.attention import attention_distance, attention_weights, from_class_token, rollout
+from recvis_jax.vis.attention import attention_distance, attention_weights, from_class_token, of_queries, rollout
 from recvis_jax.vis.calibration import reliability
 from recvis_jax.vis.dream import deep_dream
 from recvis_jax.vis.gradcam import default_layer, enlarged, gradcam
@@ -61,6 +61,7 @@ __all__ = [
     "linear_cka",
     "maximise",
     "neighbours",
+    "of_queries",
     "position_similarity",
     "principal_components",
     "rank_correlation",

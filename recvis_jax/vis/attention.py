@@ -60,6 +60,28 @@ def of_sequences(acts: Mapping[str, Any], kind: str) -> list[Float[Array, "b k n
     return out
 
 
+def of_queries(acts: Mapping[str, Any]) -> Float[Array, "b q i j"]:
+    """Returns where in the image each query of DETR looks: the last decoder layer's attention, the mean of its heads.
+
+    Args:
+      acts: DETR's named intermediates, with `projected` (b i j d), the map that is attended to.
+
+    Raises:
+      BadRequest: another kind of network.
+
+    Example:
+      >>> acts = {"projected": jnp.zeros((1, 2, 3, 8)), "decoder0/cross_attention": jnp.full((1, 2, 5, 6), 1 / 6)}
+      >>> of_queries(acts).shape
+      (1, 5, 2, 3)
+
+    Reference: Carion et al. 2020, "End-to-end object detection with transformers", figure 6.
+    """
+    weights = of_sequences(acts, "cross")[-1].mean(1)
+    if "projected" not in acts or weights.shape[-1] != acts["projected"][0, :, :, 0].size:
+        raise BadRequest("the network has no queries that look at a map of features, as DETR has.")
+    return weights.reshape(*weights.shape[:2], *acts["projected"].shape[1:3])
+
+
 def rollout(acts: Mapping[str, Any]) -> Float[Array, "b n n"]:
     """Returns how much each final token depends on each initial token, by attention and residuals.
 
