@@ -13,6 +13,7 @@ valid keys of a section are the parameters of the function it goes to:
 
 import ast
 import math
+import os
 import runpy
 import sys
 import types
@@ -154,12 +155,14 @@ def load(name: str) -> ml_collections.ConfigDict:
     """Runs a config file and returns the result of its `get_config`.
 
     Args:
-      name: the file, optionally with a colon and the argument of `get_config`.
+      name: the file, optionally with a colon and the argument of `get_config`. A name that begins with configs/ and is
+        no file here means a config of the package.
 
     Raises:
       BadRequest: the file cannot be read, fails, or returns no config; the message has file and line.
     """
     path, arg = _file_and_argument(name)
+    _check_name(path)
     text = reading.read_text(path, "config bytes", "--config")
     shown = errors.printable(path)
     module = types.ModuleType("config_file")
@@ -187,18 +190,39 @@ def load(name: str) -> ml_collections.ConfigDict:
         raise errors.BadRequest(f"get_config of {shown} returns no config: {errors.brief(e, 200)}.") from e
 
 
+def shipped() -> Path:
+    """Returns the folder of the package's own configs: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    return next((found for found in (package / "configs", package.parent / "configs") if found.is_dir()), package)
+
+
 def _file_and_argument(name: str) -> tuple[Path, str | None]:
-    """Splits FILE:argument so that FILE exists; both parts may contain further colons."""
-    ends = [i for i, c in enumerate(name) if c == ":"]
-    for end in (len(name), *reversed(ends)):
-        path = Path(name[:end]).expanduser()
-        try:
-            if path.is_file():
-                return path, name[end + 1 :] if end < len(name) else None
-        except (OSError, ValueError):  # a name that is too long or has a zero byte
-            continue
+    """Splits FILE:argument so that FILE exists, here or in the package; both parts may contain further colons."""
+    ends = [len(name), *(i for i, c in reversed([*enumerate(name)]) if c == ":")]
+    for root in (Path(), shipped().parent):
+        for end in ends if root == Path() or name.startswith("configs/") else ():
+            path = root / Path(name[:end]).expanduser()
+            try:
+                if path.is_file():
+                    return path, name[end + 1 :] if end < len(name) else None
+            except (OSError, ValueError):  # a name that is too long or has a zero byte
+                continue
     file, colon, arg = name.partition(":")
     return Path(file).expanduser(), arg if colon else None
+
+
+def _check_name(path: Path) -> None:
+    """Refuses the name of a config that is neither here nor in the package, with the nearest of the package's."""
+    if os.path.lexists(path) or "\0" in str(path) or len(str(path)) > 1000:  # other problems have their own messages
+        return
+    root = shipped()
+    known = sorted(str(Path("configs") / p.relative_to(root)) for p in root.rglob("*.py"))
+    spelled = f"configs/{str(path).removeprefix('configs/').removesuffix('.py')}.py"
+    near = f" Did you mean {spelled!r}?" if spelled in known else errors.nearest(spelled, known)
+    raise errors.BadRequest(
+        f"there is no config file {errors.brief(path)}, neither here nor among those of recvis_jax, which begin with "
+        f"configs/.{near}"
+    )
 
 
 def _line(error: BaseException, path: Path) -> int | None:
