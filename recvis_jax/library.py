@@ -381,6 +381,24 @@ class Model:
         """
         return drawing.reconstruct(self.run, self.params, self.model_state, self._images(images))
 
+    def export(self, file: str | Path) -> Path:
+        """Writes the whole computation for other programs: StableHLO or ONNX, by the file's ending; see `exporting`.
+
+        Returns:
+          The path of the JSON beside it: shapes, names of classes, preprocessing.
+
+        Raises:
+          BadRequest: another ending than .stablehlo and .onnx, or a model without classes, boxes and maps.
+
+        Example:
+          >>> run.export("digits.stablehlo").name
+          'digits.json'
+        """
+        from recvis_jax import exporting
+
+        of = trained.Trained(self.run, self.params, self.model_state, self.step, self.name, self.config)
+        return exporting.write(of, Path(file).expanduser()).beside
+
     def save(self, folder: str | Path) -> Path:
         """Writes the model as a run, for `recvis_jax.open` and the programs; the data are not copied.
 

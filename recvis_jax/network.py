@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,19 @@ def of_run(folder: Path, which: str | None = None) -> Network:
     name = (config.get("model") or {}).get("name", type(model).__name__)
     variables = found.variables
     return Network(name, forward(found), variables, known.image_shape, prepare, known.class_names, origin, found)
+
+
+# What the outputs of a model are: logits of probabilities that sum to 1, or of one for each class, or plain numbers.
+Kind = Literal["softmax", "sigmoid", "value"]
+
+
+def kind(of: trained.Trained) -> Kind:
+    """Returns what the outputs of a run's model are, for a task that gives classes or numbers."""
+    task, known = of.config.get("task") or {}, of.run.data.info
+    loss: Any = task.get("loss") or ("sigmoid" if known.multi_label else "softmax")
+    if known.num_classes and task.get("name") != "regress" and loss in ("softmax", "sigmoid"):
+        return loss
+    return "value"  # also of classes, whose 0 and 1 the losses "l1", "l2" and "huber" fit
 
 
 def forward(of: trained.Trained) -> Callable[[Any, Any], tuple[Any, dict[str, Any]]]:

@@ -141,22 +141,21 @@ def of_library(
 
 def of_run(folder: Path, model: Any) -> Predictor:
     """Returns what predicts by a checkpoint of a run of our own, a `trained.Trained`."""
-    run, content = model.run, model.config
+    from recvis_jax import network
+
+    run, info = model.run, model.run.data.info
     if run.task.gives == "other":
         raise errors.BadRequest(f"{folder} was pretrained without labels: fine-tune it or probe it first.")
-    print(f"{errors.printable(folder)}: {content['model']['name']}, checkpoint {model.name} of step {model.step}")
-    task, info = content.get("task") or {}, run.data.info
-    loss: Any = task.get("loss") or ("sigmoid" if info.multi_label else "softmax")
-    kind: Kind = "value"  # also of classes, whose 0 and 1 the losses "l1", "l2" and "huber" fit
-    if info.num_classes and task.get("name") != "regress" and loss in ("softmax", "sigmoid"):
-        kind = loss
+    name = model.config["model"]["name"]
+    print(f"{errors.printable(folder)}: {name}, checkpoint {model.name} of step {model.step}")
 
     def apply(variables: Any, images: Any) -> Any:
         found = run.task.predict(variables[0], variables[1], {"image": images})
         return found.get("logits", found.get("prediction"))
 
     variables = (model.params, model.model_state)
-    return _predictor(apply, variables, info.eval_transform, info.statistics, info.image_shape, info.class_names, kind)
+    spec, kind = info.eval_transform, network.kind(model)
+    return _predictor(apply, variables, spec, info.statistics, info.image_shape, info.class_names, kind)
 
 
 def find(folder: Path, model: Any, paths: Sequence[Path]) -> None:

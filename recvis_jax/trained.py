@@ -15,7 +15,8 @@ from recvis_jax.data import data_info, given
 from recvis_jax.data.sources import NoSplit, Source
 from recvis_jax.evaluation import features, probes
 from recvis_jax.models import layer_head
-from recvis_jax.training import checkpoint
+from recvis_jax.pretrained import published
+from recvis_jax.training import checkpoint, distributed, state
 from recvis_jax.training.optim import make_optimizer
 
 
@@ -112,14 +113,33 @@ def of_run(
         config = {**config, "optim": build.OWN}
     run = make_run(config, recorded, (model, task))
     if which == "random":
-        state = run.create()
-        return Trained(run, state.params, state.model_state, 0, "random", config)
+        made = run.create()
+        return Trained(run, made.params, made.model_state, 0, "random", config)
+    if published.there(folder):
+        return _published(run, folder, config, which)
     keeper = checkpoint.Checkpointer(folder, run.template, read_only=True, without="opt_state")
     if which == "average":
         return _average(run, keeper, config)
     which = which or ("best" if keeper.best_step() is not None else "last")
     restored = keeper.restore(which)
     return Trained(run, *restored.state.evaluated, restored.step, which, config)
+
+
+def _published(run: build.Run, folder: Path, config: dict[str, Any], which: str | None) -> Trained:
+    """Returns the weights of a folder that was exported, which holds one checkpoint."""
+    weights = published.read(folder)
+    if which not in (None, weights.name, str(weights.step)):
+        there = f"{errors.printable(weights.name)}, of step {weights.step}"
+        raise errors.BadRequest(f"no checkpoint {errors.brief(which)!r} in {errors.printable(folder)}, only {there}.")
+    params, model_state = run.template.evaluated
+    differ = state.differences(state.describe(weights.tensors), state.describe({"params": params, **model_state}))
+    if differ:
+        raise errors.BadRequest(
+            f"{errors.printable(folder / published.FILE)} does not fit the model of its config.json: {differ}."
+        )
+    tree = trees.unflatten(weights.tensors)
+    params, model_state = distributed.onto_devices((tree.pop("params"), tree), run.shardings.evaluated)
+    return Trained(run, params, model_state, weights.step, weights.name, config)
 
 
 def _average(run: build.Run, keeper: checkpoint.Checkpointer, config: dict[str, Any]) -> Trained:
@@ -151,8 +171,8 @@ def of_config(config: dict[str, Any], which: str | None = None, say: Callable[[s
             "without a --workdir the weights come from --config.init_from=FILE, hf://owner/repo or a run's folder; "
             "--checkpoint=random takes random ones."
         )
-    state = run.create() if which else build.initial_state(run, source, say)
-    return Trained(run, state.params, state.model_state, 0, which or "published", config)
+    made = run.create() if which else build.initial_state(run, source, say)
+    return Trained(run, made.params, made.model_state, 0, which or "published", config)
 
 
 def open_either(

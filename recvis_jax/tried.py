@@ -7,6 +7,7 @@ separate process, once per machine; the outcome is kept on disk. Without these f
 operations.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +16,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -94,13 +95,26 @@ def _installed() -> tuple[str, str]:
 
 def usable(name: str) -> bool:
     """Whether a form may be used here: it was tested with these versions and passed its trial."""
-    if _flag(name) is None or not _able(name):
+    if _plainly or _flag(name) is None or not _able(name):
         return False
     if not FORMS[name].trial:
         return True
     if _TRYING in os.environ:
         return name in os.environ[_TRYING].split(",")
     return _passed(name)
+
+
+_plainly: list[bool] = []  # one entry for each `plain` that is being executed
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Uses no form: what is traced inside consists of plain operations, for other machines and other readers."""
+    _plainly.append(True)
+    try:
+        yield
+    finally:
+        _plainly.pop()
 
 
 def xla_flags(given: str = "") -> list[str]:

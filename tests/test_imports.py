@@ -66,6 +66,9 @@ MAY_IMPORT = {
     "translating": ("",),
     "detections": ("data.given", "data.image_file", "evaluation.coco_ap", "trained", "training.log", "vis.boxes"),
     "segments": ("data.given", "trained", "vis.boxes"),
+    "exporting": ("data.augment", "network", "segments", "trained", "training.log"),
+    "publishing": ("card", "data", "pretrained.published", "trained", "training.log"),
+    "card": ("evidence", "trained", "trees", "training.log"),
     "checks": ("build", "data.pipeline"),
     "trained": (
         "build",
@@ -77,6 +80,9 @@ MAY_IMPORT = {
         "data.sources",
         "evaluation",
         "models.layer_head",
+        "pretrained.published",
+        "training.distributed",
+        "training.state",
     ),
     **dict.fromkeys(PROGRAMS, ("",)),
 }

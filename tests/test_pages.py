@@ -30,6 +30,7 @@ FOUND = {
         "the metric": 0.5 < n["sure"].evaluate("val")["confidence"] <= 1,
         "the probe": n["result"].score > 0.9,
     },
+    "export": lambda n: {"what is served": next(iter(n["answer"])) == str(n["digits"].target[0])},
     "finetune": lambda n: {"a new head": n["variables"]["params"]["head"]["kernel"].shape[1] == 3},
     "look": lambda n: {"maps": n["found"].shape[:3] == (4, 8, 8), "completeness": float(n["gap"].max()) < 1e-2},
     "photographs": lambda n: {"the classes": n["run"].evaluate("val")["accuracy"] > 0.9},
@@ -59,7 +60,7 @@ def test_commands_are_those_of_the_programs(name):
 
 
 # Of other programs: an environment, the clouds' own tools.
-OTHERS = r"python -m venv |pip |gcloud |(git|cd|ls) "
+OTHERS = r"python -m venv |pip |gcloud |(git|cd|ls|hf|curl|uvicorn) "
 
 
 def test_few_commands_are_of_others_and_little_code_is_not_run():

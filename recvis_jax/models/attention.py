@@ -81,7 +81,7 @@ class MultiHeadAttention(nn.Module):
         else:
             k, v = project(key, "key"), project(value, "value")
         if self.keeps and given:
-            mask = jnp.ones((len(k), 1, 1, k.shape[1]), bool) if mask is None else mask
+            mask = jnp.ones((k.shape[0], 1, 1, k.shape[1]), bool) if mask is None else mask
             for name, kept in (("keys", k), ("values", v), ("mask", mask)):
                 self.put_variable("cache", name, kept)
         if self.length:

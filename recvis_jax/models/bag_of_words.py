@@ -83,7 +83,7 @@ class BagOfWords(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> tuple[Float[Array, "b k"], Acts]:
         found = self.describe(x)
         if self.encoder is None:
-            features = jnp.where(found.mask[..., None], found.descriptors, 0).reshape(len(x), -1)
+            features = jnp.where(found.mask[..., None], found.descriptors, 0).reshape(x.shape[0], -1)
         else:
             encode = encoding.make(self.make_encoder(), self.pyramid, self.weighting)
             descriptors = self.prepare(

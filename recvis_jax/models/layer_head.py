@@ -18,7 +18,7 @@ POOLS = {
     "first": lambda x: x[:, 0],
     "rest": lambda x: x[:, 1:].mean(1),
     "first_rest": lambda x: jnp.concatenate([x[:, 0], x[:, 1:].mean(1)], axis=-1),
-    "flatten": lambda x: x.reshape(len(x), -1),
+    "flatten": lambda x: x.reshape(x.shape[0], -1),
 }
 
 
@@ -40,7 +40,7 @@ def pooled(acts: Acts, layer: str, pool: str = "mean") -> Float[Array, "b d"]:
         raise BadRequest(f"the model has no layer {layer!r}.{nearest(layer, acts)} It has: {', '.join(acts)}.")
     x = acts[layer].astype(jnp.float32)
     x = x[:, None] if x.ndim == 1 else x  # one number per image
-    return x if x.ndim == 2 else take(x.reshape(len(x), -1, x.shape[-1]))
+    return x if x.ndim == 2 else take(x.reshape(x.shape[0], -1, x.shape[-1]))
 
 
 def frozen_of(backbone: nn.Module) -> str | None:
@@ -78,7 +78,7 @@ def feature_map(acts: Acts, layer: str, size: tuple[int, int]) -> Float[Array, "
     patch = next((p for p in range(1, min(size) + 1) if h % p == w % p == 0 and 0 <= n - h * w // p**2 <= 1), 0)
     if not patch:
         raise BadRequest(f"the backbone's layer {name!r} has shape {x.shape}: neither maps nor tokens of patches.")
-    return x[:, n - h * w // patch**2 :].reshape(len(x), h // patch, w // patch, x.shape[-1])
+    return x[:, n - h * w // patch**2 :].reshape(x.shape[0], h // patch, w // patch, x.shape[-1])
 
 
 class Probe(nn.Module):

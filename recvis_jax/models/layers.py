@@ -90,14 +90,14 @@ def global_max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
       >>> global_max_pool(jnp.array([1.0, 3.0, 2.0, 3.0]).reshape(1, 2, 2, 1)).tolist()
       [[3.0]]
     """
-    places = x.reshape(len(x), -1, x.shape[-1])
+    places = x.reshape(x.shape[0], -1, x.shape[-1])
     first = jax.lax.stop_gradient(places).argmax(1, keepdims=True)
     return jnp.where(jnp.arange(places.shape[1])[:, None] == first, places, 0).sum(1)
 
 
 def flatten(x: Array) -> Float[Array, "b n"]:
     """All axes but the first as one, rows slowest, channels fastest."""
-    return x.reshape(len(x), -1)
+    return x.reshape(x.shape[0], -1)
 
 
 def linear_head(acts: Acts, x: Float[Array, "b d"], num_classes: int, dtype: Any) -> tuple[Float[Array, "b k"], Acts]:

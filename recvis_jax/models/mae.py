@@ -127,7 +127,7 @@ class MAE(nn.Module):
           acts: among others `mask` (b n), 1 where a patch was masked; `ids_restore` (b n); `latent`, the encoder's
             normalised output for the class token and the visible patches; `features`, that of the class token.
         """
-        b, channels, grid = len(x), x.shape[-1], patch_grid(x.shape[1:3], self.patch_size)
+        b, channels, grid = x.shape[0], x.shape[-1], patch_grid(x.shape[1:3], self.patch_size)
         images, n = f"{x.shape[1]}x{x.shape[2]} images", grid[0] * grid[1]
         if noise is None and train:
             noise = jax.random.uniform(self.make_rng("dropout"), (b, n))

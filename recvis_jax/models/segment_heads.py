@@ -19,7 +19,7 @@ from recvis_jax.models.vit import Block
 
 def enlarged(x: Float[Array, "b h w c"], size: Sequence[int]) -> Float[Array, "b i j c"]:
     """Bilinear interpolation to `size`, centres of pixels aligned (PyTorch's `align_corners=False`)."""
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear", antialias=False)
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear", antialias=False)
 
 
 class ConvNorm(nn.Module):

@@ -45,7 +45,7 @@ class PatchEmbed(nn.Module):
         size = (self.patch_size, self.patch_size)
         conv = partial(Conv, strides=size, padding="VALID", kernel_init=self.kernel_init, dtype=self.dtype)
         x = conv(self.width, size, name="proj")(x.astype(self.dtype))
-        return x.reshape(len(x), -1, self.width)
+        return x.reshape(x.shape[0], -1, self.width)
 
 
 def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
 
 def prepend(token: Float[Array, "1 1 d"], x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
     """Puts the same token before the tokens of every example."""
-    return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, x.shape[-1])), x], axis=1)
+    return jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1])), x], axis=1)
 
 
 def sincos2d(h: int, w: int, width: int, last: bool = False) -> Float[np.ndarray, "n d"]:
@@ -175,7 +175,7 @@ def stack(
         make = nn.remat(make, prevent_cse=not scan)
     x, keep = batch_split(x), None
     if rate:  # drawn outside of the loop, because the rates must be constants
-        ones = jnp.ones((len(x), 2))
+        ones = jnp.ones((x.shape[0], 2))
         keep = jnp.stack([nn.Dropout(float(r), deterministic=False)(ones) for r in np.linspace(0, rate, depth)])
     if scan:
         axes = dict(variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True})

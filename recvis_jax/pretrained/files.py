@@ -1,12 +1,13 @@
 """Reads checkpoints from others. Nothing in them is executed."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recvis_jax import reading
 from recvis_jax.errors import BadRequest, brief
-from recvis_jax.pretrained import archive, hdf5, pickled, pth, safetensors
+from recvis_jax.pretrained import archive, hdf5, pickled, pth, published, safetensors
 
 HUB = "hf://"
 PTH = (".pth", ".pt", ".bin")
@@ -55,6 +56,8 @@ def read(source: str) -> Checkpoint:
         if place and (_is("is_dir", folder / "checkpoints") or _is("is_file", folder / "config.json")):
             from recvis_jax.pretrained import run  # loads orbax, which files do not need
 
+            if not which and published.there(folder):
+                return Checkpoint(published.read(folder).tensors, ours=True, image_size=run.image_size(folder))
             return Checkpoint(run.read(folder, which), ours=True, image_size=run.image_size(folder))
     path, part = Path(source).expanduser(), ""
     if not _is("exists", path) and "#" in source:
@@ -80,7 +83,7 @@ def read(source: str) -> Checkpoint:
             tensors = (safetensors.File if path.suffix == ".safetensors" else archive.Npz)(path)
     except OSError as e:
         raise BadRequest(f"{name} cannot be read ({archive.line(e)}).") from None
-    return Checkpoint(tensors, False, tables, part, _beside(path))
+    return Checkpoint(tensors, published.ours(tensors), tables, part, _beside(path))
 
 
 def _is(what: str, path: Path) -> bool:
@@ -92,17 +95,18 @@ def _is(what: str, path: Path) -> bool:
 
 
 def _beside(path: Path) -> tuple[int, int] | None:
-    """Returns rows and columns of images from the `config.json` beside a file of weights, if there is one.
+    """Returns rows and columns of images from the JSON beside a file of weights, if there is one.
 
-    transformers writes `image_size`, timm `pretrained_cfg.input_size` (c, h, w). It is only a hint: any other file is
-    ignored.
+    transformers writes `image_size` into `config.json`, timm `pretrained_cfg.input_size` (c, h, w); runs of ours
+    `image_shape` (h, w, c) into `data.json`. It is only a hint: any other file is ignored.
     """
-    config = path.with_name("config.json")
-    try:
-        found = reading.read_json(config)
-    except (BadRequest, OSError):
-        return None
+    found: dict[str, Any] = {}
+    for name in ("config.json", "data.json"):
+        with contextlib.suppress(BadRequest, OSError):
+            found |= reading.read_json(path.with_name(name))
     size = found.get("image_size")
+    if isinstance(found.get("image_shape"), list):
+        size = found["image_shape"][:2]
     if isinstance(found.get("pretrained_cfg"), dict):
         size = found["pretrained_cfg"].get("input_size", size)
     numbers = [size, size] if isinstance(size, int) else size[-2:] if isinstance(size, list) else []
@@ -127,8 +131,8 @@ def _download(source: str) -> Path:
         if not name:
             found = hub.list_repo_files(f"{owner}/{repo}")
             name = _weights(found, source)
-            if "config.json" in found:  # has the image size that the positions are for
-                hub.hf_hub_download(f"{owner}/{repo}", "config.json")
+            for beside in {"config.json", "data.json"} & {*found}:  # have the image size that the positions are for
+                hub.hf_hub_download(f"{owner}/{repo}", beside)
         return Path(hub.hf_hub_download(f"{owner}/{repo}", name))
     except (OSError, ValueError) as e:  # base classes of the hub's errors
         if isinstance(e, BadRequest):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from recvis_jax import models, trees
+from recvis_jax import models, trees, tried
 from recvis_jax.errors import BadRequest, keywords
 from recvis_jax.models import scan
 from recvis_jax.models.mae import patchify
@@ -134,6 +134,16 @@ def loss_of(model):
 def test_every_model_is_tested():
     classes = {getattr(constructor, "func", constructor).__name__ for constructor in models.MODELS.values()}
     assert {type(create(name)).__name__ for name in SMALL} == classes
+
+
+@pytest.mark.parametrize("name", rows(SMALL))
+def test_any_number_of_images(name):
+    """The batch may be a symbol, as it is in exported files: no model counts its images in Python."""
+    model, x = create(name), images(name, 2)
+    shape = jax.ShapeDtypeStruct((jax.export.symbolic_shape("b")[0], *x.shape[1:]), x.dtype)
+    with tried.plain():
+        output, _ = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), template(model, x), shape)
+    assert output.shape[0] is shape.shape[0] or name in AUTOENCODERS
 
 
 @functools.cache
