@@ -307,6 +307,10 @@ def _fine(e: Evidence) -> Finding:
     if not val and not len(e.val.steps):
         why = f"{', '.join(told)}; without validation data, overfitting cannot be detected."
         return Finding("fine", "fine", "Nothing in the training curve stands out.", why[0].upper() + why[1:], "")
+    if e.classes and val and symptoms.by_chance(val.accuracy, symptoms.chance(e), val.examples):
+        why = f"Validation accuracy {_percent(val.accuracy)} is no better than guessing after {e.steps[0]:,} steps."
+        advice = "Train longer; if it stays so, try other learning rates, and look at images with their labels."
+        return Finding("nothing learnt", "caution", "Nothing is learnt yet.", why, advice)
     text = ", ".join(told)
     return Finding("fine", "fine", "Nothing stands out.", f"{text[:1].upper()}{text[1:]}.", "")
 

@@ -86,6 +86,13 @@ CASES = {
     "few validation images": (evidence(*GOOD, val_examples=30), ["validation too small"]),
     "no validation": (evidence(GOOD[0], symptoms.NO_CURVE, (0.99, 0), clean_val=None, val_examples=0), ["fine"]),
     "nothing": (Evidence(symptoms.NO_CURVE, symptoms.NO_CURVE, (0, 0)), ["fine"]),
+    "a few steps": (
+        Evidence(
+            Curve(np.arange(1, 7), np.array([3.07, 3.07, 2.46, 2.43, 2.34, 2.30]), np.linspace(0.09, 0.2, 6)),
+            Curve(np.array([6]), np.array([2.37]), np.array([0.103])), (6, 6), classes=10, chance_loss=math.log(10),
+            train_examples=2000, val_examples=1000,
+        ), ["nothing learnt"],
+    ),
     "a regression": (Evidence(curve(fall(0.1)), curve(fall(0.12)), (1000, 1000)), ["fine"]),
     "a regression that overfits": (Evidence(curve(fall(0.1)), curve(fall(0.2) + T), (1000, 1000)), ["overfitting"]),
 }  # fmt: skip
