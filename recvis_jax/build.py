@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from recvis_jax import errors, models, pretrained, trees, tried
+from recvis_jax import errors, models, palette, pretrained, trees, tried
 from recvis_jax.data import data_info, pipeline, sources
 from recvis_jax.data.opened import Data, open_data
 from recvis_jax.tasks import TASKS, Task
@@ -303,7 +303,7 @@ def initial_state(run: Run, init_from: str | dict | None, say: Callable[[str], N
                 f"config.init_from.{errors.brief(asked[0])} is set, but no weights are named: give "
                 "--config.init_from=FILE, hf://owner/repo or the folder of a run."
             )
-        return run.create()
+        return palette.learned(run, run.create(), say)
     given = ("model", "variables", "image_size", "say", "spell")
     into = arguments.pop("into", "backbone" if isinstance(run.model, models.Probe) else "")
     if into not in ("", "backbone") or (into and not hasattr(run.model, "backbone")):

@@ -31,23 +31,28 @@ def draw(
       params, model_state: of the trained model.
       number: of images.
       seed: an image depends only on the seed and its own number.
-      split: images whose upper halves are kept, in order; None draws whole images.
+      split: images whose upper halves are kept, in order; None draws whole images. A model of super-resolution is told
+        the split's images smaller, and draws them; it needs a split.
       batch_size: images drawn at a time.
       temperature, top_k, top_p: see `generation.sample`.
       say: called with (what, images done, total).
 
     Returns:
-      `images` (n h w c); with a split also `originals` and `given`, in which drawn pixels are grey.
+      `images` (n h w c); with a split also `originals` and `given`, in which drawn pixels are grey, or what the model
+      of super-resolution is told, enlarged.
 
     Raises:
-      BadRequest: the run's task does not generate, or the split has fewer images.
+      BadRequest: the run's task does not generate, the split has fewer images, or a split is needed.
     """
     if run.task.generate is None or run.data.info.vocabulary:
         raise errors.BadRequest(f"{type(run.model).__name__} of this run cannot draw images: its task is not 'pixels'.")
+    upscales = bool(getattr(run.model, "encoder_depth", 0))
+    if upscales and split is None:
+        raise errors.BadRequest("this run draws the details of images: name the split of them, such as split='test'.")
     originals = None if split is None else _images(run, split, number)
     options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, top_p=top_p)
     known = None
-    if originals is not None:
+    if originals is not None and not upscales:
         h, w = originals.shape[1:3]
         known = jnp.broadcast_to(jnp.arange(h)[:, None] < h // 2, (h, w))
     generate = run.task.generate
@@ -65,7 +70,10 @@ def draw(
     images = np.concatenate(out)[:number]
     if originals is None:
         return {"images": images}
-    given = np.where(np.asarray(known)[..., None], originals, 0.5)
+    if upscales:
+        given = np.asarray(run.model.small(originals)).repeat(run.model.factor, 1).repeat(run.model.factor, 2)
+    else:
+        given = np.where(np.asarray(known)[..., None], originals, 0.5)
     return {"originals": originals, "given": given, "images": images}
 
 

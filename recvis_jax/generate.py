@@ -1,11 +1,12 @@
-"""Draws images from a run that predicts pixels, or completes a split's images; or translates texts.
+"""Draws images from a run that predicts pixels, completes or enlarges a split's images; or translates texts.
 
   python -m recvis_jax.generate --workdir=runs/pixels --number=16 --temperature=0.9
   python -m recvis_jax.generate --workdir=runs/pixels --complete --split=test --number=8
+  python -m recvis_jax.generate --workdir=runs/upscale --split=test --number=8
   python -m recvis_jax.generate --workdir=runs/translate "File not found" --beams=4 --attention=cross:2
 
-Images: writes generated.npz (`images` (n h w 1) in [0, 1], and `originals` if images are completed) and the figure
-generated.png to the run's folder, or to --out. An image depends only on --seed and its number.
+Images: writes generated.npz (`images` (n h w c) in [0, 1], and `originals` and `given` if a split's are completed or
+enlarged) and the figure generated.png to the run's folder, or to --out. An image depends only on --seed and its number.
 
 Texts: prints the translation of each text, and of each line of --texts=FILE. --attention draws the attention weights
 for the first translation to attention.png.
@@ -33,8 +34,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("top_k", 0, "Number of most probable tokens to draw from; 0 for all.", 0)
     flags.DEFINE_float("top_p", 1.0, "Draws from the most probable tokens with this total probability.", 0.0, 1.0)
     flags.DEFINE_bool("complete", False, "Keeps the upper halves of a split's images.")
-    flags.DEFINE_string("split", None, "Of --complete: train, val, test or a split expression; by default test.")
+    flags.DEFINE_string("split", None, "Whose images are completed or enlarged: train, val, test or an expression.")
     flags.DEFINE_string("texts", None, "File of texts to translate, one a line.")
+    flags.DEFINE_enum(
+        "too_long", "fail", ["fail", "cut", "drop"],
+        "Texts with more tokens than those of training: an error, cut, or left out, with an empty line instead.",
+    )  # fmt: skip
     flags.DEFINE_integer("beams", 4, "Translations that the search keeps; 1 is greedy.", 1)
     flags.DEFINE_float("alpha", 0.6, "Of the length penalty of the search: larger ones favour long translations.", 0.0)
     flags.DEFINE_string(
@@ -47,8 +52,6 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     if not FLAGS.workdir:
         raise errors.BadRequest("--workdir is missing: the folder of a run that predicts pixels, or translates.")
-    if FLAGS.split and not FLAGS.complete:
-        raise errors.BadRequest("--split is only for --complete; drawn images need no split.")
     if not FLAGS.top_p:
         raise errors.BadRequest("--top_p=0 leaves no token; it must be above 0.")
     given = _texts(argv[1:])
@@ -87,12 +90,18 @@ def _translate(model: Any, folder: Path, given: list[str]) -> None:
     if unknown := vocabulary.unknown("".join(given)):
         print(f"note: training had none of these characters: {errors.brief(unknown, 60)}")
     of_model = (model.run, model.params, model.model_state)
-    found = translating.translate(
-        *of_model, given, beams=FLAGS.beams, alpha=FLAGS.alpha, batch_size=FLAGS.batch_size, say=cli.progress
-    )
+    long = set() if FLAGS.too_long == "fail" else translating.too_long(model.run, given)
+    if long:
+        done = "cut" if FLAGS.too_long == "cut" else "left out"
+        print(f"note: {len(long):,} of {len(given):,} texts have more tokens than those of training: {done}")
+    kept = [i for i in range(len(given)) if i not in long or FLAGS.too_long == "cut"]
+    options = dict(beams=FLAGS.beams, alpha=FLAGS.alpha, cut=FLAGS.too_long == "cut", batch_size=FLAGS.batch_size)
+    translated = translating.translate(*of_model, [given[i] for i in kept], **options, say=cli.progress)
+    by_text = dict(zip(kept, translated, strict=True))
+    found = [by_text.get(i, "") for i in range(len(given))]
     for translation in found:
         print(errors.printable(translation))
-    if FLAGS.attention:
+    if FLAGS.attention and found[0]:
         kind, *numbers = FLAGS.attention.split(":")
         if len(numbers) > 2 or not all(n.isascii() and n.isdigit() and len(n) < 5 for n in numbers):
             raise errors.BadRequest(
@@ -120,10 +129,14 @@ def _draw(model: Any, folder: Path) -> None:
     from recvis_jax import drawing
     from recvis_jax.vis import plot
 
-    out = _out(folder)
+    out, enlarges = _out(folder), bool(getattr(model.run.model, "encoder_depth", 0))
+    if FLAGS.split and not FLAGS.complete and not enlarges:
+        raise errors.BadRequest("--split is only for --complete; drawn images need no split.")
+    if FLAGS.complete and enlarges:
+        raise errors.BadRequest("--complete is not for this run, which enlarges images; leave it out.")
     found = drawing.draw(
         model.run, model.params, model.model_state, FLAGS.number, FLAGS.seed,
-        split=(FLAGS.split or "test") if FLAGS.complete else None, batch_size=FLAGS.batch_size,
+        split=(FLAGS.split or "test") if FLAGS.complete or enlarges else None, batch_size=FLAGS.batch_size,
         temperature=FLAGS.temperature, top_k=FLAGS.top_k, top_p=FLAGS.top_p, say=cli.progress,
     )  # fmt: skip
     part = out / ".generated.npz.part"

@@ -56,6 +56,8 @@ def translate(
       BadRequest: the run does not translate; a text is empty, or longer than those of training.
     """
     vocabulary, generate = vocabulary_of(run), run.task.generate
+    if not texts:
+        return []
     tokens = [_tokens(run, vocabulary, given, f"text {i}", cut) for i, given in enumerate(texts, 1)]
     if beams < 1 or alpha < 0:
         raise errors.BadRequest(f"beams={beams} and alpha={alpha}; they are at least 1 and 0.")
@@ -80,6 +82,12 @@ def translate(
             out[i] = vocabulary.decode(found[k])
         say("translating", min(len(texts), first + size), len(texts))
     return out
+
+
+def too_long(run: build.Run, texts: Sequence[str]) -> set[int]:
+    """Returns which texts have more tokens than those of training."""
+    vocabulary = vocabulary_of(run)
+    return {i for i, tokens in enumerate(text.sentences(vocabulary, texts)) if len(tokens) > _most(run)}
 
 
 def attended(

@@ -37,7 +37,8 @@ TRACED = (
     "configs/fashion_mnist/depth.py", "configs/fashion_mnist/five_classes.py", "configs/fashion_mnist/resnet20.py",
     "configs/imagenet/mae_vit_b16_finetune.py", "configs/imagenet/mae_vit_b16_linear_probe.py",
     "configs/imagenet/mae_vit_b16_pretrain.py", "configs/imagenet/resnet50.py", "configs/fashion_mnist/pixels.py",
-    "configs/bible/transformer.py", "configs/wmt14_en_de/base.py",
+    "configs/bible/transformer.py", "configs/wmt14_en_de/base.py", "configs/imagenet64/sparse_transformer.py",
+    "configs/fashion_mnist/image_transformer.py",
 )  # fmt: skip
 
 
@@ -138,6 +139,8 @@ ARGUMENTS = [
     ("folder/resnet18.py", "name=pictures"),
     ("imagenet/mae_vit_b16_finetune.py", "size=b"),
     ("fashion_mnist/pixels.py", "attention=local_2d"),
+    ("fashion_mnist/image_transformer.py", "attention=local_2d,output=logistics"),
+    ("fashion_mnist/image_transformer.py", "upscale"),
 ]
 
 

@@ -1,8 +1,14 @@
 """The program that translates: from a run of texts to lines and a figure of what was attended to."""
 
+import shutil
+
 import cv2
+import numpy as np
 import programs
 import pytest
+
+import recvis_jax as rv
+from recvis_jax import trees
 
 SECTIONS = dict(
     seed=0, batch_size=16, steps=2, keep_checkpoints=2, checkpoint_every=1,
@@ -41,6 +47,29 @@ def test_texts_are_translated(run, program, tmp_path):
     again = program("generate", "bade", f"--workdir={run}", "--beams=2", "--checkpoint=last")
     assert again.out.splitlines() == [lines[2]]
     assert program("generate", "bade", f"--workdir={run}", "--checkpoint=average").code == 0
+
+
+@pytest.mark.full
+def test_long_texts_are_counted_and_cut_or_left_out(run, program):
+    texts = ("bade", "bade " * 40)
+    for way, words in (("cut", "cut"), ("drop", "left out")):
+        done = program("generate", *texts, f"--workdir={run}", f"--too_long={way}", "--beams=1")
+        first, _, last = lines = done.out.splitlines()
+        assert len(lines) == 3 and first == f"note: 1 of 2 texts have more tokens than those of training: {words}"
+        assert way == "cut" or last == ""
+
+
+@pytest.mark.full
+def test_a_resumed_run_ends_with_the_same_parameters(run, program, tmp_path):
+    """Dropout and the order of the texts depend on the step alone."""
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    shutil.rmtree(again / "checkpoints/last/2")
+    done = program("train", programs.write_config(tmp_path / "c.py", SECTIONS), f"--workdir={again}", "--report=false")
+    assert done.code == 0 and "step 1" in done.out, done
+    first, second = (trees.flatten(rv.open(str(folder), checkpoint="last").params) for folder in (run, again))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
 REFUSED = {

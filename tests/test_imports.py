@@ -62,6 +62,7 @@ MAY_IMPORT = {
     "cli": ("training.processes", "overrides"),
     "config": ("overrides",),
     "build": ("",),
+    "palette": ("classical.kmeans", "data.sources", "training.distributed"),
     "drawing": ("",),
     "translating": ("",),
     "detections": ("data.given", "data.image_file", "evaluation.coco_ap", "trained", "training.log", "vis.boxes"),

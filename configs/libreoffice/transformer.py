@@ -19,19 +19,20 @@ def get_config(arg=None):
     c = ml_collections.ConfigDict()
     c.seed = 0
     c.epochs = 40.0
-    c.batch_size = 128
+    c.batch_size = 64
     c.eval_batch_size = 256
     c.eval_every = 4.0
-    c.checkpoint_every = 2.0
+    c.checkpoint_every = 1.0
+    c.keep_checkpoints = 5
     c.ema_decay = 0.999
 
     c.data = dict(name=arg.name, train="train", val="validation[:500]", test="test")
     c.data.text = dict(kind="bpe", tokens=4000, most=64, too_long="drop")
     c.data.buckets = dict(source=(12, 28), target=(12, 28))
-    c.model = dict(name="transformer_base", width=256, heads=4, encoder_depth=3, decoder_depth=3, hidden=1024)
-    c.model.update(pre_norm=True, dropout=0.3)
+    c.model = dict(name="transformer_base", width=256, heads=4, encoder_depth=3, decoder_depth=2, hidden=512)
+    c.model.update(pre_norm=True, dropout=0.2)
     c.task = dict(name="translate", label_smoothing=0.1)
     # lr sqrt(warmup / t) after the warm-up, as in the paper.
-    c.optim = dict(name="adam", lr=1e-3, b2=0.98, eps=1e-9, schedule="rsqrt", warmup=400)
-    c.optim.schedule_args = dict(timescale=400)
+    c.optim = dict(name="adam", lr=1e-3, b2=0.98, eps=1e-9, schedule="rsqrt", warmup=800)
+    c.optim.schedule_args = dict(timescale=800)
     return config.finish(c, arg)

@@ -29,6 +29,8 @@ from recvis_jax.models.hybrid import VARIANTS as HYBRIDS
 from recvis_jax.models.hybrid import HybridViT
 from recvis_jax.models.image_gpt import VARIANTS as IMAGE_GPTS
 from recvis_jax.models.image_gpt import ImageGPT
+from recvis_jax.models.image_transformer import VARIANTS as IMAGE_TRANSFORMERS
+from recvis_jax.models.image_transformer import ImageTransformer
 from recvis_jax.models.layer_head import Probe
 from recvis_jax.models.lenet import LeNet5
 from recvis_jax.models.linear import Linear
@@ -81,6 +83,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 # Models of sequences: `__call__(tokens (b n), *, train) -> (logits (b n v), acts)`, that generate token by token.
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(ImageGPT, **kw) for name, kw in IMAGE_GPTS.items()},
+    **{name: partial(ImageTransformer, **kw) for name, kw in IMAGE_TRANSFORMERS.items()},
     **{name: partial(Translator, **kw) for name, kw in TRANSLATORS.items()},
 }
 

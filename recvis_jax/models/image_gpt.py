@@ -26,6 +26,27 @@ VARIANTS = {
 _normal = nn.initializers.normal(0.02)
 
 
+def even_greys(key: Any, colours: int) -> Float[Array, "v 3"]:
+    """Returns a palette of evenly spaced greys, which stands until one is learned from images."""
+    return jnp.repeat(jnp.linspace(0, 1, colours)[:, None], 3, axis=1)
+
+
+def nearest(images: Float[Array, "b h w 3"], palette: Float[Array, "v 3"]) -> Int[Array, "b n"]:
+    """Returns the number of the nearest colour of a palette for every pixel, row by row; in ties the lowest.
+
+    Raises:
+      BadRequest: images without colours.
+
+    Example:
+      >>> nearest(jnp.array([0.9, 0.1, 0.0]).reshape(1, 1, 1, 3), jnp.eye(3)).tolist()
+      [[0]]
+    """
+    if images.shape[-1] != 3:
+        raise BadRequest(f"images of {images.shape[-1]} channels; a palette has colours of three.")
+    x = images.reshape(len(images), -1, 3)
+    return jnp.argmin((palette**2).sum(-1) - 2 * x @ palette.T, axis=-1).astype(jnp.int32)
+
+
 def greys(images: Float[Array, "b h w c"], levels: int) -> Int[Array, "b n"]:
     """Returns the nearest of evenly spaced greys for every pixel, row by row.
 
@@ -86,8 +107,8 @@ class ImageGPT(nn.Module):
     With `sparse` it attends as the Image Transformer (Parmar et al. 2018: 1-D and 2-D local attention) or the Sparse
     Transformer (Child et al. 2019: strided and fixed patterns) do; its blocks stay those of Image GPT.
 
-    It reads sequences of tokens, or grey images, whose pixels become tokens row by row, or with
-    2-D local attention block by block.
+    It reads sequences of tokens, or images, whose pixels become tokens row by row, or with 2-D local attention block by
+    block.
 
     Attributes:
       colours: number of colours of the palette. The token `colours` starts a sequence.
@@ -98,8 +119,11 @@ class ImageGPT(nn.Module):
       activation: elementwise function of the MLPs.
       norm_eps: added to the mean square in norms.
       dropout: probability that a unit is dropped in training, of the embedded tokens and in every branch.
+      palette: whether colours are those of the collection `palette`, which a run learns from its training images; the
+        images then have three channels. Otherwise they are evenly spaced greys.
       sparse: pattern of the attention: `kind` and the other arguments of `sparse_attention.blocks`, such as {"kind":
         "strided", "stride": 28}; sequences are then whole images. None for full attention.
+      remat: computes the blocks' intermediates again in the backward pass instead of keeping them.
       length: positions of the cache. Above 0 the model decodes: it is given one token a sequence, and its collection
         `cache` holds what came before; see `recvis_jax.generation`. 0 for whole sequences.
       dtype: of the computation.
@@ -126,7 +150,9 @@ class ImageGPT(nn.Module):
     activation: str = "quick_gelu"
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    palette: bool = False
     sparse: Any = None
+    remat: bool = False
     length: int = 0
     dtype: Any = jnp.float32
 
@@ -145,14 +171,16 @@ class ImageGPT(nn.Module):
         """Returns the scores of the next token's colours at every position, and intermediates.
 
         Args:
-          x: numbers of colours, or `colours` for the start. Or images in [0, 1] (b h w 1): the scores (b h*w v) are
-            then those of each pixel given those before it, in raster order, and acts["targets"] has the pixels' tokens.
+          x: numbers of colours, or `colours` for the start. Or images in [0, 1] (b h w c): the scores (b h*w v) are
+            then those of each pixel given those before it, and acts["targets"] has the pixels' tokens in that order.
           train: whether dropout is on.
         """
         acts: Acts = {}
         tokens = x
+        if self.palette:
+            self.variable("palette", "colours", even_greys, None, self.colours)
         if x.ndim == 4:
-            targets = greys(x, self.colours)
+            targets = self.tokens_of(x)
             acts["targets"] = targets = targets[:, self.order] if self.sparse else targets
             tokens = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)), constant_values=self.colours)
         n = tokens.shape[1]
@@ -168,13 +196,25 @@ class ImageGPT(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         kw = dict(norm_eps=self.norm_eps, dropout=self.dropout, length=self.length, train=train, dtype=self.dtype)
         kw |= dict(sparse=self.sparse)
+        block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
-            x, weights = Block(self.heads, activation(self.activation), **kw, name=f"block{i}")(x)
+            x, weights = block(self.heads, activation(self.activation), **kw, name=f"block{i}")(x)
             acts |= {f"block{i}": x} | ({} if weights is None else {f"block{i}/attention": weights})
         acts["tokens"] = x = RMSNorm(epsilon=self.norm_eps, dtype=self.dtype, name="norm")(x)
         logits = Dense(self.colours, use_bias=False, kernel_init=_normal, dtype=self.dtype, name="head")(x)
         acts["logits"] = logits = logits.astype(jnp.float32)
         return logits, acts
+
+    def tokens_of(self, images: Float[Array, "b h w c"]) -> Int[Array, "b n"]:
+        """Returns the tokens of images in [0, 1], row by row."""
+        if self.palette:
+            return nearest(images, self.get_variable("palette", "colours"))
+        return greys(images, self.colours)
+
+    def images_of(self, tokens: Int[Array, "b n"], h: int, w: int) -> Float[Array, "b h w c"]:
+        """Returns the images of tokens that are ordered row by row."""
+        found = self.get_variable("palette", "colours")[tokens] if self.palette else tokens / (self.colours - 1)
+        return found.reshape(len(tokens), h, w, -1)
 
     @property
     def order(self) -> Int[np.ndarray, " n"]:

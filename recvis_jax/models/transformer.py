@@ -41,8 +41,10 @@ class Layer(nn.Module):
       act: elementwise function of the MLP.
       pre_norm: x + f(norm(x)) instead of norm(x + f(x)).
       uniform: equal attention weights, see `MultiHeadAttention`.
+      sparse: pattern of the self-attention, see `MultiHeadAttention`.
       length: positions of the cache in decoding, where the memory is given only at the first call. 0 for whole
         sequences.
+      crosses: whether there is a memory in decoding.
       norm_eps: added to the variance in layer norms.
       dropout: probability that a unit of a branch, or inside the MLP, is dropped, in training.
       train: whether it is training.
@@ -54,7 +56,9 @@ class Layer(nn.Module):
     act: Any
     pre_norm: bool = False
     uniform: bool = False
+    sparse: Any = None
     length: int = 0
+    crosses: bool = True
     norm_eps: float = 1e-5
     dropout: float = 0.0
     train: bool = False
@@ -85,13 +89,16 @@ class Layer(nn.Module):
         acts: Acts = {}
 
         def attend(name: str, y: Array, key: Array | None, value: Array | None, mask: Array | None, **kw: Any) -> Array:
-            y, acts[name] = attention(name=name, **kw)(y, key, value, mask)
+            y, weights = attention(name=name, **kw)(y, key, value, mask)
+            if weights is not None:
+                acts[name] = weights
             return drop(y)
 
         def attend_self(y: Array) -> Array:
+            kw = dict(length=self.length, sparse=self.sparse)
             if positions is None:
-                return attend("attention", y, None, None, mask, length=self.length)
-            return attend("attention", y + positions, y + positions, y, mask, length=self.length)
+                return attend("attention", y, None, None, mask, **kw)
+            return attend("attention", y + positions, y + positions, y, mask, **kw)
 
         def attend_memory(y: Array) -> Array:
             y, kw = y if positions is None else y + positions, dict(keeps=bool(self.length))
@@ -100,7 +107,7 @@ class Layer(nn.Module):
             return attend("cross_attention", y, memory + memory_positions, memory, memory_mask, **kw)
 
         branches: list[Callable[[Array], Array]] = [attend_self]
-        if memory is not None or self.length:
+        if memory is not None or (self.length and self.crosses):
             branches.append(attend_memory)
         inits = dict(bias_init=nn.initializers.zeros, dtype=self.dtype, name="mlp")
         branches.append(Mlp(self.hidden, self.act, self.dropout, self.train, **inits))
