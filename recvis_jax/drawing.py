@@ -1,13 +1,17 @@
 """Images that a trained model draws, completes or reconstructs."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from recvis_jax import build, errors, generation, trained
+from recvis_jax.axes import BATCH_AXES
+from recvis_jax.training import distributed, sharding
 
 
 def draw(
@@ -22,7 +26,7 @@ def draw(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    say: Callable[[str, int, int], None] = lambda what, done, total: None,
+    say: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns images in [0, 1] drawn by a model of pixels.
 
@@ -35,7 +39,8 @@ def draw(
         the split's images smaller, and draws them; it needs a split.
       batch_size: images drawn at a time.
       temperature, top_k, top_p: see `generation.sample`.
-      say: called with (what, images done, total).
+      say: called with (what, images done, total), also while a batch is drawn; the compiled program is then not kept
+        for later processes.
 
     Returns:
       `images` (n h w c); with a split also `originals` and `given`, in which drawn pixels are grey, or what the model
@@ -57,21 +62,33 @@ def draw(
         known = jnp.broadcast_to(jnp.arange(h)[:, None] < h // 2, (h, w))
     generate = run.task.generate
 
-    @jax.jit
-    def some(keys: jax.Array, image: jax.Array | None) -> jax.Array:
-        return generate(params, model_state, keys, image=image, known=known, **options)
+    size, place = over_devices(run, min(batch_size, number))
+    at = {"first": 0}
 
-    size, out = min(batch_size, number), []
+    def tell(share: float) -> None:
+        assert say is not None
+        say("drawing", min(number, at["first"] + int(share * size)), number)
+
+    @jax.jit
+    def some(params: Any, model_state: Any, numbers: jax.Array, image: jax.Array | None) -> jax.Array:
+        keys = generation.keys(seed, numbers)
+        return generate(params, model_state, keys, image=image, known=known, tell=tell if say else None, **options)
+
+    out = []
     for first in range(0, number, size):
-        numbers = jnp.arange(first, first + size)  # always the same shape, so that there is one program
-        image = None if originals is None else jnp.asarray(originals[np.minimum(numbers, number - 1)])
-        out.append(np.asarray(some(generation.keys(seed, numbers), image)))
-        say("drawing", min(number, first + size), number)
+        at["first"] = first
+        numbers = np.arange(first, first + size)  # always the same shape, so that there is one program
+        image = None if originals is None else place(originals[np.minimum(numbers, number - 1)])
+        out.append(distributed.onto_host(some(params, model_state, place(numbers), image)))
+        if say:
+            say("drawing", min(number, first + size), number)
     images = np.concatenate(out)[:number]
     if originals is None:
         return {"images": images}
     if upscales:
-        given = np.asarray(run.model.small(originals)).repeat(run.model.factor, 1).repeat(run.model.factor, 2)
+        given = (
+            np.asarray(run.model.small(jnp.asarray(originals))).repeat(run.model.factor, 1).repeat(run.model.factor, 2)
+        )
     else:
         given = np.where(np.asarray(known)[..., None], originals, 0.5)
     return {"originals": originals, "given": given, "images": images}
@@ -92,6 +109,18 @@ def reconstruct(run: build.Run, params: Any, model_state: Any, images: jax.Array
         raise errors.BadRequest(f"{type(run.model).__name__} of this run reconstructs nothing: its task is not 'mae'.")
     found = jax.jit(run.task.figure)(params, model_state, run.data.preprocess({"image": images}))
     return {name: np.clip(np.asarray(run.data.denormalise(x)), 0, 1) for name, x in found.items()}
+
+
+def over_devices(run: build.Run, size: int) -> tuple[int, Callable[[np.ndarray], jax.Array]]:
+    """Returns a size that devices divide evenly, at least `size`, and what puts so many examples on them.
+
+    Fewer examples than devices stay on one device. What is generated does not depend on it.
+    """
+    parts = math.prod(run.mesh.shape[axis] for axis in BATCH_AXES)
+    if size < parts or parts == 1:
+        return size, jnp.asarray
+    split = NamedSharding(run.mesh, sharding.batch_spec())
+    return -(-size // parts) * parts, lambda x: distributed.onto_devices(x, split)
 
 
 def _images(run: build.Run, split: str, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ Texts: prints the translation of each text, and of each line of --texts=FILE. --
 for the first translation to attention.png.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def _draw(model: Any, folder: Path) -> None:
     found = drawing.draw(
         model.run, model.params, model.model_state, FLAGS.number, FLAGS.seed,
         split=(FLAGS.split or "test") if FLAGS.complete or enlarges else None, batch_size=FLAGS.batch_size,
-        temperature=FLAGS.temperature, top_k=FLAGS.top_k, top_p=FLAGS.top_p, say=cli.progress,
+        temperature=FLAGS.temperature, top_k=FLAGS.top_k, top_p=FLAGS.top_p,
+        say=cli.progress if sys.stderr.isatty() else None,
     )  # fmt: skip
     part = out / ".generated.npz.part"
     with part.open("wb") as file:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recvis_jax import build, errors
+from recvis_jax import build, drawing, errors
 from recvis_jax.data import text
 from recvis_jax.data.text import Vocabulary
+from recvis_jax.training import distributed
 from recvis_jax.vis import attention
 
 _STEP = 16  # lengths are padded to multiples of it, so that there are few programs
@@ -69,7 +70,8 @@ def translate(
 
     out = [""] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
-    size, most = min(batch_size, len(texts)), _most(run)
+    most = _most(run)
+    size, place = drawing.over_devices(run, min(batch_size, len(texts)))
     for first in range(0, len(texts), size):
         rows = order[first : first + size]
         width = min(most, -(-max(len(tokens[i]) for i in rows) // _STEP) * _STEP)
@@ -77,7 +79,7 @@ def translate(
         mask = np.arange(width) < np.array([len(tokens[i]) for i in rows] + [1] * (size - len(rows)))[:, None]
         for k, i in enumerate(rows):
             source[k, : len(tokens[i])] = tokens[i]
-        found = np.asarray(some(params, model_state, source, mask))
+        found = distributed.onto_host(some(params, model_state, place(source), place(mask)))
         for k, i in enumerate(rows):
             out[i] = vocabulary.decode(found[k])
         say("translating", min(len(texts), first + size), len(texts))

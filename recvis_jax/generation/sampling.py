@@ -1,5 +1,8 @@
 """Draws sequences token by token, with a temperature and from the likeliest tokens only."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -59,6 +62,7 @@ def sample(
     given: Int[Array, "b n"] | None = None,
     known: Bool[Array, "b n"] | None = None,
     end: int | None = None,
+    tell: Callable[[float], None] | None = None,
 ) -> tuple[Int[Array, "b n"], Float[Array, "b"]]:
     """Draws sequences. Compiles to one loop; give it to `jax.jit` with what is static bound.
 
@@ -71,6 +75,7 @@ def sample(
       top_k, top_p: see `likeliest`.
       given, known: tokens that are not drawn where `known` is true, as the upper half of an image to complete.
       end: a token after which a sequence is filled up with it; the loop ends when all have ended. None: none.
+      tell: called with the share of the tokens that are drawn, about 20 times, while the loop runs; None for nothing.
 
     Returns:
       The tokens, and the log-probability (nats, at temperature 1, of all tokens) of each sequence's drawn tokens.
@@ -90,8 +95,16 @@ def sample(
         at, ended = carry[0], carry[-1]
         return (at < length) & ~ended.all()
 
+    every = max(1, length // 20)
+
+    def say(at: Any) -> None:
+        if tell is not None and at % every == 0:
+            tell(float(at) / length)
+
     def draw(carry: tuple) -> tuple:
         at, cache, token, tokens, total, ended = carry
+        if tell is not None:
+            jax.debug.callback(say, at)
         logits, cache = step(cache, token)
         logits = logits.astype(jnp.float32)
         if temperature:

@@ -1,6 +1,7 @@
 """Images as sequences: predict every pixel from those before it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,6 +106,7 @@ def pixels(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Task:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        tell: Callable[[float], None] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Draws images; of `image`, pixels stay where `known`. A model with an encoder is told `image` smaller."""
         b, variables, told = keys.shape[0], {"params": params, **model_state}, None
@@ -123,7 +125,7 @@ def pixels(model: nn.Module, *, image_shape: tuple[int, int, int]) -> Task:
             known = jnp.broadcast_to(jnp.repeat(known.reshape(-1), per_pixel), (b, n))[:, order]
         tokens, _ = generation.sample(
             step, cache, keys, colours, n, temperature=temperature, top_k=top_k, top_p=top_p, given=given,
-            known=known if given is not None else None,
+            known=known if given is not None else None, tell=tell,
         )  # fmt: skip
         return call("images_of", tokens[:, np.argsort(order)], h, w)
 

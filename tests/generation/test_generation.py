@@ -79,9 +79,12 @@ def test_given_tokens_stay_and_the_likeliest_are_taken_at_temperature_zero():
     cache = jnp.zeros((2, 5), jnp.int32), jnp.int32(0)
     known = jnp.array([[True, False, False, False]] * 2)
     given = jnp.array([[2, 9, 9, 9], [1, 9, 9, 9]])
+    told = []
     tokens, p = generation.sample(
-        step, cache, generation.keys(0, jnp.arange(2)), 3, 4, temperature=0, given=given, known=known
+        step, cache, generation.keys(0, jnp.arange(2)), 3, 4, temperature=0, given=given, known=known, tell=told.append
     )
+    jax.effects_barrier()
+    assert sorted(told) == [0, 0.25, 0.5, 0.75]
     assert tokens.tolist() == [[2, 0, 1, 2], [1, 2, 0, 1]]
     np.testing.assert_allclose(p, np.log([0.7 * 0.6 * 0.6, 0.6 * 0.7 * 0.6]), rtol=1e-5)
 
