@@ -186,7 +186,7 @@ def _queries(r: Request) -> Figure:
     placed = np.asarray(detection.corners(acts["boxes"])).clip(0, 1) * [w, h, w, h]
     scale, tiles = pictures.zoom_for(h, 256), []
     for i, image in enumerate(figure.rgb(figure.seen(images))):
-        rows, labels = (placed[i, best[i]], scores[i, best[i]].argmax(-1))
+        rows, labels = placed[i, best[i]], scores[i, best[i]].argmax(-1)
         bytes_ = (image.clip(0, 1) * 255).round().astype(np.uint8)
         tiles.append(boxes.over(bytes_, rows, labels, names=network.classes, scale=scale))
         seen = np.asarray(vis.enlarged(maps[i, best[i]], (h, w)))
@@ -194,11 +194,10 @@ def _queries(r: Request) -> Figure:
             bytes_ = (looked * 255).round().astype(np.uint8)
             tiles.append(boxes.over(bytes_, row[None], label[None], scale=scale))
     picture = pictures.mosaic(np.stack(tiles) / 255, columns=1 + best.shape[1], gap=2)
-    parts = [
-        f"{errors.printable(n)}: "
-        + ", ".join(f"{figure.class_name(r, int(s.argmax()))} ({s.max():.0%})" for s in of[b])
-        for n, of, b in zip(r.names, scores, best, strict=True)
-    ]
+    parts = []
+    for name, of, own in zip(r.names, scores, best, strict=True):
+        said = ", ".join(f"{figure.class_name(r, int(s.argmax()))} ({s.max():.0%})" for s in of[own])
+        parts.append(f"{errors.printable(name)}: {said}")
     caption = f"The best queries' boxes, then where each of them looks in the last decoder layer. {'; '.join(parts)}."
     return Figure("queries", "Queries", caption, picture)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from recvis_jax import errors, evidence, figure, network, patches, trained, trees
+from recvis_jax import errors, evidence, figure, network, patches, trained, trees, worst_objects
 from recvis_jax.data.opened import Data
 from recvis_jax.evaluation import diagnosis, outcomes, symptoms
 from recvis_jax.training import log
@@ -138,7 +138,9 @@ def content(found: evidence.Records, seen: evidence.Seen, name: str) -> run_page
         confused=of,
         train_counts=train_counts if counts is not None and train_counts is not None else None,
         groups=[(title, about, _chosen(shown, choose)) for title, choose, about in _GROUPS] if shown else (),
-        images=[*_filters(seen.model, layers), *_patches(seen.model, shown)] if seen.model else (),
+        images=[*worst_objects.images(seen.model), *_filters(seen.model, layers), *_patches(seen.model, shown)]
+        if seen.model
+        else (),
         cost=_cost(found, known, sum(layer.macs for layer in layers)),
         origin=_origin(found),
         command=str(found.lives[0].get("command", "")) if found.lives else "",

@@ -10,6 +10,7 @@ import programs
 import pytest
 
 import recvis_jax as rv
+from recvis_jax import reporting, worst_objects
 from recvis_jax.data import coco, sources
 from recvis_jax.errors import BadRequest
 
@@ -58,6 +59,22 @@ def test_evaluate_prints_the_table(run, program):
     for name in names:
         assert re.search(rf"^  {name}: \d\.\d{{4}}$", got.out, re.MULTILINE), got.out
     assert "next: python -m recvis_jax.predict --weights=" in got.out
+
+
+def test_the_report_shows_the_worst_pictures(run):
+    task, folder = run
+    page = reporting.of_runs([folder], checkpoint="last")
+    assert ("Objects, worst first" in page) == (task == "detect")
+
+
+def test_mistakes_are_those_of_matched_boxes():
+    box = np.array([[0.0, 0, 4, 4]])
+    for found, labels, share in (
+        (box, [0], 0), (box, [1], 1), (box + 9, [0], 1), (box.repeat(2, 0), [0, 0], 1 / 3), (box[:0], [], 1),
+    ):  # fmt: skip
+        got = worst_objects.mistakes(found, np.array(labels, int), box, np.array([0]))
+        assert got == pytest.approx(share)
+    assert worst_objects.mistakes(box[:0], np.zeros(0, int), box[:0], np.zeros(0, int)) == 0
 
 
 def test_predict_draws_and_writes(run, program, pictures):
