@@ -26,7 +26,10 @@ _PIXELS = 128  # side that small images are enlarged to
 def usual(r: Request) -> list[str]:
     """Returns the names of a few quick figures that this network can have."""
     network, known = r.network, figure.named(r)
-    out = ["filters"]
+    out = []
+    with contextlib.suppress(errors.BadRequest):  # its first layer is no filter
+        vis.first_filters(network.apply, network.variables, network.image_shape)
+        out.append("filters")
     if r.split is not None and any(len(known[n]) == 4 for n in layers.with_places(known)):
         out.append("top9")
     if "block0/attention" in known:
