@@ -34,6 +34,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem
 th,td{padding:.2rem .55rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
 overflow-wrap:normal}
 th{font-weight:600}th,td{white-space:nowrap}.n{text-align:right}.w{white-space:normal;overflow-wrap:anywhere;min-width:9rem}
+td:first-child{white-space:normal;min-width:7rem}
 code,pre{font:13px/1.45 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{background:var(--soft);padding:.6rem;margin:.4rem 0;white-space:pre-wrap;overflow-wrap:anywhere;border-radius:4px}
 .finding{border-left:4px solid var(--line);background:var(--soft);padding:.5rem .8rem;margin:.5rem 0;
