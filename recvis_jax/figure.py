@@ -23,7 +23,8 @@ class Request(NamedTuple):
       split: examples of the network's data set, for the best patches; None if there are none.
       layer: name of a layer; None for the figure's default.
       target: class whose score is explained; None for the predicted one.
-      units: channels of the layer for which images are made; empty for the first ones.
+      units: channels of the layer for which images are made, or whose best patches are shown; empty for the first
+        ones, or those with the largest activations.
       style: (1 i j c) in [0, 1], the picture with the style; None if there is none.
       steps: of the optimisation that makes an image; None for the figure's default.
     """

@@ -19,7 +19,7 @@ from recvis_jax import cli, errors
 
 FLAGS = flags.FLAGS
 _OF = {
-    "units": ("maximise",),
+    "units": ("maximise", "top9"),
     "style": ("style",),
     "steps": ("maximise", "invert", "dream", "style"),
 }  # flag -> figures
@@ -36,7 +36,7 @@ def define_flags() -> None:
         "Name of an intermediate or of a module, for figures of a layer; the default depends on the figure.",
     )
     flags.DEFINE_integer("class", None, "Class whose score is explained; by default the predicted one.", lower_bound=0)
-    flags.DEFINE_list("units", [], "For maximise: channels of --layer, or classes; by default the first ones.")
+    flags.DEFINE_list("units", [], "For maximise and top9: channels of --layer (for maximise without, classes).")
     flags.DEFINE_string("style", None, "For style: file of the picture with the style.")
     flags.DEFINE_integer("steps", None, "Steps of figures that make images, if not the default.", lower_bound=1)
     flags.DEFINE_string("split", None, "Split of the images: train, val, test or an expression.")

@@ -101,26 +101,30 @@ def _maps(r: Request) -> Figure:
 
 
 def _top9(r: Request) -> Figure:
-    if r.split is None:
-        raise errors.BadRequest("the best patches need a data set, that of a run: --weights=RUN.")
     network, split = r.network, r.split
+    if split is None and not len(r.images):
+        raise errors.BadRequest("the best patches need images: name some, or the data of a run by --weights=RUN.")
     layer = r.layer or figure.placed(r)[-1]
+    count = len(r.images) if split is None else split.length
+    of = f"{count:,} given images" if split is None else f"{count:,} images of {split.name}"
 
     def batches() -> Iterator[np.ndarray]:
+        if split is None:
+            yield r.images
+            return
         for batch in build.eval_batches(network.trained.run, split):  # type: ignore[union-attr]
             yield figure.as_float(np.asarray(batch["image"])[np.asarray(batch["mask"])])
 
-    say = partial(r.say, split.name)
     found = patches.best(
         network.apply, network.variables, network.image_shape, batches, layer, most=_UNITS,
-        say=lambda done: say(done, split.length),
+        units=r.units, say=lambda done: r.say(of, done, count),
     )  # fmt: skip
     cut = figure.seen(found.crops)
     picture = pictures.groups(cut, range(len(cut)), pictures.zoom_for(cut.shape[2], 24))
     size = "the whole image" if found.window is None else f"{found.window.size[0]}x{found.window.size[1]} pixels"
     caption = (
-        f"{layer}: the nine images of {split.name} ({split.length:,}) that excite a unit most, {len(cut)} units, the "
-        f"strongest first. A unit sees {size}."
+        f"{layer}: the nine patches of {of} that excite a unit most, {len(cut)} units"
+        f"{'' if r.units else ', the strongest first'}. A unit sees {size}."
     )
     return Figure("top9", "The patches that excite units most", caption, picture)
 

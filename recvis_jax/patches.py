@@ -1,6 +1,6 @@
 """The patches of a data set that excite the units of a layer most, cut out; for `look` and for the report."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,9 +39,10 @@ def best(
     *,
     most: int = 100,
     k: int = 9,
+    units: Sequence[int] = (),
     say: Callable[[int], None] = lambda done: None,
 ) -> Patches:
-    """Returns the best patches of the units of a layer that are ever above zero.
+    """Returns the best patches of the units of a layer that are ever above zero, or of chosen ones.
 
     Args:
       apply, variables, image_shape: the network, of images in [0, 1].
@@ -49,15 +50,18 @@ def best(
       layer: see `vis.activations`.
       most: maximum number of units; those with the largest activations are kept.
       k: number of patches of each.
+      units: chosen channels, in their order; empty for those with the largest activations.
       say: called with the number of images done.
 
     Raises:
-      BadRequest: no unit is above zero on any image, or no such layer.
+      BadRequest: no unit is above zero on any image, or no such layer or unit.
     """
     top = vis.top_patches(apply, variables, batches(), layer, k, say=say)
-    units = np.argsort(-top.values[:, 0], kind="stable")
-    units = units[top.values[units, 0] > 0][:most]
-    if not len(units):
+    if wrong := [u for u in units if not 0 <= u < len(top.values)]:
+        raise errors.BadRequest(f"unit {wrong[0]} of {layer!r} is outside 0 to {len(top.values) - 1}.")
+    shown = np.array(units, int) if units else np.argsort(-top.values[:, 0], kind="stable")
+    shown = shown[top.values[shown, 0] > 0][:most]
+    if not len(shown):
         raise errors.BadRequest(f"no unit of {layer!r} is above zero on any image.")
     seen = window_of(apply, variables, image_shape, layer)
 
@@ -69,8 +73,8 @@ def best(
             start += len(images)
         return np.stack([found[i] for i in indices.tolist()])
 
-    chosen = top._replace(values=top.values[units], images=top.images[units], places=top.places[units])
-    return Patches(layer, units, vis.crops(fetch, chosen, seen), seen)
+    chosen = top._replace(values=top.values[shown], images=top.images[shown], places=top.places[shown])
+    return Patches(layer, shown, vis.crops(fetch, chosen, seen), seen)
 
 
 def window_of(apply: Apply, variables: Any, image_shape: tuple[int, int, int], layer: str) -> Window | None:

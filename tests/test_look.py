@@ -115,13 +115,23 @@ def test_what_cannot_be_shown_is_said(folder):
     for name, message in {
         "attention": "the network names no attention weights", "positions": "does not cut its images into patches",
         "queries": "names no decoder0/cross_attention",
-        "reconstructions": "need the run of a masked autoencoder", "top9": "--weights=RUN",
+        "reconstructions": "need the run of a masked autoencoder",
         "gradcm": "Did you mean 'gradcam'", "style": "--style=FILE",
     }.items():  # fmt: skip
         with pytest.raises(BadRequest, match=message):
             list(looking.show(asked, [name]))
-    with pytest.raises(BadRequest, match=r"needs images: name some"):
-        list(looking.show(asked._replace(images=images[:0]), ["saliency"]))
+    for name, message in {"saliency": "needs images: name some", "top9": "--weights=RUN"}.items():
+        with pytest.raises(BadRequest, match=message):
+            list(looking.show(asked._replace(images=images[:0]), [name]))
+
+
+def test_best_patches_of_the_images_named(folder):
+    """Where no data set is opened, such as that of published weights: the best of three images are all of them."""
+    where, images = folder
+    (found,) = looking.show(request(where, images, layer="stage1/block1"), ["top9"])
+    assert "3 given images" in found.caption and found.picture.std() > 0
+    with pytest.raises(BadRequest, match="unit 16 of 'stage1/block1' is outside 0 to 15"):
+        list(looking.show(request(where, images, layer="stage1/block1", units=(16,)), ["top9"]))
 
 
 @pytest.mark.parametrize(
