@@ -62,7 +62,9 @@ def test_what_suits_a_network_is_shown_unasked(folder):
     apply = partial(model.apply, train=False)
     tokens = asked.network._replace(apply=apply, variables=variables, trained=None)
     assert looking.usual(asked._replace(network=tokens)) == ["filters", "attention", "positions"]
-    unfiltered = asked.network._replace(apply=lambda variables, x: (x.mean((1, 2)), {}), variables={}, trained=None)
+    unfiltered = asked.network._replace(
+        apply=lambda variables, x: (x.mean((1, 2)), {}), variables={"params": {}}, trained=None
+    )
     assert looking.usual(asked._replace(network=unfiltered)) == ["saliency"]
 
 
