@@ -4,8 +4,10 @@
   python notebooks/build.py 03 04            those whose names begin so
   python notebooks/build.py --check          each twice; fails where two executions differ in a text or in a pixel
 
-A cell that raises, an assertion among them, ends the build. What is written has neither times nor random ids, and
-without what cells print to stderr (warnings and progress), so that the same code gives the same file.
+A cell that raises, an assertion among them, ends the build; but where a package that it downloads cannot be had
+(`recvis_jax.pretrained.packages.Unavailable`), the notebook ends there, with that sentence. What is written has neither
+times nor random ids, and without what cells print to stderr (warnings and progress), so that the same code gives the
+same file.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def environment() -> dict[str, str]:
 
 
 def execute(source: Path) -> nbformat.NotebookNode:
-    """Returns the executed notebook of a script.
+    """Returns the executed notebook of a script; see `missing` for one that ended early.
 
     Raises:
       nbclient.exceptions.CellExecutionError: a cell raised; the message shows the cell and the traceback.
@@ -63,12 +65,22 @@ def execute(source: Path) -> nbformat.NotebookNode:
             extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": folder}},
         )
-        client.execute(env=environment())
+        try:
+            client.execute(env=environment())
+        except nbclient.exceptions.CellExecutionError as e:
+            if e.ename != "Unavailable":
+                raise
+            notebook.metadata["missing"] = e.evalue
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [_plain(output) for output in cell.outputs if output.get("name") != "stderr"]
     notebook.metadata["language_info"] = {"name": "python"}
     return notebook
+
+
+def missing(notebook: nbformat.NotebookNode) -> str:
+    """Returns what a notebook needs and could not be had here; empty if it was executed to its end."""
+    return notebook.metadata.get("missing", "")
 
 
 def _plain(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -106,6 +118,8 @@ def main(arguments: list[str]) -> int:
         if not args.check:
             args.out.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, args.out / f"{name}.ipynb")
+        if missing(notebook):
+            print(f"{name}: ends early: {missing(notebook)}")
         said = f"differs in {', '.join(found)}" if found else "the same twice" if args.check else "built"
         print(f"{name}: {said}, {time.perf_counter() - start:.0f} s", flush=True)
     return int(wrong > 0)

@@ -35,13 +35,15 @@ def tree(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_executes_and_its_assertions_hold(name):
     executed[name] = build.execute(build.SOURCES[name])
+    if why := build.missing(executed[name]):
+        pytest.skip(why)
     outputs = [output for cell in executed[name].cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in outputs)
 
 
 @pytest.mark.slow
 def test_two_executions_are_equal():
-    name = NAMES[0]
+    name = "03_layers"
     first = executed.get(name) or build.execute(build.SOURCES[name])
     assert build.differences(first, build.execute(build.SOURCES[name])) == []
 
@@ -69,7 +71,7 @@ def test_tells_a_story_and_holds_its_numbers(name):
     told = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     assert len(told) >= len(code) / 2
     assert max(len(source.splitlines()) for source in code) <= 20
-    assert sum("assert" in source for source in code) >= 2
+    assert sum("assert" in source for source in code) >= 5
 
 
 def test_a_script_is_read_the_same_twice():
@@ -81,3 +83,10 @@ def test_a_difference_is_found(tmp_path):
     source = tmp_path / "99_random.py"
     source.write_text("# %%\nimport os\nos.urandom(8)\n# %%\n1 + 1\n# %%\nobject()\n")
     assert build.differences(build.execute(source), build.execute(source)) == ["cell-00"]
+
+
+def test_what_cannot_be_had_ends_a_notebook_with_its_name(tmp_path):
+    source = tmp_path / "99_missing.py"
+    said = "from recvis_jax.pretrained import packages\nraise packages.Unavailable('no such package')"
+    source.write_text(f"# %%\n{said}\n# %%\n1 / 0\n")
+    assert build.missing(build.execute(source)) == "no such package"
