@@ -92,14 +92,17 @@ def _moved(text, old, new):
 
 
 def _outside():
-    """Returns the files outside docs/ that README and the pages link to."""
-    found = set()
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    """Returns the files outside docs/ that README and the pages link to, and those that these link to."""
+    found, pages = set(), [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    while pages:
+        page = pages.pop()
         for _, to, _, _ in _LINK.findall(page.read_text()):
             path = (page.parent / to).resolve()
-            if path.is_file() and path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "docs"):
+            inside = path.is_file() and path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "docs")
+            if inside and path not in found and path != ROOT / "README.md":
                 found.add(path)
-    return found - {ROOT / "README.md"}
+                pages += [path] if path.suffix == ".md" else []
+    return found
 
 
 def _door():
