@@ -9,9 +9,6 @@ from recvis_jax import build
 # A few of each kind in the quick suite; all of them take a minute.
 QUICK = ("three epochs", "20 validation images", "15 % near copies", "shuffled labels", "SGD at 3")
 
-# Their small batches do not divide by the tests' eight devices; `python tests/staged.py` runs them, too.
-OTHERS = ("40 images", "100 images", "60 images, another optimizer")
-
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
@@ -29,11 +26,7 @@ def digits():
 @pytest.mark.every
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in staged.names()
-        if name not in OTHERS
-    ],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in staged.names()],
 )
 def test_the_headline_is_what_is_wrong(name, digits, tmp_path):
     data = staged.train(name, tmp_path / "run", digits)
