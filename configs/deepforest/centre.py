@@ -4,7 +4,8 @@
   python -m recvis_jax.prepare --dataset=deepforest --source=deepforest-2.1.0-py3-none-any.whl
   python -m recvis_jax.train --config=configs/deepforest/centre.py --workdir=runs/trees_centre
 
-Not measured yet.
+Not trained to its end yet. A guess that never looks, the 100 boxes that trees usually have in a tile, reaches AP50
+0.038 on the 42 test tiles (`python benchmarks/usual_boxes.py --seed=S`, S = 0, 1, 2: 0.044, 0.034, 0.036).
 """
 
 import ml_collections
