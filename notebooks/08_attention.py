@@ -333,4 +333,4 @@ plot.numbers({"p(den), p(die), p(das) for dog, cat, pig": np.array(rows)}, colou
 #   it?
 # * Real texts: `python -m recvis_jax.prepare --dataset=libreoffice_de`, then `configs/libreoffice/transformer.py`.
 #
-# Next: nothing above is about words. [Part 9](09_sequences.py) feeds patches of images to the same layers.
+# Nothing above is about words: `configs/imagenet/vit_s16.py` feeds patches of images to the same layers.
