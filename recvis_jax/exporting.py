@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +120,19 @@ def stablehlo(what: Served) -> bytes:
         return bytes(export.export(jax.jit(what.function), platforms=PLATFORMS)(*shapes.values()).serialize())
 
 
+@contextlib.contextmanager
+def _unchanged(*modules: Any) -> Iterator[None]:
+    """Puts back what is replaced in modules meanwhile; jax2onnx leaves a `jnp.cumsum` that takes fewer arguments."""
+    before = [dict(vars(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, was in zip(modules, before, strict=True):
+            for name, value in was.items():
+                if vars(module).get(name) is not value:
+                    setattr(module, name, value)
+
+
 def onnx(what: Served) -> bytes:
     """Returns the function as an ONNX file, whose first axis is open.
 
@@ -127,9 +140,11 @@ def onnx(what: Served) -> bytes:
       BadRequest: jax2onnx is not installed.
       Failure: it cannot convert the model.
     """
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)  # it tells of parts of other libraries that it lacks
+    for name in ("jax2onnx", "onnx_ir"):  # which tell of parts of other libraries that they lack
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        import jax2onnx
+        with _unchanged(jnp, jax.nn, jax.lax):
+            import jax2onnx
     except ImportError:
         raise errors.BadRequest("--format=onnx needs jax2onnx: pip install 'recvis_jax[onnx]'.") from None
     from jax import export
@@ -144,10 +159,12 @@ def onnx(what: Served) -> bytes:
         return jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(function)(*shapes))
 
     said = ""
-    # It knows flax's layers, for which it has nodes of their own, but not loops of them, which primitives express.
+    # It prints what it does. It has nodes of their own for flax's layers, and none for loops of them, which primitives
+    # express.
     for make in (lambda: function, by_primitives):
         try:
-            with tried.plain(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+            with tried.plain(), _unchanged(jnp, jax.nn, jax.lax), contextlib.redirect_stdout(io.StringIO()):
+                jax.lax.stop_gradient = lambda x: x  # whose value it loses; no gradient is exported
                 return jax2onnx.to_onnx(make(), shapes, model_name="recvis_jax", **names).SerializeToString()
         except Exception as e:  # of any kind, for an operation that it does not know
             said = said or f"{type(e).__name__}: {errors.brief(e, 300)}"

@@ -48,7 +48,7 @@ def sine_positions(valid: Bool[Array, "b h w"], width: int) -> Float[Array, "b h
     frequencies = 10_000.0 ** (2 * (np.arange(width // 2) // 2) / (width // 2))
     parts = []
     for axis in (1, 2):
-        place = jnp.cumsum(valid, axis, dtype=jnp.float32)
+        place = jnp.cumsum(valid, axis=axis, dtype=jnp.float32)
         last = jax.lax.slice_in_dim(place, place.shape[axis] - 1, place.shape[axis], axis=axis)
         angles = (place / (last + 1e-6) * (2 * math.pi))[..., None] / jnp.asarray(frequencies, jnp.float32)
         both = jnp.stack([jnp.sin(angles[..., 0::2]), jnp.cos(angles[..., 1::2])], axis=-1)
@@ -164,7 +164,7 @@ class DETR(nn.Module):
         """Returns the normalised output of every decoder layer, which are also added to `acts`."""
         queries = self.param("queries_embed", nn.initializers.normal(1.0), (self.queries, self.width))
         queries = jnp.asarray(queries, self.dtype)[None]
-        x = batch_split(jnp.zeros((len(memory), *queries.shape[1:]), self.dtype))
+        x = batch_split(jnp.zeros((memory.shape[0], *queries.shape[1:]), self.dtype))
         norm, out = self.norm("decoder_norm"), []
         for i in range(self.decoder_depth):
             block = self.block(f"decoder{i}", train)

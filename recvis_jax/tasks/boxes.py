@@ -120,7 +120,7 @@ def absolute(boxes: Float[Array, "b n 4"], of: Float[Array, "b 4"]) -> Float[Arr
 
 def _start_and_side(part: Float[Array, "b 4"]) -> tuple[Array, Array]:
     start, side = part[:, None, :2], part[:, None, 2:] - part[:, None, :2]
-    side = jnp.where(side > 0, side, 1)
+    side = jnp.where(side > 0, side, jnp.ones_like(side))
     return jnp.concatenate([start, start], -1), jnp.concatenate([side, side], -1)
 
 
