@@ -8,8 +8,8 @@
 
 name=my_texts takes other prepared texts. The net is not measured yet; 4.2 million parameters, 7,800 updates of 64 pairs.
 
-On the test catalogues (cui, fps, sfx: 2,631 texts, none of them in training), copying the source has 3.83 BLEU, and a
-translation memory, the translation of the most similar of the 12,581 training texts, 2.42 (chrF 18.4). The test is
+On the test catalogues (cui, fps, sfx: 2,631 texts, none of them in training), copying the source has 3.83 BLEU, a
+translation memory (the translation of the most similar of the 12,581 training texts) 2.42, and chrF 18.4. The test is
 harder than the training texts: 10.6 words on average instead of 7.0, 10.3 % of its German words never occur in
 training (84,046 words, 9,808 different ones), and only 8.5 % of its German runs of four words do.
 """
