@@ -6,7 +6,7 @@
   python -m recvis_jax.generate --workdir=runs/translate "File not found"
   python benchmarks/translation.py --workdir=runs/translate
 
-name=my_texts takes other prepared texts. The net is not measured yet; 4.2 million parameters, 7,800 updates of 64 pairs.
+name=my_texts takes other prepared texts. The net is not measured yet; 4.2 million parameters, 7,800 updates.
 
 On the test catalogues (cui, fps, sfx: 2,631 texts, none of them in training), copying the source has 3.83 BLEU, a
 translation memory (the translation of the most similar of the 12,581 training texts) 2.42, and chrF 18.4. The test is
