@@ -113,7 +113,7 @@ RANGES: dict[str, Range] = {
     "widen": Range(1, 64),
     "stem_width": Range(0, 2**16),
     "output_stride": Range(8, 32),
-    "stride": Range(1, 64),
+    "stride": Range(1, 2**16),  # also of sparse attention, in tokens
     "rates": Range(1, 255),
     "queries": Range(1, 2**16),
     "depth": Range(1, 1300),
