@@ -24,6 +24,7 @@ from recvis_jax.data import augment
 from recvis_jax.training import log
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+ONNX_JAX = "0.10."  # jax2onnx uses private parts of JAX; 0.12 has others
 MOST_BYTES = 2 * 10**9  # of weights: both formats count bytes with 31 bits
 CLOSE = 1e-3  # largest difference between JAX's outputs and those of an ONNX file, relative to the largest output
 
@@ -168,6 +169,8 @@ def onnx(what: Served) -> bytes:
                 return jax2onnx.to_onnx(make(), shapes, model_name="recvis_jax", **names).SerializeToString()
         except Exception as e:  # of any kind, for an operation that it does not know
             said = said or f"{type(e).__name__}: {errors.brief(e, 300)}"
+    if not jax.__version__.startswith(ONNX_JAX):
+        said = f"it was tried with JAX {ONNX_JAX}*, this is {jax.__version__}; {said}"
     raise errors.Failure(f"jax2onnx cannot convert this model ({said}); --format=stablehlo writes it.")
 
 

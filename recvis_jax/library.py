@@ -393,8 +393,8 @@ class Model:
           >>> sizes = dict(patch_size=2, width=8, depth=1, heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2)
           >>> model = models.create("mae_b16", **sizes)
           >>> found = fit(model, data, optax.adam(1e-3), steps=1, task=task(model, data, "mae"), progress=False)
-          >>> {name: x.shape for name, x in found.reconstruct(images[:2]).items()}
-          {'masked': (2, 8, 8, 1), 'reconstruction': (2, 8, 8, 1), 'original': (2, 8, 8, 1)}
+          >>> {name: x.shape for name, x in sorted(found.reconstruct(images[:2]).items())}
+          {'masked': (2, 8, 8, 1), 'original': (2, 8, 8, 1), 'reconstruction': (2, 8, 8, 1)}
         """
         return drawing.reconstruct(self.run, self.params, self.model_state, self._images(images))
 

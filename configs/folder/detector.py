@@ -18,7 +18,7 @@ from recvis_jax import config
 
 
 def get_config(arg=None):
-    arg = config.parse_arg(arg, name="fashion_scenes", detector="centre_r18", image_size=256, most_objects=100)
+    arg = config.parse_arg(arg, name="coco/2017", detector="centre_r18", image_size=256, most_objects=100)
     size = 64 if arg.smoke else arg.image_size
     c = ml_collections.ConfigDict()
     c.seed = 0
@@ -28,7 +28,13 @@ def get_config(arg=None):
     c.eval_every = 10.0
     c.checkpoint_every = 10.0
 
-    c.data = dict(name=arg.name, train="train[:90%]", val="train[90%:]", test=None, statistics="imagenet")
+    c.data = dict(
+        name="coco/2017" if arg.smoke else arg.name,
+        train="train[:90%]",
+        val="train[90%:]",
+        test=None,
+        statistics="imagenet",
+    )
     c.data.fields = ("image", "boxes", "labels", "crowd", "area", "image_id", "size", "frame")
     c.data.most_objects = arg.most_objects
     c.data.transform = f"flip|random_resized_crop({size}, scale=(0.5, 1.0))"
