@@ -42,7 +42,7 @@ class DataInfo(NamedTuple):
       eval_transform: the host operations of evaluation, see `data.transforms`.
       statistics: mean and standard deviation, by name or as a pair.
       splits: "train", "val", "test" -> the split, for those that the run has.
-      fields: of an example, as the data set declares them; empty means an image and its label.
+      fields: of an example, as the data set declares them; empty for runs of earlier versions, of images and labels.
       vocabulary: of texts, learnt from the training split; None without texts.
     """
 
@@ -97,6 +97,7 @@ def read(folder: Path) -> Recorded | None:
 
     names, shape = take(found, "class_names", list), take(found, "image_shape", list)
     count, splits = take(found, "num_classes", int), take(found, "splits", dict)
+    found = {"fields": [], **found}  # runs of earlier versions record none
     declared = fields.of_json(take(found, "fields", list), str(path))
     least = 1 if not declared or any(f.kind == "image" for f in declared) else 0
     if len(shape) != 3 or not all(type(n) is int and least <= n <= _MOST_PIXELS for n in shape):

@@ -109,6 +109,8 @@ def document_cases(run):
         yield Case(f"config.json: data.{key}={value}", functools.partial(_replaced, run, "config.json", bad), (key,))
     keys = [*json.loads(data), *(f"splits.train.{k}" for k in json.loads(data)["splits"]["train"])]
     for what, bad, _ in values(data, keys, ("GONE", None, {"a": 1}, -7)):
+        if what == "fields is 'GONE'":  # as in runs of before there were fields
+            continue
         yield Case(f"data.json: {what}", functools.partial(_replaced, run, "data.json", bad), ("data.json",))
     for key, value in (("num_classes", 3), ("image_shape", [8, 8]), ("image_shape", [8, -8, 1]), ("image_shape", [0, 8, 1]),
                        ("image_shape", [10**9, 10**9, 3]), ("class_names", ["a"]), ("class_names", [1] * 10), ("splits", {}),
