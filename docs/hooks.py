@@ -74,6 +74,8 @@ def on_post_build(config):
 def _place(path):
     """Returns where the site has a file of the repository."""
     inside = path.relative_to(ROOT).as_posix()
+    if path in notebook_pages.sources():
+        return f"notebooks/{path.stem}.md"
     return inside.removeprefix("docs/") if inside != "README.md" else "index.md"
 
 
@@ -99,7 +101,7 @@ def _outside():
         for _, to, _, _ in _LINK.findall(page.read_text()):
             path = (page.parent / to).resolve()
             inside = path.is_file() and path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "docs")
-            if inside and path not in found and path != ROOT / "README.md":
+            if inside and path not in found and path not in (ROOT / "README.md", *notebook_pages.sources()):
                 found.add(path)
                 pages += [path] if path.suffix == ".md" else []
     return found

@@ -224,7 +224,7 @@ assert pyramid(words, found.descriptors[:2], found.positions[:2], found.mask[:2]
 # %% [markdown]
 # ## It is a network
 #
-# Look at the steps again, now with the eyes of part 3:
+# Look at the steps again, now with the eyes of [part 3](03_layers.py):
 #
 # | bag of visual words | network |
 # |---|---|
@@ -284,7 +284,8 @@ assert end_to_end > 0.9
 
 # %% [markdown]
 # On 315 windows this is no better than k-means; the more data, the more it pays. And SIFT is still made by hand. Train
-# *that*, too, from the pixels on, and it is a convolutional network. The next parts are about how this is done.
+# *that*, too, from the pixels on, and it is a convolutional network. How this is done begins
+# with [part 2](02_networks.py).
 #
 # **Try yourself**: replace `"hard"` by `"fisher"` in step 3 (it wants a mixture, `rv.classical.gmm`). On a whole data
 # set: `python -m recvis_jax.features --config=configs/fashion_mnist/fisher.py`.

@@ -103,7 +103,7 @@ plt.show()
 # ## Ten neurons read digits
 #
 # One neuron per class, and the class of the largest sum: that is a *linear classifier*. It has 64 weights and a bias
-# for each of ten classes. `fit` finds them by gradient descent, which is the matter of part 4.
+# for each of ten classes. `fit` finds them by gradient descent, which is the matter of [part 4](04_training.py).
 
 # %%
 pixels = (digits.images * (255 / 16)).astype(np.uint8)
@@ -305,7 +305,7 @@ assert abs(other - better) < 0.02 and moved < 0.5
 plot.grid([pixels[0], scrambled[0], np.roll(pixels[0], 2, axis=1)], ["a zero", "scrambled", "moved"])
 
 # %% [markdown]
-# Neighbourhood, and the same answer at every place, must be built into the layers. That is the convolution, the next
-# part.
+# Neighbourhood, and the same answer at every place, must be built into the layers. That is the convolution,
+# [part 3](03_layers.py).
 #
 # **Try yourself**: give `rings` a hidden layer of 2, then of 3 units. How many lines does it take to fence in a ring?

@@ -71,7 +71,8 @@ assert theirs.shape == (1, 3, 3, 1) and np.array_equal(theirs[0, :, :, 0], answe
 # ## What kernels do to a photograph
 #
 # Before networks, people wrote kernels by hand: the mean of the neighbours blurs; the centre minus its neighbours
-# sharpens; the right side minus the left finds upright edges. A network finds such kernels by itself: see part 5.
+# sharpens; the right side minus the left finds upright edges. A network finds such kernels by itself:
+# part 5.
 
 # %%
 kernels = {
@@ -91,7 +92,7 @@ plot.grid([camera, *shown], ["photograph", *kernels], size=2.0)
 
 # %% [markdown]
 # A convolution treats all places alike. So if the image moves, the output moves with it: *equivariance*. That is what
-# the multi-layer perceptron of part 2 lacked.
+# the multi-layer perceptron of [part 2](02_networks.py) lacked.
 
 # %%
 moved = np.roll(camera, 7, axis=1)

@@ -282,7 +282,7 @@ print(f"right pixels {right:.3f} (of background alone {flat:.3f}), mean IoU {(sh
 # | instance masks (Mask R-CNN) | a box and a mask per object | masks of matched boxes | AP with IoU of masks |
 # | pose | points with visibility | heat maps around points | share of points near enough (PCK, OKS) |
 # | depth | a number per pixel | logarithms, up to one factor per image | relative error |
-# | captions | a sentence | the next word, as in part 8 | overlap of word groups (CIDEr) |
+# | captions | a sentence | the next word, as in [part 8](08_attention.py) | overlap of word groups (CIDEr) |
 # | images and texts (CLIP) | a similarity | all pairs of the batch | classes named by sentences |
 # | video | one answer over time | as for images | must beat a single frame, and frames in random order |
 #

@@ -28,11 +28,16 @@ SECONDS = 600  # that a cell may take, on a machine that is busy otherwise
 
 
 def read(source: Path) -> nbformat.NotebookNode:
-    """Returns a percent script as a notebook that was not executed; cells are numbered by their ids."""
+    """Returns a percent script as a notebook that was not executed; cells are numbered by their ids.
+
+    Links to other scripts become links to the notebooks made of them, which lie beside this one.
+    """
     notebook = jupytext.read(source, fmt="py:percent")
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i:02d}"
         cell.metadata = {}
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"(\]\(\d\d_\w+)\.py\)", r"\1.ipynb)", cell.source)
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
