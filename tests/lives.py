@@ -26,11 +26,10 @@ def begin(case, out):
     if "JAX_PLATFORMS" in os.environ:  # read when JAX was imported
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
     first, *words = case["command"]
-    sys.argv = words if first in ("-m", "-c") else [first, *words]
+    sys.argv = ["-c", *words[1:]] if first == "-c" else words if first == "-m" else [first, *words]
     if first == "-m":
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     elif first == "-c":
-        sys.argv[0] = "-c"
         exec(words[0], {"__name__": "__main__"})
     else:
         runpy.run_path(first, run_name="__main__")

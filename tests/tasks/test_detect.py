@@ -128,7 +128,8 @@ def test_two_processes_give_the_same_parameters(alone):
         text = programs.finish(process)
         found = json.loads(next(line for line in text.splitlines() if line.startswith("found"))[6:])
         expected = jax.tree.leaves(alone[0])
-        assert difference([np.asarray(x) for x in found], expected) < 1e-5
+        apart = difference([np.asarray(x) for x in found], expected)
+        assert apart < 1e-5, apart
 
 
 def whole_batch():
