@@ -74,13 +74,19 @@ def held(optimizer: Optimizer, params: PyTree, freeze: str | Sequence[str]) -> O
       >>> {k: float(u) for k, u in tx.update(grads, tx.init(grads), grads)[0].items()}
       {'a': -0.0, 'b': -2.0}
     """
-    frozen = trees.mask(params, freeze)
-    if all(jax.tree.leaves(frozen)):
-        raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
+    frozen = _mask_of(params, freeze)
     labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
     inner = optax.GradientTransformation(optimizer.init, optimizer.update)
     transform = optax.partition({"trained": inner, "frozen": _stand_still()}, labels)
     return Optimizer(transform.init, transform.update, optimizer.schedule)
+
+
+def _mask_of(params: PyTree, freeze: str | Sequence[str] | None) -> PyTree:
+    """Returns whether each parameter is frozen, and refuses to freeze all."""
+    frozen = jax.tree.map(lambda _: False, params) if freeze is None else trees.mask(params, freeze)
+    if all(jax.tree.leaves(frozen)):
+        raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
+    return frozen
 
 
 def make_optimizer(
@@ -157,12 +163,10 @@ def make_optimizer(
         schedule=schedule, schedule_args=schedule_args, warmup=warmup, warmup_epochs=warmup_epochs,
     )  # fmt: skip
 
-    frozen = jax.tree.map(lambda _: False, params) if freeze is None else trees.mask(params, freeze)
-    if all(jax.tree.leaves(frozen)):
-        raise BadRequest(f"optim.freeze = {freeze!r} freezes every parameter; nothing is left to train.")
+    frozen = _mask_of(params, freeze)
 
     def trained(tree: PyTree) -> PyTree:
-        """Hides the entries of frozen parameters, as `optax.partition` below does in the stages."""
+        """Hides the entries of frozen parameters, as `held` does in the stages."""
         return jax.tree.map(lambda f, x: optax.MaskedNode() if f else x, frozen, tree)
 
     stages: list[tuple[str, Any]] = []
@@ -187,10 +191,8 @@ def make_optimizer(
         stages.append(("layer_decay", _multiply(trained(layer_factors(params, layer_decay, layer_blocks)))))
 
     transform = optax.named_chain(*stages)
-    if freeze is not None:
-        labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
-        transform = optax.partition({"trained": transform, "frozen": _stand_still()}, labels)
-    return Optimizer(transform.init, transform.update, lr_schedule)
+    whole = Optimizer(transform.init, transform.update, lr_schedule)
+    return whole if freeze is None else held(whole, params, freeze)
 
 
 def schedule_of(
