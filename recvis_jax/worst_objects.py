@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from recvis_jax import build, errors, trained
+from recvis_jax.evaluation import coco_ap
 from recvis_jax.vis import boxes, run_page
 
 EXAMPLES = 200  # pictures in which objects are looked for, at most
@@ -69,11 +70,8 @@ def mistakes(
       0.33333333333333337
     """
     right, free = 0, np.ones(len(true), bool)
-    for box, label in zip(found, labels, strict=True):
-        low, high = np.maximum(box[:2], true[:, :2]), np.minimum(box[2:], true[:, 2:])
-        shared = np.clip(high - low, 0, None).prod(-1)
-        union = (box[2:] - box[:2]).prod() + (true[:, 2:] - true[:, :2]).prod(-1) - shared
-        iou = np.where(free & (classes == label), shared / np.maximum(union, 1e-9), 0)
+    for row, label in zip(coco_ap.overlaps(found, true, np.zeros(len(true), bool)), labels, strict=True):
+        iou = np.where(free & (classes == label), row, 0)
         if len(iou) and iou.max() >= _OVERLAP:
             free[iou.argmax()] = False
             right += 1

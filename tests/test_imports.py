@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "translating": ("",),
     "detections": ("data.given", "data.image_file", "evaluation.coco_ap", "trained", "training.log", "vis.boxes"),
     "segments": ("data.given", "trained", "vis.boxes"),
-    "worst_objects": ("build", "trained", "vis.boxes", "vis.run_page"),
+    "worst_objects": ("build", "trained", "evaluation.coco_ap", "vis.boxes", "vis.run_page"),
     "exporting": ("data.augment", "network", "segments", "trained", "training.log"),
     "publishing": ("card", "data", "pretrained.published", "trained", "training.log"),
     "card": ("evidence", "trained", "trees", "training.log"),

@@ -81,8 +81,8 @@ WAYS = {
 def train(kind="detr", devices=1, compile="jit", accumulate=1):
     task = make(kind)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    # The loss has kinks. Of seed 0 one is met: in the third step of 2 devices the terms agree to 1e-6 with those of one,
-    # and the norm of the gradient differs by 8e-4.
+    # The loss has kinks. Of seed 0 one is met: in the third step of 2 devices the terms agree to 1e-6 with one
+    # device's, and the norm of the gradient differs by 8e-4.
     begin = state.create_state(task, Descent(), 1)
     shardings = sharding.make_layout(begin, mesh, "replicate").shardings
     fn = step.make_train_step(
